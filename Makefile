@@ -1,0 +1,38 @@
+# Each target sets up what it needs. Only Python 3.11+ (with venv) and make are expected.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.stamp
+DEV_STAMP := $(VENV)/.stamp-dev
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt "torch==2.13.0"
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable .
+	@touch $(STAMP)
+
+$(DEV_STAMP): $(STAMP)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(DEV_STAMP)
+
+demo: $(STAMP)
+	$(VENV)/bin/hoofprint run experiments/laptop.yaml
+
+test: $(DEV_STAMP)
+	@command -v cc >/dev/null || (command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy gcc libc6-dev) \
+	  || echo "no C compiler: the NVML stand-in tests will be skipped; install one with: sudo apt-get install gcc libc6-dev"
+	$(VENV)/bin/pytest
+
+lint: $(DEV_STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(DEV_STAMP)
+	$(VENV)/bin/python benchmarks/training_overhead.py
+
+clean:
+	rm -rf $(VENV) runs .cache

@@ -1,0 +1,174 @@
+"""The report of a run for people: one HTML file that opens offline and prints, and the same in Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from dashboards import human
+from dashboards.figures import loss_energy_figure, phases_figure, power_figure
+from energy.account import account_run
+from energy.record import FILE_NAME, replace_text, write_record
+from energy.runs import RunFolder
+
+TEMPLATES = Path(__file__).with_name("templates")
+BOUNDARIES = {
+    "gpu": "the accelerators alone: CPUs, memory, fans and power supplies of the nodes are not in it",
+    "node": "the devices below, as far as the nodes could be read or modelled; no network, no storage",
+}
+METHODS = {
+    "counter": "energy counter of the device",
+    "integrated": "power readings held and summed",
+    "modelled": "computed from a model",
+    "assumed": "a constant that was given",
+}
+
+
+def headline(record: dict[str, Any]) -> list[dict[str, str]]:
+    """The five numbers at the top: label, value with unit, its interval, and one line of context."""
+    energy, carbon, compute, time = (record[key] for key in ("energy", "carbon", "compute", "time"))
+
+    def bounds(key: str) -> tuple[float | None, float | None]:
+        interval = record["uncertainty"][key] or {}
+        return interval.get("low"), interval.get("high")
+
+    def card(label: str, text: str, note: str) -> dict[str, str]:
+        value, _, interval = text.partition(" (")
+        return {"label": label, "value": value, "interval": interval.rstrip(")"), "note": note}
+
+    facility, mfu = energy["energy_facility_kwh"], compute["mfu"]
+    shares = [(energy[f"share_{kind}"], kind) for kind in ("measured", "modelled", "assumed")]
+    covered = ", ".join(f"{share:.0%} {kind}" for share, kind in shares if share)
+    rate = human.human_count(compute["tokens_per_s"])
+    return [
+        card(
+            "IT energy",
+            human.human_energy(energy["energy_it_kwh"], *bounds("energy_it_kwh")),
+            covered or "not measured",
+        ),
+        card(
+            "Carbon",
+            human.human_carbon(carbon["carbon_tco2eq"], *bounds("carbon_tco2eq")),
+            f"of {human.human_energy(facility)} at the facility"
+            if facility is not None
+            else "needs PUE and grid intensity",
+        ),
+        card(
+            "Energy per token",
+            human.human_joule(energy["joule_per_token"], *bounds("joule_per_token")),
+            "IT energy, all phases",
+        ),
+        card(
+            "Compute",
+            human.human_flop(compute["compute_flop"]),
+            f"{human.human_count(record['data']['tokens_trained'])} tokens"
+            + (f", MFU {mfu:.1%}" if mfu else ""),
+        ),
+        card(
+            "Time",
+            human.human_time(time["duration_s"]),
+            f"{human.digits(time['device_hours'])} device-hours, {rate} tokens/s",
+        ),
+    ]
+
+
+def state_line(record: dict[str, Any]) -> str:
+    """'complete' or 'partial: 61 % of the planned tokens (failed: ...)'."""
+    run = record["run"]
+    if not run["partial"]:
+        return "complete"
+    fraction = run["trained_fraction"]
+    done = (
+        "the planned tokens are not known"
+        if fraction is None
+        else f"{int(fraction * 100)} % of the planned tokens"
+    )
+    return f"partial: {done} ({run['status']})"
+
+
+def _utc(unix_s: float | None) -> str:
+    return "" if unix_s is None else datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _plain(value: Any) -> str:
+    """A cell: numbers with a thousands separator, everything else as it is, nothing as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, float) and not value.is_integer():
+        return human.digits(value)
+    return f"{value:,.0f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "energy": human.human_energy,
+        "carbon": human.human_carbon,
+        "seconds": human.human_time,
+        "flop": human.human_flop,
+        "count": human.human_count,
+        "utc": _utc,
+        "plain": _plain,
+        "method": lambda name: METHODS.get(name, name),
+        "words": lambda name: str(name).replace("_", " "),
+        "cell": lambda text: str(text).replace("|", "\\|"),
+    }
+    return environment
+
+
+def _read_record(run: RunFolder) -> dict[str, Any]:
+    path = Path(run.path) / FILE_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else write_record(run)
+
+
+def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+    spec = Path(run.path) / "experiment.yaml"
+    return {
+        "record": record,
+        "headline": headline(record),
+        "state": state_line(record),
+        "boundary": BOUNDARIES[record["energy"]["boundary"]],
+        "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
+        "not_counted": [
+            f"embodied carbon ({record['embodied']['note']})",
+            f"water ({record['water']['note']})",
+            "network and storage outside the nodes, and the people and machines around the run",
+            "development runs other than this one",
+            *(["CPUs, memory and fans of the nodes"] if record["energy"]["boundary"] == "gpu" else []),
+        ],
+    }
+
+
+def figures(run: RunFolder) -> dict[str, str]:
+    """The three figures of a run by name, as SVG text."""
+    account = account_run(run)
+    entropy = ((run.read_run().get("data")) or {}).get("unigram_entropy_nats")
+    return {
+        "power": power_figure(account),
+        "phases": phases_figure(account),
+        "loss-energy": loss_energy_figure(account, run.steps(), run.evaluations(), entropy),
+    }
+
+
+def write_report(run: RunFolder | str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Writes report.html and report.md beside footprint.json (made first if missing); returns both paths."""
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    context, environment = _context(run, _read_record(run)), _environment()
+    html_path, markdown_path = Path(run.path) / "report.html", Path(run.path) / "report.md"
+    replace_text(
+        html_path, environment.get_template("report.html.j2").render(**context, figures=figures(run))
+    )
+    replace_text(markdown_path, environment.get_template("report.md.j2").render(**context))
+    return html_path, markdown_path

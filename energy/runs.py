@@ -1,0 +1,117 @@
+"""The run folder: what lies where, and how it is read while something writes it, or after it died."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class RunFolder:
+    """One run on disk. Reading tolerates a torn last line; writing `run.json` replaces it atomically."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def energy_dir(self) -> Path:
+        return self.path / "energy"
+
+    @property
+    def metrics_dir(self) -> Path:
+        return self.path / "metrics"
+
+    def metrics_file(self, rank: int) -> Path:
+        return self.metrics_dir / f"rank-{rank}.jsonl"
+
+    def ledger_file(self, node: str) -> Path:
+        return self.energy_dir / f"{node}.ledger"
+
+    def read_run(self) -> dict[str, Any]:
+        """The contents of run.json. ValueError names the file when it holds no JSON object."""
+        try:
+            run = json.loads(self.run_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.run_file}: no such file; a run folder has a run.json") from None
+        except ValueError as error:
+            raise ValueError(f"{self.run_file}: not JSON ({error})") from None
+        if not isinstance(run, dict):
+            raise ValueError(f"{self.run_file}: expected a JSON object, found {type(run).__name__}")
+        return run
+
+    def write_run(self, run: dict[str, Any]) -> None:
+        """Replace run.json as a whole: a reader sees the old one or the new one."""
+        write_json(self.run_file, run)
+
+    def update_run(self, **changes: Any) -> dict[str, Any]:
+        """Set top-level keys of run.json (made when missing) and return the result."""
+        run = self.read_run() if self.run_file.exists() else {}
+        run.update(changes)
+        self.write_run(run)
+        return run
+
+    def events(self, rank: int = 0) -> list[dict[str, Any]]:
+        """Every whole line of the rank's metrics file, in order of writing."""
+        try:
+            lines = self.metrics_file(rank).read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        parsed = (_parse(line) for line in lines)
+        return [event for event in parsed if event is not None]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Training steps, recomputed ones included (told apart by `attempt`)."""
+        return [event for event in self.events() if event.get("event") == "step"]
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        return [event for event in self.events() if event.get("event") == "evaluation"]
+
+    def phases(self, rank: int = 0) -> list[dict[str, Any]]:
+        """Spans {phase, attempt, start_unix_s, end_unix_s} of what the rank was doing."""
+        return [event for event in self.events(rank) if event.get("event") == "phase"]
+
+    def ledgers(self) -> list[Path]:
+        """The ledger of each node, by name."""
+        return sorted(self.energy_dir.glob("*.ledger"))
+
+
+def list_runs(directory: str | os.PathLike[str]) -> list[RunFolder]:
+    """The run folders directly in `directory`, oldest first; a folder without a readable run.json is none."""
+    found: list[tuple[float, str, RunFolder]] = []
+    for run_file in Path(directory).glob("*/run.json"):
+        folder = RunFolder(run_file.parent)
+        try:
+            created_unix_s = float(folder.read_run().get("created_unix_s") or 0.0)
+        except (OSError, ValueError, TypeError):
+            continue
+        found.append((created_unix_s, folder.path.name, folder))
+    return [folder for _, _, folder in sorted(found, key=lambda item: item[:2])]
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON document so that a crash leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A JSON object, or None for a line that a crash tore."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

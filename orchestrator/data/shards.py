@@ -1,0 +1,194 @@
+"""Build token files: each source tokenised once, kept under a key of everything that decides its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.data.corpus import SourceTokens, TokenizedCorpus
+from orchestrator.data.sources import SourceSpec, batches, documents, files
+from orchestrator.data.tokenizer import Tokenizer, TokenizerSpec
+
+VERSION = 1  # of the files' format: raise it when the same input would give other files
+BATCH_CHARACTERS = 2_000_000
+Progress = Callable[[int, int | None, str], None]
+
+
+def build(
+    sources: Sequence[SourceSpec],
+    tokenizer_spec: TokenizerSpec,
+    cache_dir: str | Path,
+    validation_fraction: float = 0.01,
+    progress: Progress | None = None,
+    *,
+    seed: int = 0,
+    min_tokens: int = 0,
+) -> TokenizedCorpus:
+    """Tokenise the sources, or open them from the cache.
+
+    validation_fraction: share of documents held out, chosen by a hash of (seed, document index). A source
+    with too few documents for that gives the last part of its tokens (stats: held_out "documents" or "tail").
+    progress: called with (bytes of text done, bytes in all or None if unknown, what is being done).
+    min_tokens: ValueError if fewer training tokens than this (one batch) come out.
+    """
+    if not sources or len({spec.name for spec in sources}) != len(sources):
+        raise ValueError(
+            f"expected at least one source, each with its own name, got {[s.name for s in sources]}"
+        )
+    if not 0 < validation_fraction <= 0.5:
+        raise ValueError(f"validation_fraction must be above 0 and at most 0.5, got {validation_fraction}")
+    report = progress or (lambda done, total, text: None)
+    cache = Path(cache_dir)
+    described = [_describe(spec) for spec in sources]
+    total_bytes = _total_bytes(sources, described)
+    tokenizer = _tokenizer(sources, described, tokenizer_spec, cache, total_bytes, report)
+    folder = cache / _key(
+        "shards", described, hashlib.sha256(tokenizer.model).hexdigest(), validation_fraction, seed
+    )
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
+        try:
+            _write(partial, sources, tokenizer, validation_fraction, seed, total_bytes, report)
+            try:
+                os.rename(partial, folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process built the same files first: use its copy
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    corpus = _open(folder, sources, tokenizer)
+    if corpus.train_tokens < min_tokens:
+        raise ValueError(
+            f"the corpus has {corpus.train_tokens} training tokens, fewer than the {min_tokens} of one "
+            "batch; add text or make the batch or the sequence length smaller"
+        )
+    return corpus
+
+
+def open_corpus(folder: str | Path, sources: Sequence[SourceSpec]) -> TokenizedCorpus:
+    """The corpus that `build` made of `sources` in `folder`, memory-mapped: what a worker opens."""
+    return _open(Path(folder), sources, Tokenizer.load(Path(folder) / "tokenizer.model"))
+
+
+def _tokenizer(
+    sources: Sequence[SourceSpec],
+    described: list,
+    spec: TokenizerSpec,
+    cache: Path,
+    total_bytes: int | None,
+    report: Progress,
+) -> Tokenizer:
+    if spec.path is not None:
+        return Tokenizer.load(spec.path)
+    path = cache / (_key("tokenizer", described, spec.vocab_size, spec.sample_bytes) + ".model")
+    if path.exists():
+        return Tokenizer.load(path)
+    report(0, total_bytes, f"training a tokenizer of {spec.vocab_size} pieces")
+    texts = (text for source in sources for text in documents(source))
+    return Tokenizer.train(
+        texts, spec.vocab_size, path, sample_bytes=spec.sample_bytes, total_bytes=total_bytes
+    )
+
+
+def _write(
+    folder: Path,
+    sources: Sequence[SourceSpec],
+    tokenizer: Tokenizer,
+    validation_fraction: float,
+    seed: int,
+    total_bytes: int | None,
+    report: Progress,
+) -> None:
+    dtype = _dtype(tokenizer)
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    stats, done_bytes = [], 0
+    for number, spec in enumerate(sources):
+        report(done_bytes, total_bytes, f"tokenising {spec.name}")
+        skipped: list[str] = []
+        document = source_bytes = 0
+        train_path, validation_path = _paths(folder, number)
+        with train_path.open("wb") as train, validation_path.open("wb") as validation:
+            for texts in batches(documents(spec, skipped), BATCH_CHARACTERS):
+                source_bytes += sum(len(text.encode()) for text in texts)
+                for ids in tokenizer.encode_batch(texts, bos=True, eos=True):
+                    held_out = _draw(seed, document) < validation_fraction
+                    (validation if held_out else train).write(np.asarray(ids, dtype).tobytes())
+                    document += 1
+                report(done_bytes + source_bytes, total_bytes, f"tokenising {spec.name}")
+        done_bytes += source_bytes
+        by_documents = train_path.stat().st_size > 0 and validation_path.stat().st_size > 0
+        if not by_documents:
+            tokens = np.concatenate([np.fromfile(path, dtype) for path in (train_path, validation_path)])
+            cut = len(tokens) - max(1, round(len(tokens) * validation_fraction))
+            tokens[:cut].tofile(train_path)
+            tokens[cut:].tofile(validation_path)
+        counts += np.bincount(np.fromfile(validation_path, dtype), minlength=len(counts))
+        size = train_path.stat().st_size + validation_path.stat().st_size
+        stats.append(
+            {
+                "bytes": source_bytes,
+                "documents": document,
+                "tokens": size // dtype.itemsize,
+                "skipped_files": skipped,
+                "held_out": "documents" if by_documents else "tail",
+            }
+        )
+    shares = counts[counts > 0] / counts.sum()
+    index = {
+        "version": VERSION,
+        "sources": stats,
+        "unigram_entropy_nats": float(-(shares * np.log(shares)).sum()),
+    }
+    (folder / "index.json").write_text(json.dumps(index, indent=1))
+    tokenizer.save(folder / "tokenizer.model")
+
+
+def _open(folder: Path, sources: Sequence[SourceSpec], tokenizer: Tokenizer) -> TokenizedCorpus:
+    index = json.loads((folder / "index.json").read_text())
+    parts = []
+    for number, (spec, stats) in enumerate(zip(sources, index["sources"], strict=True)):
+        train, validation = (np.memmap(path, _dtype(tokenizer), "r") for path in _paths(folder, number))
+        parts.append(SourceTokens(spec.name, spec.kind, spec.proportion, stats, train, validation))
+    return TokenizedCorpus(folder, tokenizer, tuple(parts), index["unigram_entropy_nats"])
+
+
+def _describe(spec: SourceSpec) -> tuple[dict[str, Any], list[tuple[str, int, int]]]:
+    """What decides the text of a source; its name and its proportion do not."""
+    options = {key: value for key, value in asdict(spec).items() if key not in ("name", "proportion")}
+    listed = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files(spec)]
+    return options, listed
+
+
+def _total_bytes(sources: Sequence[SourceSpec], described: list) -> int | None:
+    """Bytes of text to expect; None with parquet, whose files are compressed."""
+    if any(spec.kind == "parquet" for spec in sources):
+        return None
+    sizes = (sum(size for _, size, _ in listed) for _, listed in described)
+    return sum(min(size, spec.max_bytes or size) for spec, size in zip(sources, sizes, strict=True))
+
+
+def _key(what: str, *parts: object) -> str:
+    return f"{what}-{hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()[:24]}"
+
+
+def _paths(folder: Path, number: int) -> tuple[Path, Path]:
+    return folder / f"{number:02d}-train.bin", folder / f"{number:02d}-validation.bin"
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def _draw(seed: int, document: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{document}".encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,62 @@
+"""What a rank writes while it trains: one JSON object a line, flushed, so that a kill loses at most the last line."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.loop import StepResult
+
+MARK_EVERY_STEPS = 5  # an open train_step span is written out this often: what a kill can leave unattributed
+
+
+class MetricsFile:
+    """The `Recorder` of one rank. Every rank marks its phases; rank 0 also writes steps and evaluations."""
+
+    def __init__(self, path: Path, attempt: int, rank: int, batch_tokens: int, started_unix_s: float):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        if self._file.tell():
+            self._file.write("\n")  # isolates a line that a kill tore
+        self._attempt, self._rank, self._batch_tokens = attempt, rank, batch_tokens
+        self._phase, self._phase_start, self._steps_open = "startup", started_unix_s, 0
+        self._step_start = time.time()
+
+    def phase(self, name: str) -> None:
+        now = time.time()
+        self._step_start = now
+        if name == self._phase and self._steps_open < MARK_EVERY_STEPS:
+            return
+        self._close_phase(now)
+        self._phase = name
+
+    def step(self, step: int, result: StepResult) -> None:
+        now = time.time()
+        self._steps_open += 1
+        if self._rank == 0:
+            self._write(
+                event="step",
+                step=step,
+                time_unix_s=now,
+                loss=result.loss,
+                tokens=step * self._batch_tokens,
+                seconds=now - self._step_start,
+                lr=result.lr,
+                grad_norm=result.grad_norm,
+            )
+
+    def evaluation(self, step: int, validation_loss: float) -> None:
+        if self._rank == 0:
+            self._write(event="evaluation", step=step, time_unix_s=time.time(), validation_loss=validation_loss)
+
+    def close(self) -> None:
+        self._close_phase(time.time())
+        self._file.close()
+
+    def _close_phase(self, now: float) -> None:
+        self._write(event="phase", phase=self._phase, start_unix_s=self._phase_start, end_unix_s=now)
+        self._phase_start, self._steps_open = now, 0
+
+    def _write(self, **fields: Any) -> None:
+        self._file.write(json.dumps({"attempt": self._attempt, **fields}) + "\n")
+        self._file.flush()

@@ -1,0 +1,46 @@
+"""What people write for numbers with units (`1.4T`, `400 W`, `30 min`), as pydantic types in base units."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_NUMBER = re.compile(r"^\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s].*?)?\s*$")
+
+COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+POWER = {"": 1.0, "W": 1.0, "kW": 1e3, "mW": 1e-3, "MW": 1e6}
+DURATION = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+INTENSITY = {"": 1.0, "g/kWh": 1.0, "kg/kWh": 1e3, "kg/MWh": 1.0, "t/MWh": 1e3, "lb/MWh": 0.45359237}
+
+
+def quantity(text: Any, units: dict[str, float], example: str) -> float:
+    """The number `text` stands for in the base unit of `units`; ValueError says what would have been understood."""
+    if isinstance(text, bool) or not isinstance(text, int | float | str):
+        raise ValueError(f"expected a number such as {example}, got {text!r}")
+    if isinstance(text, int | float):
+        return float(text)
+    match = _NUMBER.match(text)
+    if not match or (match[2] or "") not in units:
+        known = ", ".join(unit for unit in units if unit)
+        raise ValueError(f"expected a number such as {example} (units: {known}), got {text!r}")
+    return float(match[1].replace(",", "").replace("_", "")) * units[match[2] or ""]
+
+
+def _parser(units: dict[str, float], example: str) -> Callable[[Any], float]:
+    return lambda text: quantity(text, units, example)
+
+
+def _count(text: Any) -> int:
+    value = quantity(text, COUNT, "1.4T or 4194304")
+    if abs(value - round(value)) > 1e-6 * max(abs(value), 1):
+        raise ValueError(f"expected a whole number such as 1.4T or 4194304, got {text!r}")
+    return round(value)
+
+
+# YAML 1.1 reads `3e-4` as a string, so plain numbers go through the same door.
+Number = Annotated[float, BeforeValidator(_parser({"": 1.0}, "3.0e-4"))]
+Count = Annotated[int, BeforeValidator(_count)]
+PowerW = Annotated[float, BeforeValidator(_parser(POWER, "400 W"))]
+DurationS = Annotated[float, BeforeValidator(_parser(DURATION, "30 min"))]
+IntensityGPerKwh = Annotated[float, BeforeValidator(_parser(INTENSITY, "385 g/kWh"))]

@@ -1,0 +1,174 @@
+"""One rank of the training: builds the model, the data stream and the step, and hands them to the loop.
+
+Launcher-agnostic: it needs a process group and a job; Ray Train, torchrun and pytest all start it the same way.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.utils import clip_grad_norm_
+
+from model.init import init_weights
+from model.optim import lr_at, make_optimizer, set_lr
+from model.parallelize import loss_scale, parallelize
+from model.transformer import Llama
+from orchestrator import checkpoint
+from orchestrator.corpus import source_specs
+from orchestrator.data.shards import open_corpus
+from orchestrator.data.stream import TokenStream
+from orchestrator.loop import Schedule, StepResult, train
+from orchestrator.metrics import MetricsFile
+from orchestrator.spec import Experiment
+
+STOP_FILE = "stop"  # in the run folder: asks the trainer to checkpoint and end at the next step
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank must know; plain values, so that it travels to any worker process."""
+
+    run_dir: str
+    corpus_dir: str
+    experiment: dict
+    started_unix_s: float
+
+
+def next_attempt(run_dir: Path) -> int:
+    """One more than the last attempt that rank 0 left marks of."""
+    path = run_dir / "metrics" / "rank-0.jsonl"
+    last = 0
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            last = max(last, json.loads(line)["attempt"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # a line torn by a kill says nothing about the attempt that its neighbours do not
+    return last + 1
+
+
+class Rank:
+    """Model, optimiser and data of one rank, and the step over them."""
+
+    def __init__(self, job: Job):
+        self.spec = Experiment.model_validate(job.experiment)
+        self.run_dir = Path(job.run_dir)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        cuda = torch.cuda.is_available() and self.spec.cluster.device != "cpu"
+        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        corpus = open_corpus(job.corpus_dir, source_specs(self.spec))
+        config = self.spec.llama_config(corpus.tokenizer.vocab_size)
+        self.stream = TokenStream(corpus, None, config.sequence_length, self.spec.seed)
+        dtype = self.spec.training.dtype
+        low = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and cuda) else torch.float32
+        with torch.device("meta"):
+            model = Llama(config)
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        self.model = parallelize(model, mesh, param_dtype=low)
+        self.model.to_empty(device=self.device)
+        init_weights(self.model, self.spec.seed)
+        training = self.spec.training
+        self.optimizer = make_optimizer(
+            self.model, lr=training.peak_lr, betas=training.betas, weight_decay=training.weight_decay
+        )
+        self.progress = {"step": 0, "data": {}}
+        self.state = checkpoint.TrainState(self.model, self.optimizer, self.progress)
+
+    def resume(self) -> int:
+        """Loads the newest complete checkpoint, if any; the step to do next, counted from 1."""
+        newest = checkpoint.newest_complete(self.run_dir / "checkpoints")
+        if newest is not None:
+            checkpoint.load(self.state, newest)
+            if self.progress["data"]["seed"] != self.spec.seed:
+                raise ValueError(f"{newest} was trained with data seed {self.progress['data']['seed']}")
+        return self.progress["step"] + 1
+
+    def step(self, step: int) -> StepResult:
+        training, spec = self.spec.training, self.spec
+        per_rank = spec.batch_sequences // self.world
+        first = (step - 1) * spec.batch_sequences + self.rank * per_rank
+        batch = self.stream.batch(first, per_rank)
+        lr = lr_at(
+            step - 1,
+            peak_lr=training.peak_lr,
+            warmup_steps=training.warmup_steps,
+            total_steps=spec.total_steps,
+            final_fraction=training.min_lr_fraction,
+        )
+        set_lr(self.optimizer, lr)
+        total = torch.zeros((), device=self.device)
+        size = training.micro_batch_sequences
+        for start in range(0, per_rank, size):
+            self.model.set_requires_gradient_sync(start + size >= per_rank)
+            loss_sum = self._loss_sum(batch[start : start + size])
+            (loss_sum * loss_scale(self.world, training.batch_tokens)).backward()
+            total += loss_sum.detach()
+        norm = clip_grad_norm_(self.model.parameters(), training.gradient_clip)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        stop = self.rank == 0 and (self.run_dir / STOP_FILE).exists()
+        shared = torch.stack([total, torch.tensor(float(stop), device=self.device)])
+        dist.all_reduce(shared)
+        loss, stop_votes = (shared / torch.tensor([training.batch_tokens, 1.0], device=self.device)).tolist()
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"the loss at step {step} is {loss}: lower training.peak_lr or inspect the data")
+        return StepResult(loss, float(norm), lr, stop_votes > 0)
+
+    def evaluate(self) -> float:
+        """Mean negative log-likelihood of the held-out sequences, in nats per token."""
+        wanted = self.spec.training.evaluation_sequences
+        batch = np.concatenate(list(self.stream.validation_batches(self.stream.sequence_length, wanted)))
+        size = -(-len(batch) // self.world)
+        # Every rank runs the same number of forward passes, as FSDP's gathers are collectives; the surplus counts 0.
+        rows = np.arange(self.rank * size, (self.rank + 1) * size)
+        valid = rows < len(batch)
+        shared = torch.zeros(2, device=self.device)
+        step = self.spec.training.micro_batch_sequences
+        with torch.no_grad():
+            for start in range(0, size, step):
+                mine, counted = rows[start : start + step] % len(batch), valid[start : start + step]
+                chunk = batch[mine].copy()
+                chunk[~counted, 1:] = -100
+                shared[0] += self._loss_sum(chunk)
+                shared[1] += int(counted.sum()) * (chunk.shape[1] - 1)
+        dist.all_reduce(shared)
+        return (shared[0] / shared[1]).item()
+
+    def save(self, step: int) -> None:
+        self.progress["step"] = step
+        self.stream.position = step * self.spec.batch_sequences
+        self.progress["data"] = self.stream.state()
+        checkpoint.save(self.state, self.run_dir / "checkpoints", step)
+
+    def _loss_sum(self, batch: np.ndarray) -> torch.Tensor:
+        tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64)).to(self.device)
+        inputs = tokens[:, :-1].clamp_min(0)
+        return self.model(inputs, tokens[:, 1:])
+
+
+def run_rank(job: Job) -> bool:
+    """Trains this rank's share of the job to its end; True when all planned tokens were trained."""
+    started = time.time()
+    rank = Rank(job)
+    attempt = [next_attempt(rank.run_dir)]
+    dist.broadcast_object_list(attempt)
+    recorder = MetricsFile(
+        rank.run_dir / "metrics" / f"rank-{rank.rank}.jsonl",
+        attempt[0],
+        rank.rank,
+        rank.spec.training.batch_tokens,
+        job.started_unix_s if attempt[0] == 1 else started,
+    )
+    try:
+        training = rank.spec.training
+        schedule = Schedule(
+            rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps
+        )
+        return train(schedule, rank.resume(), rank.step, rank.evaluate, rank.save, recorder)
+    finally:
+        recorder.close()

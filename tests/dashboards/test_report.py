@@ -1,0 +1,225 @@
+"""Figures and reports: deterministic, self-contained, honest about what is partial."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dashboards import report
+from dashboards.figures import loss_energy_figure, phases_figure, power_figure
+from energy.footprint import make_footprint
+from energy.record import canonical
+from energy.runs import RunFolder
+
+
+@dataclass
+class Device:
+    uuid: str
+    name: str
+    energy_j: float
+    kind: str = "gpu"
+    boundary: str = "node"
+    method: str = "counter"
+    node: str = "n0"
+    samples: int = 241
+    gap_s: float = 0.0
+
+
+@dataclass
+class FakeAccount:
+    devices: list[Device]
+    phases: dict[str, dict[str, float]]
+    power: list[tuple[str, np.ndarray, np.ndarray]]
+    damaged: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=lambda: ["one sensor <could> not be read"])
+    start_unix_s: float = 1.7e9
+    end_unix_s: float = 1.7e9 + 120
+
+
+def make_account() -> FakeAccount:
+    times = 1.7e9 + np.arange(0, 120.1, 0.5)
+    wave = 350 + 40 * np.sin(np.arange(len(times)) / 9)
+    wave[:30] = 90
+    host = np.full(len(times), 140.0)
+    power = [("GPU-aaaa", times, wave), ("GPU-bbbb", times, wave * 0.95), ("host-n0", times, host)]
+    joules = [float(np.sum(watts[:-1] * 0.5)) for _, _, watts in power]
+    total = sum(joules)
+    devices = [
+        Device("GPU-aaaa", "NVIDIA H200", joules[0]),
+        Device("GPU-bbbb", "NVIDIA H200", joules[1], method="integrated"),
+        Device("host-n0", "host baseline", joules[2], kind="cpu", method="modelled"),
+    ]
+    parts = {
+        "startup": 0.06,
+        "data_wait": 0.02,
+        "train_step": 0.8,
+        "checkpoint": 0.03,
+        "evaluation": 0.05,
+        "unattributed": 0.04,
+    }
+    return FakeAccount(
+        devices, {k: {"energy_j": v * total, "seconds": 120 * v} for k, v in parts.items()}, power
+    )
+
+
+STEPS = [
+    {
+        "event": "step",
+        "attempt": 1,
+        "step": n,
+        "time_unix_s": 1.7e9 + 15 + n,
+        "loss": 4 + 6 * 0.95**n,
+        "tokens": 8192 * n,
+        "seconds": 1.0,
+    }
+    for n in range(1, 101)
+]
+EVALUATIONS = [
+    {
+        "event": "evaluation",
+        "attempt": 1,
+        "step": n,
+        "time_unix_s": 1.7e9 + 15 + n,
+        "validation_loss": 4.2 + 6 * 0.95**n,
+    }
+    for n in range(20, 101, 20)
+]
+RUN: dict[str, Any] = {
+    "run_id": "20260101-small",
+    "name": "llama-small",
+    "status": "failed",
+    "purpose": "a test",
+    "error": "rank 1 died: <signal 9>",
+    "created_unix_s": 1.7e9,
+    "ended_unix_s": 1.7e9 + 120,
+    "code_revision": "abc1234",
+    "versions": {"torch": "2.9"},
+    "attempts": [{"attempt": 1, "started_unix_s": 1.7e9, "ended_unix_s": 1.7e9 + 120, "status": "failed"}],
+    "hosts": ["n0"],
+    "world_size": 2,
+    "device_type": "cuda",
+    "planned_tokens": 8192 * 163,
+    "command": "hoofprint run small.yaml",
+    "model": {
+        "params": 15_000_000,
+        "dim": 288,
+        "n_layers": 6,
+        "n_heads": 6,
+        "sequence_length": 256,
+        "flop_per_token": 9e7,
+    },
+    "data": {"unigram_entropy_nats": 7.1},
+    "accounting": {
+        "pue": {"value": 1.1, "source": "the spec"},
+        "intensity_g_per_kwh": {"value": 385, "source": "US average, paper"},
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.setattr(report, "account_run", lambda run: make_account())
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    (tmp_path / "experiment.yaml").write_text("name: llama-small\n")
+    (tmp_path / "metrics" / "rank-0.jsonl").write_text(
+        "\n".join(json.dumps(line) for line in STEPS + EVALUATIONS) + "\n"
+    )
+    (tmp_path / "footprint.json").write_text(
+        canonical(make_footprint(RUN, make_account(), STEPS, EVALUATIONS))
+    )
+    return RunFolder(tmp_path)
+
+
+def all_figures() -> list[str]:
+    account = make_account()
+    return [
+        power_figure(account),
+        phases_figure(account),
+        loss_energy_figure(account, STEPS, EVALUATIONS, 7.1),
+    ]
+
+
+def test_figures_are_the_same_bytes_every_time_and_valid() -> None:
+    first = all_figures()
+    assert first == all_figures()
+    identifiers: list[str] = []
+    for svg in first:
+        root = ET.fromstring(svg)
+        assert root.get("role") == "img"
+        assert root.find("{http://www.w3.org/2000/svg}title") is not None
+        assert "#101418" not in svg
+        identifiers += re.findall(r'\bid="([^"]+)"', svg)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_figures_of_nothing_say_so() -> None:
+    empty = FakeAccount([], {}, [])
+    assert "no power readings" in power_figure(empty)
+    assert "no energy" in phases_figure(empty)
+    assert "no steps" in loss_energy_figure(empty, [])
+
+
+def test_many_devices_are_drawn_as_groups() -> None:
+    account = make_account()
+    account.devices = [Device(f"GPU-{n:04d}", "NVIDIA H200", 1.0, node=f"n{n // 8}") for n in range(32)]
+    account.power = [(d.uuid, account.power[0][1], account.power[0][2]) for d in account.devices]
+    assert "n3 GPU × 8" in power_figure(account)
+
+
+def test_modelled_power_is_hatched() -> None:
+    svg = power_figure(make_account())
+    assert "<pattern" in svg
+    assert "host baseline, modelled" in svg
+
+
+class Checker(HTMLParser):
+    VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_report_is_one_offline_file_that_tells_the_truth(folder: RunFolder) -> None:
+    html_path, markdown_path = report.write_report(folder)
+    html, markdown = html_path.read_text(), markdown_path.read_text()
+    checker = Checker()
+    checker.feed(html)
+    assert checker.open == []
+    assert '<html lang="en">' in html
+    assert not re.search(r'(src|href)="(?!#)', html)
+    assert "@import" not in html
+    assert "<script" not in html
+    assert "&lt;signal 9&gt;" in html
+    assert html.count("<svg") == 3
+    for text in (html, markdown):
+        assert "partial: 61 % of the planned tokens (failed)" in text
+        for expected in (
+            "IT energy",
+            "Not counted",
+            "US average, paper",
+            "abc1234",
+            "hoofprint run small.yaml",
+            "name: llama-small",
+        ):
+            assert expected in text
+
+
+def test_report_is_written_the_same_twice(folder: RunFolder) -> None:
+    first = [path.read_bytes() for path in report.write_report(folder)]
+    assert first == [path.read_bytes() for path in report.write_report(folder)]
+    assert not list(Path(folder.path).glob(".*"))

@@ -1,0 +1,83 @@
+"""The token files hold every document once, are built once, and are rebuilt when something changes."""
+
+import os
+
+import numpy as np
+import pytest
+
+from orchestrator.data import shards
+from orchestrator.data.shards import TokenizerSpec, build
+from orchestrator.data.sources import SourceSpec, documents
+
+
+def split(corpus, ids):
+    ends = np.flatnonzero(ids == corpus.tokenizer.eos_id) + 1
+    return [corpus.tokenizer.decode(part.tolist()) for part in np.split(ids, ends)[:-1]]
+
+
+def test_every_document_is_in_exactly_one_part(corpus, specs):
+    for spec, part in zip(specs, corpus.parts, strict=True):
+        train, validation = split(corpus, part.train), split(corpus, part.validation)
+        assert sorted(train + validation) == sorted(documents(spec))
+        assert validation and len(validation) < len(train)
+        assert part.train.dtype == np.uint16 and part.train[0] == corpus.tokenizer.bos_id
+
+
+def test_stats_and_entropy(corpus, specs):
+    for spec, stats in zip(specs, corpus.sources, strict=True):
+        texts = list(documents(spec))
+        assert stats["bytes"] == sum(len(text.encode()) for text in texts)
+        assert (stats["name"], stats["documents"], stats["skipped_files"]) == (spec.name, len(texts), [])
+    assert sum(s["tokens"] for s in corpus.sources) == corpus.train_tokens + corpus.validation_tokens
+    ids = np.concatenate([part.validation for part in corpus.parts])
+    shares = np.unique(ids, return_counts=True)[1] / len(ids)
+    assert corpus.unigram_entropy_nats == pytest.approx(-(shares * np.log(shares)).sum())
+
+
+def test_the_cache_is_used_and_leaves_nothing_partial(corpus, specs, cache, monkeypatch):
+    monkeypatch.setattr(shards, "_write", lambda *a: pytest.fail("built again"))
+    assert build(specs, TokenizerSpec(vocab_size=300), cache, 0.1).folder == corpus.folder
+    assert not list(cache.glob("partial-*"))
+
+
+def test_a_changed_file_is_tokenised_again_and_a_failed_build_leaves_nothing(tmp_path):
+    path = tmp_path / "in" / "a.txt"
+    path.parent.mkdir()
+    path.write_text("some words to learn from this little document " * 50)
+    spec = SourceSpec("a", "text-folder", str(path.parent))
+    tokenizer = TokenizerSpec(vocab_size=280)
+    first = build([spec], tokenizer, tmp_path / "cache", 0.1)
+    assert first.sources[0]["held_out"] == "tail"
+    assert len(first.parts[0].validation) == round(0.1 * first.sources[0]["tokens"])
+    os.utime(path, ns=(1, 1))
+    assert build([spec], tokenizer, tmp_path / "cache", 0.1).folder != first.folder
+
+    def stop(done, total, text):
+        if "tokenising" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build([spec], tokenizer, tmp_path / "cache", 0.2, stop)
+    assert not list((tmp_path / "cache").glob("partial-*"))
+
+
+def test_progress_reaches_the_end(specs, tmp_path):
+    calls = []
+    build(specs, TokenizerSpec(vocab_size=300), tmp_path, 0.1, lambda *call: calls.append(call))
+    done = [call[0] for call in calls]
+    assert done == sorted(done) and done[-1] == calls[-1][1]
+
+
+def test_bad_input(specs, cache, corpus, tmp_path):
+    tokenizer = TokenizerSpec(vocab_size=300)
+    with pytest.raises(ValueError, match=f"{corpus.train_tokens} training tokens, fewer than the 10000000"):
+        build(specs, tokenizer, cache, 0.1, min_tokens=10_000_000)
+    for fraction in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="validation_fraction"):
+            build(specs, tokenizer, cache, fraction)
+    for wrong in ([], [specs[0], specs[0]]):
+        with pytest.raises(ValueError, match="at least one source"):
+            build(wrong, tokenizer, cache)
+    (tmp_path / "t.model").write_text("nonsense")
+    with pytest.raises(ValueError, match="t.model"):
+        build(specs, TokenizerSpec(path=str(tmp_path / "t.model")), cache)

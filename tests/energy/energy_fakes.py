@@ -1,0 +1,61 @@
+"""What several energy tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from energy.meter import Meter
+from energy.runs import RunFolder
+from energy.sensors import Reading
+
+ROOT = Path(__file__).parents[2]
+
+
+class FakeSensor:
+    """Answers with the given readings in turn; an exception among them is raised."""
+
+    def __init__(self, uuid: str, readings: list[Any], kind: str = "gpu", method: str = "counter") -> None:
+        self._readings = iter(readings)
+        self._about = dict(
+            uuid=uuid, name=f"fake {uuid}", node="n1", kind=kind, method=method, boundary="gpu"
+        )
+
+    def describe(self) -> dict[str, str]:
+        return dict(self._about)
+
+    def read(self) -> Reading:
+        reading = next(self._readings)
+        if isinstance(reading, Exception):
+            raise reading
+        return reading
+
+
+def meter_fake(
+    run: RunFolder,
+    sensors: list[FakeSensor],
+    times: list[float],
+    attempt: int = 1,
+    stop: bool = True,
+    node: str = "n1",
+) -> Meter:
+    """Take one reading at each time (unix = monotonic), then stop in order or leave as a crash would."""
+    clock = iter(times)
+
+    def tick() -> tuple[float, float]:
+        now = next(clock)
+        return now, now
+
+    meter = Meter(run.ledger_file(node), node, 1.0, attempt, sensors=sensors, clock=tick)
+    for index in range(len(times)):
+        meter.sample(last=stop and index == len(times) - 1)
+    return meter
+
+
+def write_phases(run: RunFolder, spans: list[tuple[str, float, float]]) -> None:
+    run.metrics_dir.mkdir(parents=True, exist_ok=True)
+    with open(run.metrics_file(0), "a") as file:
+        for phase, start, end in spans:
+            event = {"event": "phase", "phase": phase, "attempt": 1, "start_unix_s": start, "end_unix_s": end}
+            file.write(json.dumps(event) + "\n")

@@ -1,0 +1,143 @@
+"""The footprint as a pure function: sums, factors that are missing, intervals, the paper's method."""
+
+import copy
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from energy.footprint import make_footprint
+from energy.record import canonical
+
+
+@dataclass
+class Device:
+    uuid: str
+    name: str
+    energy_j: float
+    node: str = "n0"
+    kind: str = "gpu"
+    boundary: str = "gpu"
+    method: str = "counter"
+    samples: int = 10
+    gap_s: float = 0.0
+
+
+@dataclass
+class FakeAccount:
+    devices: list[Device]
+    phases: dict[str, dict[str, float]] = field(default_factory=dict)
+    power: list[Any] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    start_unix_s: float = 1000.0
+    end_unix_s: float = 4600.0
+
+
+RUN: dict[str, Any] = {
+    "run_id": "r1", "name": "small", "status": "completed", "planned_tokens": 1000, "device_type": "cuda",
+    "world_size": 2,
+    "attempts": [{"attempt": 1, "started_unix_s": 1000.0, "ended_unix_s": 4600.0, "status": "completed"}],
+    "ended_unix_s": 4600.0, "created_unix_s": 1000.0, "hosts": ["n0"], "model": {"flop_per_token": 100.0},
+    "accounting": {"pue": {"value": 1.1, "source": "spec"},
+                   "intensity_g_per_kwh": {"value": 385, "source": "spec"}},
+}  # fmt: skip
+STEPS = [
+    {"attempt": 1, "step": n, "tokens": 100 * n, "loss": 3.0 / n, "seconds": 1.0, "time_unix_s": 1000.0 + n}
+    for n in range(1, 11)
+]
+
+
+def account(*methods: str) -> FakeAccount:
+    devices = [Device(f"GPU-{n}", "NVIDIA A100-SXM4-80GB", 1.8e6, method=m) for n, m in enumerate(methods)]
+    total = sum(device.energy_j for device in devices)
+    phases = {
+        "train_step": {"energy_j": 0.75 * total, "seconds": 2700.0},
+        "unattributed": {"energy_j": 0.25 * total, "seconds": 900.0},
+    }
+    return FakeAccount(devices, phases)
+
+
+def test_energy_carbon_and_the_papers_method() -> None:
+    record = make_footprint(RUN, account("counter", "counter"), STEPS, [])
+    energy = record["energy"]
+    assert energy["energy_it_kwh"] == pytest.approx(1.0)
+    assert energy["energy_facility_kwh"] == pytest.approx(1.1)
+    assert record["carbon"]["carbon_tco2eq"] == pytest.approx(1.1 * 385 / 1e6)
+    assert energy["joule_per_token"] == pytest.approx(3600)
+    assert sum(part["energy_kwh"] for part in energy["phases"]) == pytest.approx(energy["energy_it_kwh"])
+    assert record["time"]["gpu_hours"] == pytest.approx(2.0)
+    assert energy["paper_method"]["energy_facility_kwh"] == pytest.approx(2 * 0.4 * 1.1)
+    assert energy["paper_method"]["ratio_measured_to_paper"] == pytest.approx(1.25)
+    assert record["compute"]["compute_flop"] == 100_000
+    assert record["compute"]["mfu"] == pytest.approx(100 * 100 / (2 * 312e12))
+    assert record["run"]["partial"] is False
+
+
+def test_missing_factors_leave_null_and_say_so() -> None:
+    run = {**RUN, "accounting": {}}
+    record = make_footprint(run, account("counter"), STEPS, [])
+    assert record["energy"]["energy_facility_kwh"] is None
+    assert record["carbon"]["carbon_tco2eq"] is None
+    assert record["energy"]["paper_method"] is None
+    assert any("PUE" in text for text in record["quality"]["warnings"])
+    assert {"pue", "intensity_g_per_kwh"} <= {item["key"] for item in record["assumptions"]}
+
+
+def test_a_cpu_run_needs_its_rated_power_from_the_spec() -> None:
+    cpu = FakeAccount([Device("cpu-0", "some CPU", 3.6e5, kind="cpu", boundary="node", method="modelled")])
+    run = {**RUN, "device_type": "cpu"}
+    assert make_footprint(run, cpu, STEPS, [])["energy"]["paper_method"] is None
+    run["accounting"] = {**RUN["accounting"], "device_rated_power_w": {"value": 250, "source": "data sheet"}}
+    record = make_footprint(run, cpu, STEPS, [])
+    assert record["energy"]["paper_method"]["energy_facility_kwh"] == pytest.approx(0.275)
+    assert record["time"]["gpu_hours"] == 0
+    assert record["energy"]["share_modelled"] == 1
+
+
+def test_intervals_independent_when_measured_and_together_when_modelled() -> None:
+    two = make_footprint(RUN, account("counter", "integrated"), STEPS, [])["uncertainty"]
+    assert two["relative"] == pytest.approx(0.05 / math.sqrt(2))
+    assert two["energy_it_kwh"]["low"] < 1.0 < two["energy_it_kwh"]["high"]
+    assert make_footprint(RUN, account("modelled", "modelled"), STEPS, [])["uncertainty"][
+        "relative"
+    ] == pytest.approx(0.5)
+
+
+def test_no_sensor_is_missing_and_not_zero() -> None:
+    record = make_footprint(RUN, FakeAccount([]), STEPS, [])
+    assert record["energy"]["energy_it_kwh"] is None
+    assert record["uncertainty"]["energy_it_kwh"] is None
+    assert any("missing" in text for text in record["quality"]["warnings"])
+
+
+def test_a_failed_run_is_partial_and_counts_recomputed_tokens() -> None:
+    again = [{**step, "attempt": 2} for step in STEPS[3:6]]
+    record = make_footprint(
+        {**RUN, "status": "failed", "error": "boom"}, account("counter"), STEPS[:5] + again, []
+    )
+    assert record["run"]["partial"] is True
+    assert record["run"]["trained_fraction"] == pytest.approx(0.6)
+    assert record["data"]["tokens_processed"] == 800
+
+
+def test_no_steps_no_division() -> None:
+    record = make_footprint({**RUN, "status": "failed"}, account("counter"), [], [])
+    assert record["energy"]["joule_per_token"] is None
+    assert record["run"]["trained_fraction"] == 0
+
+
+def test_pure_and_canonical() -> None:
+    run, before = copy.deepcopy(RUN), copy.deepcopy(RUN)
+    text = canonical(make_footprint(run, account("counter"), STEPS, []))
+    assert run == before
+    assert text == canonical(make_footprint(run, account("counter"), STEPS, []))
+    assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_a_loss_that_is_no_number_does_not_stop_the_record() -> None:
+    record = make_footprint(RUN, account("counter"), [*STEPS[:-1], {**STEPS[-1], "loss": math.nan}], [])
+    assert record["data"]["training_loss"] is None
+    canonical(record)
