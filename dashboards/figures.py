@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from dashboards.human import energy_scale, human_energy, human_time
+from dashboards.human import energy_scale, human_energy, human_time, percent
 from energy.units import JOULE_PER_KWH
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -62,17 +62,13 @@ def _cumulative_j(series: Series, at: np.ndarray) -> np.ndarray:
     times, power = (np.asarray(each, dtype=float) for each in series)
     if len(times) < 2:
         return np.zeros(len(at))
-    held = np.nan_to_num(
-        power[:-1], nan=0.0
-    )  # a missing reading draws nothing here; the account books its gap
+    held = np.nan_to_num(power[:-1], nan=0.0)  # a missing reading draws nothing here; the account books its gap
     total = np.concatenate([[0.0], np.cumsum(held * np.diff(times))])
     return np.interp(at, times, total)
 
 
 def _time_scale(seconds: float) -> tuple[float, str]:
-    return next(
-        ((f, u) for f, u in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")) if seconds >= 3 * f), (1.0, "s")
-    )
+    return next(((f, u) for f, u in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")) if seconds >= 3 * f), (1.0, "s"))
 
 
 def _spread(positions: Sequence[float], gap: float) -> list[float]:
@@ -114,9 +110,7 @@ def _bands(account: Any) -> list[tuple[str, str, list[str]]]:
 def power_figure(account: Any) -> str:
     """Power (W) over time, stacked by device; what is modelled or assumed is hatched."""
     series = {
-        uuid: (np.asarray(t, dtype=float), np.asarray(p, dtype=float))
-        for uuid, t, p in account.power
-        if len(t) > 1
+        uuid: (np.asarray(t, dtype=float), np.asarray(p, dtype=float)) for uuid, t, p in account.power if len(t) > 1
     }
 
     def draw(figure: Figure) -> None:
@@ -149,9 +143,7 @@ def power_figure(account: Any) -> str:
                 hatch="////" if modelled else None,
             )
             tail = max(1, count // 8)
-            labels.append(
-                ((base + power / 2)[-tail:].mean(), f"{label}{f', {kind}' if modelled else ''}", colour)
-            )
+            labels.append(((base + power / 2)[-tail:].mean(), f"{label}{f', {kind}' if modelled else ''}", colour))
             base = top
         axes.set_ylim(0, float(base.max()) * 1.06 or 1.0)
         axes.set_xlim(0, float(x[-1]))
@@ -166,16 +158,12 @@ def power_figure(account: Any) -> str:
                 va="center",
                 annotation_clip=False,
             )
-            axes.annotate(
-                text, (1.04, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
-            )
+            axes.annotate(text, (1.04, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
         axes.set_title(f"Power (W), mean over {human_time(width)}")
         axes.set_xlabel(f"time since the meter started ({unit})")
         axes.grid(axis="y")
 
-    return _render(
-        "power", "Power in watts over time, stacked by device; modelled devices are hatched.", draw
-    )
+    return _render("power", "Power in watts over time, stacked by device; modelled devices are hatched.", draw)
 
 
 def phases_figure(account: Any) -> str:
@@ -193,11 +181,11 @@ def phases_figure(account: Any) -> str:
         for row, (name, part) in enumerate(phases):
             joules, lost = part["energy_j"], name in ("unattributed", "gap")
             value, face, edge = joules / factor, "none" if lost else COLOURS[0], INK if lost else COLOURS[0]
-            hatch = "...." if lost else None
+            hatch = "////" if lost else None
             axes.barh(row, value, height=0.66, color=face, edgecolor=edge, hatch=hatch, linewidth=0.6)
             parts = (
                 human_energy(joules / JOULE_PER_KWH),
-                f"{joules / total:.1%}",
+                percent(joules / total),
                 human_time(part["seconds"]),
             )
             text = " · ".join(parts)
@@ -239,9 +227,7 @@ def loss_energy_figure(
         attempts = sorted({int(step.get("attempt") or 1) for step in steps})
         for attempt in attempts:
             mine = [i for i, step in enumerate(steps) if int(step.get("attempt") or 1) == attempt]
-            axes.plot(
-                joules[mine] / factor, [steps[i]["loss"] for i in mine], color=COLOURS[0], linewidth=1.2
-            )
+            axes.plot(joules[mine] / factor, [steps[i]["loss"] for i in mine], color=COLOURS[0], linewidth=1.2)
             if len(attempts) > 1:
                 first = (joules[mine[0]] / factor, steps[mine[0]]["loss"])
                 axes.annotate(f"attempt {attempt}", first, xytext=(3, 4), textcoords="offset points")
@@ -254,14 +240,9 @@ def loss_energy_figure(
             )
         ]
         if evaluations:
-            at = (
-                _energy_at(account, np.array([each["time_unix_s"] for each in evaluations], dtype=float))
-                / factor
-            )
+            at = _energy_at(account, np.array([each["time_unix_s"] for each in evaluations], dtype=float)) / factor
             losses = [float(each["validation_loss"]) for each in evaluations]
-            axes.plot(
-                at, losses, color=COLOURS[5], marker="o", markersize=4, linewidth=1.0, linestyle=(0, (4, 2))
-            )
+            axes.plot(at, losses, color=COLOURS[5], marker="o", markersize=4, linewidth=1.0, linestyle=(0, (4, 2)))
             ends.append((losses[-1], float(at[-1]), f"validation {losses[-1]:.3f}", COLOURS[5]))
         low, high = axes.get_ylim()
         if entropy_nats is not None:
@@ -274,9 +255,7 @@ def loss_energy_figure(
         axes.set_ylim(low, high)
         axes.set_xlim(0, max(float(joules.max() / factor), max(x for _, x, _, _ in ends)) * 1.01)
         ends.sort()
-        for y, (_, _, text, colour) in zip(
-            _spread([y for y, *_ in ends], (high - low) * 0.08), ends, strict=True
-        ):
+        for y, (_, _, text, colour) in zip(_spread([y for y, *_ in ends], (high - low) * 0.08), ends, strict=True):
             axes.annotate(
                 text,
                 (1.015, y),

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
 
-Scales = tuple[tuple[float, str], ...]
-_ENERGY: Scales = ((3.6e9, "MWh"), (3.6e6, "kWh"), (3.6e3, "Wh"), (1.0, "J"), (1e-3, "mJ"))
-_JOULE: Scales = ((1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
-_MASS: Scales = ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg"))
-_COUNT: Scales = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k"), (1.0, ""))
-_FLOP: Scales = ((1e24, "YFLOP"), (1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))  # fmt: skip # noqa: E501
-_TIME: Scales = ((172800.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+Scales = tuple[tuple[float, float, str], ...]  # (from this size on, size of one unit, unit), the largest first
+
+
+def _plain(*scales: tuple[float, str]) -> Scales:
+    return tuple((factor * 0.9995, factor, unit) for factor, unit in scales)
+
+
+_ENERGY: Scales = (
+    (3.6e9, 3.6e9, "MWh"),
+    (3.6e5, 3.6e6, "kWh"),
+    (36.0, 3.6e3, "Wh"),
+    *_plain((1.0, "J"), (1e-3, "mJ")),
+)
+_JOULE = _plain((1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
+_MASS = _plain((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg"))
+_COUNT = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.0, 1.0, ""))
+_FLOP = _plain(
+    *((1000.0**power, f"{prefix}FLOP") for power, prefix in zip(range(8, 2, -1), "YZEPTG", strict=True)), (1.0, "FLOP")
+)
+_TIME = (
+    (172800.0, 86400.0, "d"),
+    (3600.0, 3600.0, "h"),
+    (60.0, 60.0, "min"),
+    (1.0, 1.0, "s"),
+    (0.0, 1e-3, "ms"),
+)
 NONE = "not known"
 
 
@@ -21,15 +40,19 @@ def digits(value: float) -> str:
     size = abs(value)
     if size >= 1e9 or size < 1e-4:
         return f"{value:.2e}"
-    places = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3 if size >= 0.1 else 5
-    return f"{value:,.{places}f}"
+    return f"{value:,.0f}" if size >= 99.95 else f"{value:#.3g}"
+
+
+def percent(share: float) -> str:
+    """A share (1 is all) in per cent, with two digits where it is small."""
+    return f"{100 * share:.1f} %" if share >= 0.01 or share == 0 else f"{100 * share:.2g} %"
 
 
 def scale_of(value: float, scales: Scales) -> tuple[float, str]:
-    """The largest scale (factor, unit) that shows `value` as at least 1; zero takes factor 1."""
+    """(size of one unit, unit) that suits `value`; zero takes the unit of size 1."""
     if value == 0:
-        return next(((factor, unit) for factor, unit in scales if factor == 1.0), scales[-1])
-    return next(((factor, unit) for factor, unit in scales if abs(value) >= factor * 0.9995), scales[-1])
+        return next(((factor, unit) for _, factor, unit in scales if factor == 1.0), scales[-1][1:])
+    return next(((factor, unit) for least, factor, unit in scales if abs(value) >= least), scales[-1][1:])
 
 
 def _said(value: float | None, scales: Scales, low: float | None = None, high: float | None = None) -> str:

@@ -21,6 +21,12 @@ BOUNDARIES = {
     "gpu": "the accelerators alone: CPUs, memory, fans and power supplies of the nodes are not in it",
     "node": "the devices below, as far as the nodes could be read or modelled; no network, no storage",
 }
+LABELS = {
+    "pue": "power usage effectiveness (PUE)",
+    "intensity_g_per_kwh": "grid carbon intensity",
+    "device_rated_power_w": "rated power of one device",
+    "peak_flops": "peak compute of one device",
+}
 METHODS = {
     "counter": "energy counter of the device",
     "integrated": "power readings held and summed",
@@ -43,7 +49,7 @@ def headline(record: dict[str, Any]) -> list[dict[str, str]]:
 
     facility, mfu = energy["energy_facility_kwh"], compute["mfu"]
     shares = [(energy[f"share_{kind}"], kind) for kind in ("measured", "modelled", "assumed")]
-    covered = ", ".join(f"{share:.0%} {kind}" for share, kind in shares if share)
+    covered = ", ".join(f"{100 * share:.0f} % {kind}" for share, kind in shares if share)
     rate = human.human_count(compute["tokens_per_s"])
     return [
         card(
@@ -67,7 +73,7 @@ def headline(record: dict[str, Any]) -> list[dict[str, str]]:
             "Compute",
             human.human_flop(compute["compute_flop"]),
             f"{human.human_count(record['data']['tokens_trained'])} tokens"
-            + (f", MFU {mfu:.1%}" if mfu else ""),
+            + (f", MFU {human.percent(mfu)}" if mfu else ""),
         ),
         card(
             "Time",
@@ -83,11 +89,7 @@ def state_line(record: dict[str, Any]) -> str:
     if not run["partial"]:
         return "complete"
     fraction = run["trained_fraction"]
-    done = (
-        "the planned tokens are not known"
-        if fraction is None
-        else f"{int(fraction * 100)} % of the planned tokens"
-    )
+    done = "the planned tokens are not known" if fraction is None else f"{int(fraction * 100)} % of the planned tokens"
     return f"partial: {done} ({run['status']})"
 
 
@@ -99,7 +101,7 @@ def _plain(value: Any) -> str:
     """A cell: numbers with a thousands separator, everything else as it is, nothing as a dash."""
     if value is None or value == "":
         return "–"
-    if isinstance(value, float) and not value.is_integer():
+    if isinstance(value, float) and (not value.is_integer() or value >= 1e12):
         return human.digits(value)
     return f"{value:,.0f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
@@ -122,10 +124,16 @@ def _environment() -> Environment:
         "utc": _utc,
         "plain": _plain,
         "method": lambda name: METHODS.get(name, name),
+        "label": lambda key: LABELS.get(key, str(key).replace("_", " ")),
+        "percent": human.percent,
         "words": lambda name: str(name).replace("_", " "),
         "cell": lambda text: str(text).replace("|", "\\|"),
     }
     return environment
+
+
+def _reason(part: dict[str, Any]) -> str:
+    return str(part["note"]).removeprefix("not counted: ")
 
 
 def _read_record(run: RunFolder) -> dict[str, Any]:
@@ -142,8 +150,8 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "boundary": BOUNDARIES[record["energy"]["boundary"]],
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
         "not_counted": [
-            f"embodied carbon ({record['embodied']['note']})",
-            f"water ({record['water']['note']})",
+            f"embodied carbon: {_reason(record['embodied'])}",
+            f"water: {_reason(record['water'])}",
             "network and storage outside the nodes, and the people and machines around the run",
             "development runs other than this one",
             *(["CPUs, memory and fans of the nodes"] if record["energy"]["boundary"] == "gpu" else []),
@@ -167,8 +175,6 @@ def write_report(run: RunFolder | str | os.PathLike[str]) -> tuple[Path, Path]:
     run = run if isinstance(run, RunFolder) else RunFolder(run)
     context, environment = _context(run, _read_record(run)), _environment()
     html_path, markdown_path = Path(run.path) / "report.html", Path(run.path) / "report.md"
-    replace_text(
-        html_path, environment.get_template("report.html.j2").render(**context, figures=figures(run))
-    )
+    replace_text(html_path, environment.get_template("report.html.j2").render(**context, figures=figures(run)))
     replace_text(markdown_path, environment.get_template("report.md.j2").render(**context))
     return html_path, markdown_path

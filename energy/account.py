@@ -1,8 +1,8 @@
 """The account of a run: joules by device, phase and attempt, from the ledgers and the spans of rank 0 alone.
 
 Each device has a curve of cumulative energy. Where its counter grew, the counter is the curve; where there is
-none, or it went backwards (a driver reload), power is held from one reading to the next. A phase's energy is the
-curve at the end of its spans less the curve at their start: phases, `unattributed` and `gap` sum to the total.
+none, or it went backwards (a driver reload), power is held from one reading to the next. A phase's energy is
+the curve at its spans' ends less that at their starts: phases, `unattributed` and `gap` sum to the total.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from energy.curves import Curve, Gap, Segment, curve_of, gap_between, read_segme
 from energy.runs import RunFolder
 
 Array = NDArray[np.float64]
+Span = tuple[str, float, float]  # phase, start and end in unix s
 
 
 @dataclass
@@ -104,9 +105,7 @@ def _devices(segments: list[Segment]) -> dict[str, dict[str, str]]:
     return devices
 
 
-def _curves(
-    uuid: str, name: str, segments: list[Segment], warnings: list[str]
-) -> tuple[list[Curve], list[Gap]]:
+def _curves(uuid: str, name: str, segments: list[Segment], warnings: list[str]) -> tuple[list[Curve], list[Gap]]:
     """The device's curve in each stretch of metering, and what it used between them."""
     curves: list[Curve] = []
     gaps: list[Gap] = []
@@ -133,21 +132,16 @@ def _device_energy(uuid: str, about: dict[str, str], curves: list[Curve], gaps: 
     )
 
 
-def _disjoint(phases: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
-    """Spans that do not overlap, in order: where two do, the one that started last (the inner one) has the time."""
+def _disjoint(phases: list[dict[str, Any]]) -> list[Span]:
+    """Spans that do not overlap, in order: of two, the one that started last has the time."""
     events: list[tuple[float, float, str]] = []
     for span in phases:
         start, end, phase = span.get("start_unix_s"), span.get("end_unix_s"), span.get("phase")
-        if (
-            isinstance(start, int | float)
-            and isinstance(end, int | float)
-            and isinstance(phase, str)
-            and end > start
-        ):
+        if isinstance(start, int | float) and isinstance(end, int | float) and isinstance(phase, str) and end > start:
             events.append((float(start), float(end), phase))
     events.sort()
     edges = sorted({edge for start, end, _ in events for edge in (start, end)})
-    spans: list[tuple[str, float, float]] = []
+    spans: list[Span] = []
     active: list[tuple[float, float, str]] = []
     index = 0
     for left, right in zip(edges, edges[1:], strict=False):
@@ -161,7 +155,7 @@ def _disjoint(phases: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     return spans
 
 
-def _book(curve: Curve, spans: list[tuple[str, float, float]], energies: dict[str, list[float]]) -> None:
+def _book(curve: Curve, spans: list[Span], energies: dict[str, list[float]]) -> None:
     """Add the curve's energy to the phases; what no span covers is `unattributed`."""
     booked: list[float] = []
     if spans and len(curve.time_unix_s):
@@ -171,13 +165,13 @@ def _book(curve: Curve, spans: list[tuple[str, float, float]], energies: dict[st
         for (phase, _, _), energy_j in zip(spans, booked, strict=True):
             energies.setdefault(phase, []).append(energy_j)
     rest_j = curve.energy_j - math.fsum(booked)
-    # What remains of a fully attributed curve is rounding, of either sign: it still counts, so that the sum is exact.
+    # Of a fully attributed curve rounding remains, of either sign: it counts too, so that the sum is exact.
     energies.setdefault("unattributed", []).append(rest_j)
 
 
 def _phases(
     energies: dict[str, list[float]],
-    spans: list[tuple[str, float, float]],
+    spans: list[Span],
     gaps: list[tuple[float, float]],
     account: Account,
 ) -> dict[str, dict[str, float]]:
@@ -207,9 +201,7 @@ def _union_s(windows: list[tuple[float, float]]) -> float:
     return total_s
 
 
-def _attempts(
-    energies: dict[int, list[float]], windows: list[tuple[int, float, float]]
-) -> list[dict[str, float]]:
+def _attempts(energies: dict[int, list[float]], windows: list[tuple[int, float, float]]) -> list[dict[str, float]]:
     """Per attempt its energy in J (a gap belongs to the attempt that it ended) and its metered window."""
     attempts: list[dict[str, float]] = []
     for attempt in sorted(set(energies) | {number for number, _, _ in windows}):

@@ -18,7 +18,7 @@ STALL_INTERVALS = 10  # a silence of more than this many intervals (and 5 s) cou
 
 @dataclass
 class Segment:
-    """One uninterrupted stretch of metering: a header and the readings after it. `ended`: it was stopped in order."""
+    """One uninterrupted stretch of metering: a header and its readings. `ended`: stopped in order."""
 
     header: dict[str, Any] = field(default_factory=dict)
     readings: list[dict[str, Any]] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Segment:
 
 @dataclass
 class Curve:
-    """Cumulative energy in J of one device at its good readings; `power_w` also has NaN where it was missing."""
+    """Cumulative energy in J of one device at its good readings; `power_w` has NaN where it was missing."""
 
     time_unix_s: Array
     cumulative_j: Array
@@ -90,7 +90,7 @@ class Curve:
 
 @dataclass
 class Gap:
-    """Time between a crash and the restart of the metering, and the energy by which the counter grew in it."""
+    """Time between a crash and the restart of the metering, and by how much the counter grew in it."""
 
     attempt: int
     start_unix_s: float
@@ -119,7 +119,7 @@ def read_segments(ledger: Path) -> tuple[list[Segment], list[str]]:
 
 
 def curve_of(uuid: str, segment: Segment) -> Curve:
-    """The device's cumulative energy over a segment, with a sentence for all that is not a plain counter reading."""
+    """The device's cumulative energy over a segment, with a warning for all that was not read plainly."""
     values = [reading["values"].get(uuid, {}) for reading in segment.readings]
     energy = np.array([value.get("energy_j") for value in values], dtype=float)
     power = np.array([value.get("power_w") for value in values], dtype=float)
@@ -135,9 +135,7 @@ def curve_of(uuid: str, segment: Segment) -> Curve:
     used[unknown] = 0.0
     silent = dt > max(5.0, STALL_INTERVALS * float(segment.header.get("interval_s", 0.5)))
     outside_s = (
-        float(clock[-1] - clock[0])
-        if not len(good)
-        else float(clock[good[0]] - clock[0] + clock[-1] - clock[good[-1]])
+        float(clock[-1] - clock[0]) if not len(good) else float(clock[good[0]] - clock[0] + clock[-1] - clock[good[-1]])
     )
     shown = power.copy()
     if len(dt) and np.isnan(power[good]).all():  # a counter without power: draw its mean power instead
@@ -163,9 +161,7 @@ def curve_of(uuid: str, segment: Segment) -> Curve:
         curve.warnings.append(f"the meter was silent for {dt[silent].sum():.1f} s")
     for index in np.flatnonzero(grown < 0):
         how = "unknown" if unknown[index] else f"{used[index]:.1f} J from integrated power"
-        curve.warnings.append(
-            f"the counter went backwards at {t[index + 1]:.3f}: a new epoch, the interval is {how}"
-        )
+        curve.warnings.append(f"the counter went backwards at {t[index + 1]:.3f}: a new epoch, the interval is {how}")
     if len(known) and (lost := int((np.isnan(grown) & ~unknown).sum())):
         curve.warnings.append(f"no counter in {lost} intervals: taken from integrated power")
     _cross_check(curve, grown[counted], held[counted])
@@ -173,7 +169,7 @@ def curve_of(uuid: str, segment: Segment) -> Curve:
 
 
 def gap_between(old: Segment, before: Curve, new: Segment, after: Curve) -> Gap:
-    """What was used between a crash and the restart: the counter's growth where it is the same boot's counter."""
+    """What was used between a crash and the restart: the growth of the same boot's counter."""
     start, end = float(old.times()[-1]), float(new.times()[0])
     attempt, duration = int(old.attempts()[-1]), f"{end - start:.1f} s between a crash and the restart"
     first, last = before.last_counter_j, after.first_counter_j

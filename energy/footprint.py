@@ -89,9 +89,7 @@ def _interval(value: float | None, error: float) -> dict[str, float] | None:
 
 def _relative_error(account: Any, total_j: float) -> float:
     """Half width of the energy over its value: measured devices independent, modelled ones together."""
-    measured = math.sqrt(
-        sum((MEASURED_ERROR * d.energy_j) ** 2 for d in account.devices if d.method in MEASURED)
-    )
+    measured = math.sqrt(sum((MEASURED_ERROR * d.energy_j) ** 2 for d in account.devices if d.method in MEASURED))
     modelled = sum(MODELLED_ERROR * d.energy_j for d in account.devices if d.method not in MEASURED)
     return math.hypot(measured, modelled) / total_j if total_j else 0.0
 
@@ -108,16 +106,12 @@ def _paper_method(hours: float, power_w: float | None, pue: float | None, intens
         "pue": pue,
         "energy_facility_kwh": paper_kwh,
         "carbon_tco2eq": None if intensity is None else result["carbon_tco2eq"],
-        "ratio_measured_to_paper": facility_kwh / paper_kwh
-        if facility_kwh is not None and paper_kwh
-        else None,
+        "ratio_measured_to_paper": facility_kwh / paper_kwh if facility_kwh is not None and paper_kwh else None,
     }
 
 
-def make_footprint(
-    run: Row, account: Any, steps: Sequence[Row], evaluations: Sequence[Row]
-) -> dict[str, Any]:
-    """The record of one run (schema hoofprint/footprint/1) from run.json, account and metrics; reads no file."""
+def make_footprint(run: Row, account: Any, steps: Sequence[Row], evaluations: Sequence[Row]) -> dict[str, Any]:
+    """The record of one run (schema hoofprint/footprint/1) from run.json, account, metrics; reads no file."""
     assumptions: list[dict[str, Any]] = []
     damaged = list(account.damaged)
     warnings = [w for w in account.warnings if w not in damaged] + [
@@ -153,9 +147,7 @@ def make_footprint(
 
     for device in account.devices:
         if not device.samples:
-            warnings.append(
-                f"{device.name} ({device.uuid}) could not be read: its energy is missing, not zero"
-            )
+            warnings.append(f"{device.name} ({device.uuid}) could not be read: its energy is missing, not zero")
     started = min(
         [a["started_unix_s"] for a in run.get("attempts") or []]
         or [run.get("created_unix_s") or account.start_unix_s or 0.0]
@@ -210,9 +202,7 @@ def make_footprint(
         },
         "hardware": {
             **{key: run.get(key) for key in ("device_type", "world_size", "hosts")},
-            "devices": [
-                {"uuid": d.uuid, "name": d.name, "node": d.node, "kind": d.kind} for d in account.devices
-            ],
+            "devices": [{"uuid": d.uuid, "name": d.name, "node": d.node, "kind": d.kind} for d in account.devices],
         },
         "time": {
             "started_unix_s": started,
@@ -259,9 +249,7 @@ def make_footprint(
         "water": {"on_site_l": None, "off_site_l": None, "note": WATER_NOTE},
         "sci": {
             "score_g_per_million_tokens": None,
-            "operational_g_per_million_tokens": carbon * 1e12 / trained
-            if carbon is not None and trained
-            else None,
+            "operational_g_per_million_tokens": carbon * 1e12 / trained if carbon is not None and trained else None,
             "functional_unit": "1,000,000 tokens trained",
             "note": "the score needs embodied carbon, which is not known; the operational part stands alone",
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 METHOD = "gpu_hours x gpu_power_w x pue x intensity_g_per_kwh (LLaMA paper, section 6)"
 
@@ -41,9 +42,7 @@ def carbon_tco2eq(facility_kwh: float, intensity_g_per_kwh: float) -> float:
     return _checked("energy_facility_kwh", facility_kwh) * intensity / 1e6
 
 
-def estimate(
-    gpu_hours: float, gpu_power_w: float, pue: float, intensity_g_per_kwh: float
-) -> dict[str, object]:
+def estimate(gpu_hours: float, gpu_power_w: float, pue: float, intensity_g_per_kwh: float) -> dict[str, Any]:
     """Energy (kWh) and carbon (t) of `gpu_hours` (h) at `gpu_power_w` (W); the keys of `estimate --json`."""
     it_kwh = energy_it_kwh(gpu_hours, gpu_power_w)
     facility_kwh = energy_facility_kwh(it_kwh, pue)

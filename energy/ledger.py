@@ -1,8 +1,8 @@
 """The ledger: an append-only, checksummed file of readings, one per node.
 
 A line is the CRC-32 of the JSON in eight hex digits, a space, the compact JSON, and a newline. Every append
-reaches the operating system before it returns, so that killing the meter loses nothing; fsync, at most once in
-`fsync_s`, bounds what a power cut takes. Lines that fail their checksum are named by the reader and skipped.
+reaches the operating system before it returns, so that killing the meter loses nothing; fsync, at most once
+in `fsync_s`, bounds what a power cut takes. Lines that fail their checksum are named, and skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCHEMA = "hoofprint/ledger/1"
 
 
 class LedgerWriter:
-    """Appends entries to a ledger. An existing file is kept as it is; a torn last line is closed by a newline."""
+    """Appends entries to a ledger. An existing file is kept; its torn last line is closed by a newline."""
 
     def __init__(self, path: str | os.PathLike[str], fsync_s: float = 1.0) -> None:
         self.path = Path(path)
@@ -31,7 +31,7 @@ class LedgerWriter:
         self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write one entry. OSError (a full disk) leaves at most a torn line, which the next append isolates."""
+        """Write one entry. OSError (a full disk) leaves at most a torn line, isolated by the next append."""
         line = encode(entry)
         if self._torn:
             line = b"\n" + line

@@ -1,7 +1,7 @@
 """The meter: reads every sensor of a node on a schedule and appends to its ledger.
 
-One per node. Once built it never raises into its caller: what goes wrong becomes a warning, and the readings say
-which device was missing.
+One per node. Once built it never raises into its caller: what goes wrong becomes a warning, and the readings
+say which device was missing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def boot_id() -> str | None:
 class Meter:
     """Meters a node into `ledger_path` from `start()` to `stop()`, in a thread of its own.
 
-    `sensors` (default: all that are found) can be given; `gpus` limits the GPUs to these UUIDs. `sample()` takes one
-    reading by hand. A ledger that exists is continued, which the account sees as a restart.
+    `sensors` (default: all that are found) can be given; `gpus` limits the GPUs to these UUIDs. `sample()`
+    takes one reading by hand. A ledger that exists is continued, which the account sees as a restart.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Meter:
         return {"energy_j": reading.energy_j, "power_w": reading.power_w, "error": reading.error}
 
     def _write(self) -> None:
-        """Append what is pending, in order. While the disk refuses, keep it, thinned, and try at the next reading."""
+        """Append what is pending, in order. While the disk refuses, keep it, thinned, and retry."""
         try:
             if self._writer is None:
                 self._writer = LedgerWriter(self._path)
@@ -155,9 +155,7 @@ class Meter:
                 self._writer.append(self._pending[0])
                 del self._pending[0]
         except OSError as error:
-            self._warn(
-                f"{self._path}: cannot be written ({error.strerror}); free space: readings wait in memory, thinned"
-            )
+            self._warn(f"{self._path}: not writable ({error.strerror}): readings wait in memory, thinned")
             if len(self._pending) > BACKLOG:
                 recent = len(self._pending) % 2  # keep the newest reading and whatever is no reading
                 self._pending = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from energy.factors import read_table
 from energy.formula import carbon_tco2eq, estimate, preset
 
@@ -10,7 +12,7 @@ TOLERANCE_MWH = 1.5
 TOLERANCE_TCO2EQ = 0.7
 
 
-def _recompute(row: dict[str, str]) -> dict[str, object]:
+def _recompute(row: dict[str, str]) -> dict[str, Any]:
     assumed = preset("llama_paper")
     pue, intensity, power_w = assumed["pue"], assumed["intensity_g_per_kwh"], float(row["gpu_power_w"])
     printed_mwh, printed_t = float(row["printed_mwh"]), float(row["printed_tco2eq"])
@@ -38,6 +40,6 @@ def _recompute(row: dict[str, str]) -> dict[str, object]:
     }
 
 
-def published() -> list[dict[str, object]]:
+def published() -> list[dict[str, Any]]:
     """Every row of Table 15: MWh and tCO2eq recomputed, whether they agree, and why not exactly."""
     return [_recompute(row) for row in read_table("llama_table15")]

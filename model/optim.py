@@ -31,9 +31,7 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
-def lr_at(
-    step: int, *, peak_lr: float, warmup_steps: int, total_steps: int, final_fraction: float = 0.1
-) -> float:
+def lr_at(step: int, *, peak_lr: float, warmup_steps: int, total_steps: int, final_fraction: float = 0.1) -> float:
     """Learning rate of `step`, counted from 0.
 
     Linear warm-up reaches `peak_lr` at step `warmup_steps - 1`; a cosine then falls to

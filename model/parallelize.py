@@ -36,9 +36,7 @@ def parallelize(
         return model
     # Inputs are not cast: the residual stream has param_dtype from the embedding on, and the rotary tables
     # must stay float32.
-    policy = MixedPrecisionPolicy(
-        param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # The root's own group (embedding, last norm, output) is the first the backward needs: keep it gathered.

@@ -22,9 +22,7 @@ class TrainState(Stateful):
         return {"model": model, "optimizer": optimizer, "progress": self.progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_state_dict(
-            self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-        )
+        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         self.progress.update(state["progress"])
 
 

@@ -67,7 +67,8 @@ def estimate(
 ) -> None:
     """The LLaMA paper's formula: GPU-hours x watts x PUE x grid intensity."""
     from energy.factors import accelerator
-    from energy.formula import estimate, preset as named_preset
+    from energy.formula import estimate
+    from energy.formula import preset as named_preset
 
     known: dict[str, Any] = named_preset(preset) if preset else {}
     if gpu and not preset:
@@ -101,18 +102,23 @@ def published(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "printed MWh", "recomputed", "printed t", "recomputed", "agrees", "note")
+    table = Table("model", "MWh printed", "recomputed", "t printed", "recomputed", "agrees")
+    notes = []
     for row in rows:
+        if row["note"]:
+            notes.append(row["note"])
         table.add_row(
-            row["model"],
+            row["model"] + (f" [{len(notes)}]" if row["note"] else ""),
             f"{row['printed_mwh']:g}",
             f"{row['energy_facility_mwh']:.2f}",
             f"{row['printed_tco2eq']:g}",
             f"{row['carbon_tco2eq']:.2f}",
             "yes" if row["agrees"] else "no",
-            row["note"],
         )
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for number, note in enumerate(notes, start=1):
+        console.print(f"[{number}] {note}", markup=False)
 
 
 @cli.command()

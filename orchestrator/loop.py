@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step over the global batch, the same on every rank. `stop` is rank 0's wish, shared with the loss."""
+    """One optimiser step over the global batch, the same on every rank; `stop` is rank 0's wish."""
 
     loss: float
     grad_norm: float

@@ -8,7 +8,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)
 class MeterActor:
     """Hosts `energy.meter.Meter`; a restart of the actor reopens the same ledger and goes on."""
 
@@ -31,11 +30,12 @@ class MeterActor:
 
 def start_meters(run_dir: Path, interval_s: float, attempt: int) -> list[Any]:
     """A running meter on every live node of the cluster."""
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)(MeterActor)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return [
-        MeterActor.options(  # type: ignore[attr-defined]
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(str(run_dir), node["NodeID"], interval_s, attempt)
+        actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            str(run_dir), node["NodeID"], interval_s, attempt
+        )
         for node in nodes
     ]
 

@@ -21,11 +21,19 @@ from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, dump_experiment, load_experiment, missing_files
 
 PACKAGES = ("hoofprint", "torch", "ray", "codecarbon", "nvidia-ml-py", "sentencepiece")
-RESUMABLE = {"training.evaluate_every_steps", "training.checkpoint_every_steps", "training.micro_batch_sequences"}
+RESUMABLE = {
+    "training.evaluate_every_steps",
+    "training.checkpoint_every_steps",
+    "training.micro_batch_sequences",
+}
 
 
 def run_experiment(
-    experiment: Experiment, runs_dir: Path, screen: RunScreen, run_id: str | None = None, resume: Path | None = None
+    experiment: Experiment,
+    runs_dir: Path,
+    screen: RunScreen,
+    run_id: str | None = None,
+    resume: Path | None = None,
 ) -> tuple[RunFolder, int]:
     """Trains and accounts; the run folder and the exit code (0 done, 130 stopped by Ctrl-C, 1 failed)."""
     faults = missing_files(experiment)

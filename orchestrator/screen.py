@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: a live view on a terminal, key=value lines otherwise; Ray's own words go to a file."""
+"""What the terminal shows of a run: a live view, or key=value lines; Ray's own words go to a file."""
 
 import os
 import sys
@@ -74,7 +74,12 @@ class RunScreen:
             self.note(line)
 
     def opening(
-        self, experiment: Experiment, folder: RunFolder, meters: list[dict[str, Any]], workers: int, device: str
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        meters: list[dict[str, Any]],
+        workers: int,
+        device: str,
     ) -> None:
         self._experiment = experiment
         kind = {"cuda": "GPU", "cpu": "CPU"}[device]
@@ -136,7 +141,8 @@ class RunScreen:
         table.add_row("IT energy", text_energy(energy["energy_it_kwh"]))
         facility = energy["energy_facility_kwh"]
         table.add_row(
-            "facility energy", text_energy(facility) if facility is not None else "missing: energy.pue is not set"
+            "facility energy",
+            text_energy(facility) if facility is not None else "missing: energy.pue is not set",
         )
         tonnes = carbon["carbon_tco2eq"]
         table.add_row(

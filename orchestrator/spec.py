@@ -54,9 +54,7 @@ class SourceEntry(Strict):
     @model_validator(mode="after")
     def _path_where_needed(self) -> "SourceEntry":
         if (self.path is None) != (self.kind == "python-stdlib"):
-            raise ValueError(
-                f"kind {self.kind} needs {'no path' if self.path else 'a path to a file or folder'}"
-            )
+            raise ValueError(f"kind {self.kind} needs {'no path' if self.path else 'a path to a file or folder'}")
         if self.min_bytes is not None and self.kind != "python-stdlib":
             raise ValueError("min_bytes is understood for kind python-stdlib only")
         return self
@@ -186,7 +184,7 @@ class Experiment(Strict):
             dim=self.model.dim,
             n_layers=self.model.n_layers,
             n_heads=self.model.n_heads,
-            ffn_hidden=self.model.ffn_hidden,
+            **({} if self.model.ffn_hidden is None else {"ffn_hidden": self.model.ffn_hidden}),
             vocab_size=vocab_size or self.data.tokenizer.vocab_size,
             norm_eps=self.model.norm_eps,
             sequence_length=self.model.sequence_length,

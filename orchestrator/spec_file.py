@@ -122,7 +122,11 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation), *[b for a in get_args(annotation) for b in get_args(a)]]
+        candidates = [
+            annotation,
+            *get_args(annotation),
+            *[b for a in get_args(annotation) for b in get_args(a)],
+        ]
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
         if model is None:
             return []

@@ -1,17 +1,19 @@
 """One rank of the training: builds the model, the data stream and the step, and hands them to the loop.
 
-Launcher-agnostic: it needs a process group and a job; Ray Train, torchrun and pytest all start it the same way.
+It needs a process group and a job, and no launcher: Ray Train, torchrun and pytest all start it the same way.
 """
 
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grad_norm_
 
 from model.init import init_weights
@@ -69,13 +71,14 @@ class Rank:
             model = Llama(config)
         mesh = init_device_mesh(self.device.type, (self.world,))
         self.model = parallelize(model, mesh, param_dtype=low)
+        self.sharded = cast(FSDPModule, self.model)  # the same object: fully_shard adds methods to it
         self.model.to_empty(device=self.device)
         init_weights(self.model, self.spec.seed)
         training = self.spec.training
         self.optimizer = make_optimizer(
             self.model, lr=training.peak_lr, betas=training.betas, weight_decay=training.weight_decay
         )
-        self.progress = {"step": 0, "data": {}}
+        self.progress: dict[str, Any] = {"step": 0, "data": {}}
         self.state = checkpoint.TrainState(self.model, self.optimizer, self.progress)
 
     def resume(self) -> int:
@@ -103,7 +106,7 @@ class Rank:
         total = torch.zeros((), device=self.device)
         size = training.micro_batch_sequences
         for start in range(0, per_rank, size):
-            self.model.set_requires_gradient_sync(start + size >= per_rank)
+            self.sharded.set_requires_gradient_sync(start + size >= per_rank)
             loss_sum = self._loss_sum(batch[start : start + size])
             (loss_sum * loss_scale(self.world, training.batch_tokens)).backward()
             total += loss_sum.detach()
@@ -124,7 +127,7 @@ class Rank:
         wanted = self.spec.training.evaluation_sequences
         batch = np.concatenate(list(self.stream.validation_batches(self.stream.sequence_length, wanted)))
         size = -(-len(batch) // self.world)
-        # Every rank runs the same number of forward passes, as FSDP's gathers are collectives; the surplus counts 0.
+        # FSDP's gathers are collectives: every rank runs as many forward passes, and the surplus counts 0.
         rows = np.arange(self.rank * size, (self.rank + 1) * size)
         valid = rows < len(batch)
         shared = torch.zeros(2, device=self.device)
@@ -166,9 +169,7 @@ def run_rank(job: Job) -> bool:
     )
     try:
         training = rank.spec.training
-        schedule = Schedule(
-            rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps
-        )
+        schedule = Schedule(rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps)
         return train(schedule, rank.resume(), rank.step, rank.evaluate, rank.save, recorder)
     finally:
         recorder.close()

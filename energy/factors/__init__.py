@@ -73,8 +73,6 @@ def accelerator(name: str) -> Accelerator:
         return known
     names = [device.name for device in accelerators()]
     by_key = {_key(each): each for each in names} | {key: device.name for key, device in _catalogue().items()}
-    near = list(
-        dict.fromkeys(by_key[key] for key in difflib.get_close_matches(_key(name), by_key, n=4, cutoff=0.5))
-    )
+    near = list(dict.fromkeys(by_key[key] for key in difflib.get_close_matches(_key(name), by_key, n=4, cutoff=0.5)))
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     raise ValueError(f"unknown accelerator {name!r}; {hint}")

@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Reading:
-    """What a sensor said at one moment. `energy_j` is a running counter; a device with `error` is missing now."""
+    """What a sensor said once. `energy_j` is a running counter; with `error` the device is missing."""
 
     energy_j: float | None = None
     power_w: float | None = None
@@ -21,7 +21,7 @@ class Sensor(Protocol):
     """A device's meter. `read` may raise: the meter then books the device as missing for that reading."""
 
     def describe(self) -> dict[str, str]:
-        """{uuid, name, node, kind: gpu|cpu|dram, method: counter|integrated|modelled|assumed, boundary: gpu|node}"""
+        """uuid, name, node, kind (gpu|cpu|dram), method (counter|integrated|modelled), boundary."""
         ...
 
     def read(self) -> Reading: ...

@@ -27,7 +27,7 @@ class NvmlSensor:
         return dict(self._about)
 
     def read(self) -> Reading:
-        """Counter in J (since the driver was loaded) and power in W; an NVML error makes the device missing."""
+        """Counter in J (since the driver was loaded) and power in W; an error makes the device missing."""
         import pynvml
 
         try:
@@ -88,7 +88,7 @@ def power_limit_w(uuid: str) -> float | None:
 
 
 def _has_counter(handle: Any, pynvml: Any) -> bool:
-    """Whether the GPU counts its energy; an error other than 'not supported' is left to the readings to name."""
+    """Whether the GPU counts its energy; other errors are left to the readings to name."""
     try:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):

@@ -1,7 +1,7 @@
 """CPU packages and memory through RAPL's counters in the Linux powercap tree (Intel, and AMD since Zen).
 
-Only `package-*` and `dram` zones are read: core and uncore lie inside the package, psys overlaps everything, and
-the `intel-rapl-mmio` zones show the same packages a second time.
+Only `package-*` and `dram` zones are read: core and uncore lie inside the package, psys overlaps everything,
+and the `intel-rapl-mmio` zones show the same packages a second time.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def find(node: str, powercap: Path) -> tuple[list[Sensor], list[str]]:
     sensors: list[Sensor] = []
     warnings: list[str] = []
     if not powercap.is_dir():
-        return [], [
-            f"{powercap} does not exist: no CPU counters (virtual machines and containers often hide them)"
-        ]
+        return [], [f"{powercap} does not exist: no CPU counters (virtual machines and containers often hide them)"]
     for zone in sorted(powercap.iterdir()):
         match = _ZONE.match(zone.name)
         if match is None:
@@ -90,7 +88,5 @@ def find(node: str, powercap: Path) -> tuple[list[Sensor], list[str]]:
             continue
         sensors.append(sensor)
     if not sensors and not warnings:
-        warnings.append(
-            f"no package zone in {powercap}: `sudo modprobe intel_rapl_msr` where the CPU has RAPL"
-        )
+        warnings.append(f"no package zone in {powercap}: `sudo modprobe intel_rapl_msr` where the CPU has RAPL")
     return sensors, warnings

@@ -40,8 +40,7 @@ class TokenizedCorpus:
     def sources(self) -> list[dict[str, Any]]:
         """Per source {name, kind, proportion, bytes, documents, tokens, skipped_files, held_out}."""
         return [
-            {"name": part.name, "kind": part.kind, "proportion": part.proportion, **part.stats}
-            for part in self.parts
+            {"name": part.name, "kind": part.kind, "proportion": part.proportion, **part.stats} for part in self.parts
         ]
 
     @property

@@ -41,9 +41,7 @@ def build(
     min_tokens: ValueError if fewer training tokens than this (one batch) come out.
     """
     if not sources or len({spec.name for spec in sources}) != len(sources):
-        raise ValueError(
-            f"expected at least one source, each with its own name, got {[s.name for s in sources]}"
-        )
+        raise ValueError(f"expected at least one source, each with its own name, got {[s.name for s in sources]}")
     if not 0 < validation_fraction <= 0.5:
         raise ValueError(f"validation_fraction must be above 0 and at most 0.5, got {validation_fraction}")
     report = progress or (lambda done, total, text: None)
@@ -51,9 +49,7 @@ def build(
     described = [_describe(spec) for spec in sources]
     total_bytes = _total_bytes(sources, described)
     tokenizer = _tokenizer(sources, described, tokenizer_spec, cache, total_bytes, report)
-    folder = cache / _key(
-        "shards", described, hashlib.sha256(tokenizer.model).hexdigest(), validation_fraction, seed
-    )
+    folder = cache / _key("shards", described, hashlib.sha256(tokenizer.model).hexdigest(), validation_fraction, seed)
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
@@ -95,9 +91,7 @@ def _tokenizer(
         return Tokenizer.load(path)
     report(0, total_bytes, f"training a tokenizer of {spec.vocab_size} pieces")
     texts = (text for source in sources for text in documents(source))
-    return Tokenizer.train(
-        texts, spec.vocab_size, path, sample_bytes=spec.sample_bytes, total_bytes=total_bytes
-    )
+    return Tokenizer.train(texts, spec.vocab_size, path, sample_bytes=spec.sample_bytes, total_bytes=total_bytes)
 
 
 def _write(

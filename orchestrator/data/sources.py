@@ -34,20 +34,14 @@ class SourceSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(
-                f"source {self.name!r}: unknown kind {self.kind!r}, expected one of {', '.join(KINDS)}"
-            )
+            raise ValueError(f"source {self.name!r}: unknown kind {self.kind!r}, expected one of {', '.join(KINDS)}")
         if not 0 < self.proportion < float("inf"):
-            raise ValueError(
-                f"source {self.name!r}: proportion must be a positive number, got {self.proportion}"
-            )
+            raise ValueError(f"source {self.name!r}: proportion must be a positive number, got {self.proportion}")
         if (self.path is None) != (self.kind == "python-stdlib"):
             wanted = "takes no path" if self.kind == "python-stdlib" else "needs a path"
             raise ValueError(f"source {self.name!r}: kind {self.kind} {wanted}, got {self.path!r}")
         if self.min_bytes is not None and self.kind != "python-stdlib":
-            raise ValueError(
-                f"source {self.name!r}: min_bytes applies to python-stdlib only, not {self.kind}"
-            )
+            raise ValueError(f"source {self.name!r}: min_bytes applies to python-stdlib only, not {self.kind}")
         for option in ("min_bytes", "max_bytes"):
             value = getattr(self, option)
             if value is not None and value <= 0:

@@ -48,9 +48,7 @@ class TokenStream:
                 )
         weights = [source.proportion for source in corpus.parts] if proportions is None else list(proportions)
         if len(weights) != len(corpus.parts) or not all(0 < weight < float("inf") for weight in weights):
-            raise ValueError(
-                f"expected {len(corpus.parts)} positive proportions, one for each source, got {weights}"
-            )
+            raise ValueError(f"expected {len(corpus.parts)} positive proportions, one for each source, got {weights}")
         self._schedule = _schedule(weights)
         # _before[k, j]: how many of the first j places of a period belong to source k.
         places = self._schedule == np.arange(len(weights))[:, None]
@@ -100,9 +98,7 @@ class TokenStream:
     ) -> TokenStream:
         """The stream that `state` was taken from; ValueError if the state is broken or of another corpus."""
         if set(state) != set(STATE_KEYS) or not all(isinstance(state[key], int) for key in STATE_KEYS):
-            raise ValueError(
-                f"expected a state with whole numbers for {', '.join(STATE_KEYS)}, got {dict(state)}"
-            )
+            raise ValueError(f"expected a state with whole numbers for {', '.join(STATE_KEYS)}, got {dict(state)}")
         stream = cls(corpus, proportions, sequence_length, state["seed"], state["position"])
         if stream.epoch != state["epoch"]:
             raise ValueError(
@@ -111,9 +107,7 @@ class TokenStream:
             )
         return stream
 
-    def validation_batches(
-        self, sequence_length: int, max_sequences: int, batch_size: int = 8
-    ) -> Iterator[np.ndarray]:
+    def validation_batches(self, sequence_length: int, max_sequences: int, batch_size: int = 8) -> Iterator[np.ndarray]:
         """Held-out sequences, spread evenly over that text: int64, (<= batch_size, sequence_length + 1)."""
         if min(sequence_length, max_sequences, batch_size) < 1:
             raise ValueError(
@@ -144,9 +138,7 @@ def _schedule(weights: Sequence[float]) -> np.ndarray:
     short = PERIOD - int(counts.sum())
     counts[np.argsort(counts - exact, kind="stable")[:short]] += 1
     if counts.min() < 1:
-        raise ValueError(
-            f"a proportion of {min(weights) / sum(weights):.2g} is below one sequence in {PERIOD}"
-        )
+        raise ValueError(f"a proportion of {min(weights) / sum(weights):.2g} is below one sequence in {PERIOD}")
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     owners = np.repeat(np.arange(len(counts)), counts)
     return owners[np.argsort(places, kind="stable")]
@@ -156,9 +148,7 @@ def _schedule(weights: Sequence[float]) -> np.ndarray:
 def _permutation(length: int, seed: int, name: str, epoch: int) -> np.ndarray:
     """Order by a hash (splitmix64): the stream of numpy's generators may change between versions."""
     key = zlib.crc32(f"{seed}:{epoch}:{name}".encode()) << 32 | zlib.crc32(f"{name}:{epoch}:{seed}".encode())
-    mixed = (np.arange(length, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
-        key
-    )
+    mixed = (np.arange(length, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return np.argsort(mixed ^ (mixed >> np.uint64(31)), kind="stable")

@@ -48,9 +48,7 @@ class Tokenizer:
         self.eos_id: int = self._processor.eos_id()
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         if not all(self._processor.is_byte(i) for i in byte_ids) or min(self.bos_id, self.eos_id) < 0:
-            raise ValueError(
-                "a SentencePiece model without byte fallback, bos and eos cannot encode every text"
-            )
+            raise ValueError("a SentencePiece model without byte fallback, bos and eos cannot encode every text")
         self._mark_ids = [byte_ids[byte] for byte in SPACE_MARK.encode()]
         self._piece_bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
 
@@ -104,9 +102,7 @@ class Tokenizer:
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
-            raise ValueError(
-                f"cannot train a vocabulary of {vocab_size} pieces on this text: {error}"
-            ) from error
+            raise ValueError(f"cannot train a vocabulary of {vocab_size} pieces on this text: {error}") from error
         tokenizer = cls(writer.getvalue())
         tokenizer.save(path)
         return tokenizer

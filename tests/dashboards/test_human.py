@@ -1,15 +1,18 @@
 """Units for people."""
 
-from dashboards.human import human_carbon, human_count, human_energy, human_joule, human_time
+from dashboards.human import human_carbon, human_count, human_energy, human_flop, human_joule, human_time
 
 
 def test_the_scale_fits() -> None:
-    assert human_energy(0.0005) == "1,800 J"
+    assert human_energy(0.0005) == "0.500 Wh"
     assert human_energy(0.0015) == "1.50 Wh"
     assert human_energy(2500) == "2.50 MWh"
     assert human_carbon(3.2e-7) == "320 mg CO₂eq"
     assert human_joule(0.0042) == "4.20 mJ"
     assert human_count(1.4e12) == "1.40 T"
+    assert human_count(819_200) == "819 k"
+    assert human_time(3 * 86400) == "3.00 d"
+    assert human_flop(2e21) == "2.00 ZFLOP"
     assert human_time(90) == "1.50 min"
 
 

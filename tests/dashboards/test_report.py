@@ -63,9 +63,7 @@ def make_account() -> FakeAccount:
         "evaluation": 0.05,
         "unattributed": 0.04,
     }
-    return FakeAccount(
-        devices, {k: {"energy_j": v * total, "seconds": 120 * v} for k, v in parts.items()}, power
-    )
+    return FakeAccount(devices, {k: {"energy_j": v * total, "seconds": 120 * v} for k, v in parts.items()}, power)
 
 
 STEPS = [
@@ -131,9 +129,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     (tmp_path / "metrics" / "rank-0.jsonl").write_text(
         "\n".join(json.dumps(line) for line in STEPS + EVALUATIONS) + "\n"
     )
-    (tmp_path / "footprint.json").write_text(
-        canonical(make_footprint(RUN, make_account(), STEPS, EVALUATIONS))
-    )
+    (tmp_path / "footprint.json").write_text(canonical(make_footprint(RUN, make_account(), STEPS, EVALUATIONS)))
     return RunFolder(tmp_path)
 
 

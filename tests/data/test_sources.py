@@ -41,9 +41,7 @@ def test_jsonl(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "line", [b"{", b"[1]", b'{"text": 3}', b'{"other": "x"}', b"\xff", b'{"text": "\\ud800"}']
-)
+@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"text": 3}', b'{"other": "x"}', b"\xff", b'{"text": "\\ud800"}'])
 def test_a_broken_jsonl_line_is_named(tmp_path, line):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")

@@ -55,9 +55,7 @@ def test_state_resumes_and_foreign_states_are_refused(stream, corpus):
     stream.next_batch(1000)
     state = stream.state()
     assert state == {"seed": 7, "epoch": 1000 // sum(stream.lengths), "position": 1000}
-    assert np.array_equal(
-        TokenStream.from_state(corpus, None, LENGTH, state).next_batch(5), stream.next_batch(5)
-    )
+    assert np.array_equal(TokenStream.from_state(corpus, None, LENGTH, state).next_batch(5), stream.next_batch(5))
     for wrong in (
         {},
         {**state, "position": "x"},

@@ -5,12 +5,7 @@ import pytest
 from orchestrator.data.tokenizer import SPACE_MARK, Tokenizer, _sample
 
 LETTERS = "abcdefghij"
-TEXT = [
-    f"def {a}{b}{c}ing({c}{a}, {b}):\n    return {a}{c} + 37\n"
-    for a in LETTERS
-    for b in LETTERS
-    for c in LETTERS
-]
+TEXT = [f"def {a}{b}{c}ing({c}{a}, {b}):\n    return {a}{c} + 37\n" for a in LETTERS for b in LETTERS for c in LETTERS]
 AWKWARD = [
     "",
     " ",

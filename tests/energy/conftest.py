@@ -44,9 +44,7 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nvml")
     source = ROOT / "tests" / "nvml_sim" / "nvml_sim.c"
     library = str(folder / "libnvidia-ml.so.1")
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, str(source), "-lm"], check=True
-    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, str(source), "-lm"], check=True)
     return folder
 
 

@@ -18,9 +18,7 @@ class FakeSensor:
 
     def __init__(self, uuid: str, readings: list[Any], kind: str = "gpu", method: str = "counter") -> None:
         self._readings = iter(readings)
-        self._about = dict(
-            uuid=uuid, name=f"fake {uuid}", node="n1", kind=kind, method=method, boundary="gpu"
-        )
+        self._about = dict(uuid=uuid, name=f"fake {uuid}", node="n1", kind=kind, method=method, boundary="gpu")
 
     def describe(self) -> dict[str, str]:
         return dict(self._about)

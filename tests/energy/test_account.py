@@ -136,9 +136,7 @@ def test_random_runs_always_sum(run: RunFolder) -> None:
     sensors.append(FakeSensor("cpu@n1", watts(*random.uniform(5, 90, 400)), kind="cpu", method="modelled"))
     meter_fake(run, sensors, times)
     starts = random.uniform(-10, 250, 200)
-    spans = [
-        (str(random.choice(["train_step", "idle", "data_wait"])), s, s + random.uniform(0, 5)) for s in starts
-    ]
+    spans = [(str(random.choice(["train_step", "idle", "data_wait"])), s, s + random.uniform(0, 5)) for s in starts]
     write_phases(run, spans)
     account = account_run(run)
     assert_sums(account)

@@ -101,9 +101,9 @@ def test_intervals_independent_when_measured_and_together_when_modelled() -> Non
     two = make_footprint(RUN, account("counter", "integrated"), STEPS, [])["uncertainty"]
     assert two["relative"] == pytest.approx(0.05 / math.sqrt(2))
     assert two["energy_it_kwh"]["low"] < 1.0 < two["energy_it_kwh"]["high"]
-    assert make_footprint(RUN, account("modelled", "modelled"), STEPS, [])["uncertainty"][
-        "relative"
-    ] == pytest.approx(0.5)
+    assert make_footprint(RUN, account("modelled", "modelled"), STEPS, [])["uncertainty"]["relative"] == pytest.approx(
+        0.5
+    )
 
 
 def test_no_sensor_is_missing_and_not_zero() -> None:
@@ -115,9 +115,7 @@ def test_no_sensor_is_missing_and_not_zero() -> None:
 
 def test_a_failed_run_is_partial_and_counts_recomputed_tokens() -> None:
     again = [{**step, "attempt": 2} for step in STEPS[3:6]]
-    record = make_footprint(
-        {**RUN, "status": "failed", "error": "boom"}, account("counter"), STEPS[:5] + again, []
-    )
+    record = make_footprint({**RUN, "status": "failed", "error": "boom"}, account("counter"), STEPS[:5] + again, [])
     assert record["run"]["partial"] is True
     assert record["run"]["trained_fraction"] == pytest.approx(0.6)
     assert record["data"]["tokens_processed"] == 800

@@ -29,9 +29,7 @@ def square_j(low_w: float, high_w: float, period_s: float, t: float) -> float:
     return whole * half * (low_w + high_w) + high_w * min(rest, half) + low_w * max(0.0, rest - half)
 
 
-def test_counter_and_integrated_power_meet_the_known_truth(
-    run: RunFolder, meter_gpus: Callable[..., str]
-) -> None:
+def test_counter_and_integrated_power_meet_the_known_truth(run: RunFolder, meter_gpus: Callable[..., str]) -> None:
     warned = meter_gpus(run.ledger_file("n1"), GPU_A + GPU_B, 0.37, 30.37, 0.1)
     truth_j = square_j(100, 400, 2, 30.37) - square_j(100, 400, 2, 0.37)
     by_uuid = {device.uuid: device for device in account_run(run).devices}
@@ -70,14 +68,10 @@ def test_a_crash_and_a_restart_book_the_gap(run: RunFolder, meter_gpus: Callable
     assert len(account.damaged) == 1
 
 
-def test_without_nvml_there_is_a_warning_and_no_gpu(
-    nvml_env: Callable[[str], dict[str, str]], tmp_path: Path
-) -> None:
+def test_without_nvml_there_is_a_warning_and_no_gpu(nvml_env: Callable[[str], dict[str, str]], tmp_path: Path) -> None:
     code = "from energy.sensors import nvml; sensors, warnings = nvml.find('n1'); assert not sensors; print(warnings)"
     environment = nvml_env(GPU_A) | {"NVML_SIM": str(tmp_path / "missing")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "no GPU is measured" in done.stdout
 
 

@@ -2,7 +2,7 @@
  *
  * NVML_SIM names a text file, read at nvmlInit, with one line per GPU:
  *   <uuid> <name> <low W> <high W> <period s> <has counter 0|1> <reset at s> <error from s> <error until s>
- * Power is `high` in the first half of each period and `low` in the second; a negative time means never. Time is the number in the
+ * Power is `high` in the first half of each period, then `low`; a negative time means never. Time is the number in the
  * file that NVML_SIM_CLOCK names (tests turn it by hand), else the unix time less NVML_SIM_EPOCH.
  */
 #include <math.h>

@@ -1,0 +1,107 @@
+"""The experiment file: good ones load, and each bad one says where and what."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.spec import Experiment
+from orchestrator.spec_file import BadInput, dump_experiment, load_experiment, missing_files
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+LAPTOP = EXPERIMENTS / "laptop.yaml"
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    text = LAPTOP.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "spec.yaml"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_loads_and_round_trips(path: Path, tmp_path: Path) -> None:
+    experiment = load_experiment(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_experiment(experiment), encoding="utf-8")
+    assert load_experiment(again) == experiment
+
+
+@pytest.mark.parametrize(
+    ("size", "params", "flop_per_token", "tokens"),
+    [
+        ("7b", 6738415616, 42863689728, 1_000_000_000_000),
+        ("13b", 13015864320, 82142822400, 1_000_000_000_000),
+        ("33b", 32528943616, 203705548800, 1_400_000_000_000),
+        ("65b", 65285660672, 406239313920, 1_400_000_000_000),
+    ],
+)
+def test_the_papers_four(size: str, params: int, flop_per_token: int, tokens: int) -> None:
+    experiment = load_experiment(EXPERIMENTS / f"llama_{size}.yaml")
+    config = experiment.llama_config()
+    assert (config.params, config.flop_per_token, experiment.training.tokens) == (
+        params,
+        flop_per_token,
+        tokens,
+    )
+    assert (experiment.batch_sequences, experiment.cluster.workers) == (2048, 2048)
+    assert len(missing_files(experiment)) == 7  # the data of the paper is not shipped, and that is said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("n_layers: 4", "n_layer: 4", "unknown key n_layer; did you mean n_layers?"),
+        ("n_heads: 4", "n_heads: 5", "n_heads 5 does not divide dim 128"),
+        ("batch_tokens: 8192", "batch_tokens: 8000", "nearest: 7936 or 8192"),
+        ("workers: 2", "workers: 3", "batch of 32 sequences does not divide over 3 ranks; nearest: 30 or 33"),
+        ("proportion: 1.0", "proportion: 0.5", "add up to 0.5, expected 1"),
+        ("tokens: 1.2M", "tokens: 1.2 parsecs", "expected a number such as 1.4T"),
+        ("sample_interval: 500 ms", "sample_interval: 5 W", "units: ms, s, min, h, d"),
+        ("sample_interval: 500 ms", "pue: 1.1", "pue is given without pue_source"),
+        ("name: laptop", "name: no/slash", "name"),
+    ],
+)
+def test_a_fault_is_named_where_it_stands(old: str, new: str, said: str, tmp_path: Path) -> None:
+    path = edited(tmp_path, old, new)
+    with pytest.raises(BadInput) as raised:
+        load_experiment(path)
+    message = str(raised.value)
+    assert said in message
+    assert "nothing was started" in message
+    assert f"{path}:" in message
+
+
+def test_the_line_and_column_of_a_misspelt_key(tmp_path: Path) -> None:
+    path = edited(tmp_path, "  n_layers: 4", "  n_layer: 4")
+    line = path.read_text().splitlines().index("  n_layer: 4") + 1
+    with pytest.raises(BadInput, match=f":{line}:3: model.n_layer"):
+        load_experiment(path)
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    path = edited(tmp_path, "n_heads: 4", "n_heads: many\n  colour: red")
+    with pytest.raises(BadInput, match="2 faults") as raised:
+        load_experiment(path)
+    assert str(raised.value).count("^") == 2
+
+
+def test_overrides() -> None:
+    experiment = load_experiment(LAPTOP, ["training.tokens=4M", "data.sources.0.min_bytes=1M", "model.dim=64"])
+    assert (experiment.training.tokens, experiment.data.sources[0].min_bytes) == (4_000_000, 1_000_000)
+    with pytest.raises(BadInput, match="unknown key dims; did you mean dim"):
+        load_experiment(LAPTOP, ["model.dims=64"])
+    with pytest.raises(BadInput, match="expected key=value"):
+        load_experiment(LAPTOP, ["model.dim"])
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00"])
+def test_a_file_that_is_no_experiment(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput):
+        load_experiment(path)
+
+
+def test_schema_has_every_section() -> None:
+    assert {"model", "data", "training", "cluster", "energy"} <= Experiment.model_json_schema()["properties"].keys()
