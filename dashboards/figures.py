@@ -132,13 +132,13 @@ def power_figure(account: Any) -> str:
             )
             colour, top = COLOURS[index % len(COLOURS)], base + power
             modelled = kind != "measured"
-            axes.fill_between(
+            axes.stairs(
+                top,
                 x,
-                np.append(base, base[-1]),
-                np.append(top, top[-1]),
-                step="post",
+                baseline=base,
+                fill=True,
                 linewidth=0.4 if modelled else 0.0,
-                facecolor=to_rgba(colour, 0.3 if modelled else 1.0),
+                facecolor=to_rgba(colour, 0.25 if modelled else 1.0),
                 edgecolor=colour,
                 hatch="////" if modelled else None,
             )
