@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from dashboards.human import energy_scale, human_energy, human_time, percent
+from dashboards.human import digits, energy_scale, human_energy, human_time, percent
 from energy.units import JOULE_PER_KWH
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -87,12 +87,15 @@ def _bands(account: Any) -> list[tuple[str, str, list[str]]]:
     many = len(nodes) > 1
     same = {device.name for device in devices if sum(d.name == device.name for d in devices) > 1}
 
+    def short(d: Any) -> str:
+        return str(d.name).partition(" (")[0]
+
     def by_device(d: Any) -> str:
-        return f"{d.name} {str(d.uuid)[-4:]}" if d.name in same else str(d.name)
+        return f"{short(d)} {str(d.uuid)[-4:]}" if d.name in same else short(d)
 
     groupings: tuple[Callable[[Any], str], ...] = (
         by_device,
-        (lambda d: f"{d.node} {d.kind.upper()}") if many else (lambda d: str(d.name)),
+        (lambda d: f"{d.node} {d.kind.upper()}") if many else short,
         lambda d: d.kind.upper(),
     )
     bands: dict[tuple[str, str], list[str]] = {}
@@ -132,16 +135,10 @@ def power_figure(account: Any) -> str:
             )
             colour, top = COLOURS[index % len(COLOURS)], base + power
             modelled = kind != "measured"
-            axes.stairs(
-                top,
-                x,
-                baseline=base,
-                fill=True,
-                linewidth=0.4 if modelled else 0.0,
-                facecolor=to_rgba(colour, 0.25 if modelled else 1.0),
-                edgecolor=colour,
-                hatch="////" if modelled else None,
-            )
+            area: dict[str, Any] = {"baseline": base, "fill": True, "linewidth": 0.0}
+            axes.stairs(top, x, facecolor=to_rgba(colour, 0.25 if modelled else 1.0), **area)
+            if modelled:  # apart, because SVG viewers give a pattern's ground the pattern's own opacity
+                axes.stairs(top, x, facecolor="none", edgecolor=colour, hatch="////", **area)
             tail = max(1, count // 8)
             labels.append(((base + power / 2)[-tail:].mean(), f"{label}{f', {kind}' if modelled else ''}", colour))
             base = top
@@ -150,15 +147,10 @@ def power_figure(account: Any) -> str:
         for y, (_, text, colour) in zip(
             _spread([y for y, _, _ in labels], axes.get_ylim()[1] * 0.075), labels, strict=True
         ):
-            axes.annotate(
-                "■ ",
-                (1.015, y),
-                xycoords=("axes fraction", "data"),
-                color=colour,
-                va="center",
-                annotation_clip=False,
-            )
-            axes.annotate(text, (1.04, y), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
+            place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            place |= {"va": "center", "annotation_clip": False}
+            axes.annotate("■", (1, y), xytext=(6, 0), color=colour, **place)
+            axes.annotate(text, (1, y), xytext=(17, 0), **place)
         axes.set_title(f"Power (W), mean over {human_time(width)}")
         axes.set_xlabel(f"time since the meter started ({unit})")
         axes.grid(axis="y")
@@ -184,7 +176,7 @@ def phases_figure(account: Any) -> str:
             hatch = "////" if lost else None
             axes.barh(row, value, height=0.66, color=face, edgecolor=edge, hatch=hatch, linewidth=0.6)
             parts = (
-                human_energy(joules / JOULE_PER_KWH),
+                f"{digits(value)} {unit}",
                 percent(joules / total),
                 human_time(part["seconds"]),
             )

@@ -172,6 +172,7 @@ def test_many_devices_are_drawn_as_groups() -> None:
 def test_modelled_power_is_hatched() -> None:
     svg = power_figure(make_account())
     assert "<pattern" in svg
+    assert not re.search(r"fill: url[^\"]*fill-opacity", svg)
     assert "host baseline, modelled" in svg
 
 
