@@ -151,7 +151,7 @@ class RunScreen:
         )
         shares = {kind: energy[f"share_{kind}"] for kind in ("measured", "modelled", "assumed")}
         table.add_row("of it", ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items() if share))
-        table.add_row("tokens", f"{data['tokens_trained']:,}")
+        table.add_row("tokens", f"{data['tokens_trained']:,.0f}")
         table.add_row("compute", f"{footprint['compute']['compute_flop']:.3g} FLOP (PaLM convention)")
         if data["validation_loss"] is not None:
             table.add_row(

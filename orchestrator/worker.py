@@ -78,7 +78,7 @@ class Rank:
         self.optimizer = make_optimizer(
             self.model, lr=training.peak_lr, betas=training.betas, weight_decay=training.weight_decay
         )
-        self.progress: dict[str, Any] = {"step": 0, "data": {}}
+        self.progress: dict[str, Any] = {"step": 0, "data": self.stream.state()}
         self.state = checkpoint.TrainState(self.model, self.optimizer, self.progress)
 
     def resume(self) -> int:

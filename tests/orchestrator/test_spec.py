@@ -56,7 +56,7 @@ def test_the_papers_four(size: str, params: int, flop_per_token: int, tokens: in
         ("batch_tokens: 8192", "batch_tokens: 8000", "nearest: 7936 or 8192"),
         ("workers: 2", "workers: 3", "batch of 32 sequences does not divide over 3 ranks; nearest: 30 or 33"),
         ("proportion: 1.0", "proportion: 0.5", "add up to 0.5, expected 1"),
-        ("tokens: 1.2M", "tokens: 1.2 parsecs", "expected a number such as 1.4T"),
+        ("tokens: 1M", "tokens: 1.2 parsecs", "expected a number such as 1.4T"),
         ("sample_interval: 500 ms", "sample_interval: 5 W", "units: ms, s, min, h, d"),
         ("sample_interval: 500 ms", "pue: 1.1", "pue is given without pue_source"),
         ("name: laptop", "name: no/slash", "name"),

@@ -1,0 +1,72 @@
+"""A very small experiment on text that is made here, and ranks of it without Ray."""
+
+import random
+import socket
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+
+from energy.runs import RunFolder
+from orchestrator.corpus import prepare_corpus
+from orchestrator.spec_file import load_experiment
+from orchestrator.worker import Job, run_rank
+
+STEPS = 20
+
+
+def write_spec(folder: Path, workers: int = 1, steps: int = STEPS) -> Path:
+    """A spec, with its text beside it, of `steps` steps of 8 sequences of 32 tokens."""
+    text = folder / "text"
+    if not text.exists():
+        text.mkdir(parents=True)
+        draw = random.Random(1)
+        words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 7))) for _ in range(150)]
+        for number in range(60):
+            lines = [" ".join(draw.choices(words, weights=range(1, 151), k=12)) for _ in range(40)]
+            (text / f"{number:02d}.txt").write_text("\n".join(lines), encoding="utf-8")
+    spec = {
+        "spec_version": 1,
+        "name": "tiny",
+        "model": {"dim": 32, "n_layers": 2, "n_heads": 2, "sequence_length": 32},
+        "data": {
+            "tokenizer": {"vocab_size": 400},
+            "validation_fraction": 0.1,
+            "cache": str(folder / "cache"),
+            "sources": [{"name": "made", "kind": "text-folder", "path": str(text), "proportion": 1.0}],
+        },
+        "training": {
+            "tokens": steps * 256,
+            "batch_tokens": 256,
+            "micro_batch_sequences": 2,
+            "peak_lr": 0.003,
+            "warmup_steps": 5,
+            "evaluate_every_steps": 10,
+            "evaluation_sequences": 7,
+            "checkpoint_every_steps": 8,
+        },
+        "cluster": {"workers": workers, "device": "cpu"},
+    }
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    return path
+
+
+def _rank(rank: int, world: int, port: int, job: Job) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    run_rank(job)
+    dist.destroy_process_group()
+
+
+def train(spec: Path, run_dir: Path, world: int = 1) -> RunFolder:
+    """Trains the spec with `world` gloo processes into `run_dir`, without Ray and without a meter."""
+    experiment = load_experiment(spec)
+    corpus = prepare_corpus(experiment, lambda done, total, text: None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = Job(str(run_dir), str(corpus.path), experiment.model_dump(mode="json"), time.time())
+    mp.spawn(_rank, (world, port, job), nprocs=world)
+    return RunFolder(run_dir)

@@ -1,0 +1,72 @@
+"""`hoofprint run` as a user types it: real Ray, real workers, a real Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "orchestrator"))
+from tiny import write_spec  # noqa: E402
+
+HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()", "run"]
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+
+def test_a_run_from_yaml_to_report(tmp_path: Path, environment: dict[str, str]) -> None:
+    spec = write_spec(tmp_path, workers=2)
+    command = [*HOOFPRINT, str(spec), "--runs", str(tmp_path / "runs"), "--name", "one", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    footprint = json.loads(done.stdout)  # nothing but the record on stdout
+    run = tmp_path / "runs" / "one"
+    assert json.loads((run / "footprint.json").read_text()) == footprint
+    assert footprint["run"]["status"] == "completed"
+    assert footprint["data"]["tokens_trained"] == 20 * 256
+    assert footprint["energy"]["energy_it_kwh"] > 0
+    assert footprint["energy"]["energy_facility_kwh"] is None  # no PUE was declared, and none is guessed
+    assert footprint["carbon"]["carbon_tco2eq"] is None
+    assert "modelled" in done.stderr or "counter" in done.stderr
+    assert (run / "report.html").stat().st_size > 10_000
+    assert "raylet" not in done.stderr
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert again.returncode == 2
+    assert "exists" in again.stderr and "--resume" in again.stderr
+
+
+def test_ctrl_c_checkpoints_reports_and_resumes(tmp_path: Path, environment: dict[str, str]) -> None:
+    spec = write_spec(tmp_path, workers=1, steps=20_000)
+    run = tmp_path / "runs" / "stopped"
+    command = [*HOOFPRINT, str(spec), "--runs", str(tmp_path / "runs"), "--name", "stopped"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    metrics = run / "metrics" / "rank-0.jsonl"
+    deadline = time.monotonic() + 180
+    while not (metrics.exists() and '"step": 3' in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    footprint = json.loads((run / "footprint.json").read_text())
+    assert footprint["run"]["status"] == "stopped"
+    assert 0 < footprint["data"]["tokens_trained"] < 20_000 * 256
+    assert "partial" in (run / "report.html").read_text()
+
+    changed = subprocess.run(
+        [*HOOFPRINT, str(spec), "--resume", str(run), "--set", "training.peak_lr=0.1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert changed.returncode == 2
+    assert "training.peak_lr" in changed.stderr
