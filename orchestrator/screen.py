@@ -91,7 +91,8 @@ class RunScreen:
             for method, names in by_method.items():
                 self.note(f"  {meter['node']}: {method}: {', '.join(names)}")
             for warning in meter["warnings"]:
-                self.note(f"  {meter['node']}: {warning}")
+                if not warning.startswith("host model:"):  # the names of modelled sensors say what they assume
+                    self.note(f"  {meter['node']}: {warning}")
 
     @contextmanager
     def live(self, experiment: Experiment, folder: RunFolder) -> Iterator[None]:
