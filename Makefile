@@ -32,7 +32,8 @@ lint: $(DEV_STAMP)
 	$(VENV)/bin/mypy
 
 bench: $(DEV_STAMP)
-	$(VENV)/bin/python benchmarks/training_overhead.py
+	$(VENV)/bin/python benchmarks/model_speed.py
+	$(VENV)/bin/python benchmarks/overhead.py
 
 clean:
 	rm -rf $(VENV) runs .cache

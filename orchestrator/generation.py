@@ -1,5 +1,6 @@
 """Text from a trained run: its newest checkpoint, its own tokenizer."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ def load_model(run: Path) -> tuple[Llama, Tokenizer]:
     config: LlamaConfig = load_experiment(run / "experiment.yaml").llama_config(tokenizer.vocab_size)
     model = Llama(config)
     state: dict[str, Any] = {"app": {"model": model.state_dict()}}
-    dcp.load(state, checkpoint_id=newest, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        dcp.load(state, checkpoint_id=newest, no_dist=True)
     model.load_state_dict(state["app"]["model"])
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 

@@ -1,0 +1,97 @@
+"""What Ray and the meter cost: `hoofprint run` against the same loop under torchrun with no meter, alternating.
+
+    python benchmarks/overhead.py [--repeats 3] [--steps 60]
+
+Both train the laptop experiment with two workers; tokens/s are batch tokens over the median step time after a warm-up.
+The result is written to benchmarks/results/overhead.json.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from report import machine, write_result
+
+ROOT = Path(__file__).parents[1]
+WARM_UP_STEPS = 10
+
+
+def tokens_per_s(run: Path, batch_tokens: int) -> float:
+    lines = [json.loads(line) for line in (run / "metrics" / "rank-0.jsonl").read_text().splitlines() if line.strip()]
+    seconds = [line["seconds"] for line in lines if line["event"] == "step" and line["step"] > WARM_UP_STEPS]
+    return batch_tokens / statistics.median(seconds)
+
+
+def rank_main(spec: str, run: str, overrides: list[str]) -> None:
+    """One rank under torchrun: the same worker, no Ray, no meter."""
+    import torch
+    import torch.distributed as dist
+
+    from orchestrator.corpus import prepare_corpus
+    from orchestrator.spec_file import load_experiment
+    from orchestrator.worker import Job, run_rank
+
+    experiment = load_experiment(Path(spec), overrides)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // experiment.cluster.workers))
+    dist.init_process_group("gloo")
+    corpus = prepare_corpus(experiment, lambda done, total, text: None)
+    run_rank(Job(run, str(corpus.path), experiment.model_dump(mode="json"), time.time()))
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60)
+    arguments = parser.parse_args()
+    work = ROOT / "runs" / "bench-overhead"
+    shutil.rmtree(work, ignore_errors=True)
+    spec, batch = ROOT / "experiments" / "laptop.yaml", 8192
+    never = "1000000"
+    overrides = [
+        f"training.tokens={arguments.steps * batch}",
+        f"training.evaluate_every_steps={never}",
+        f"training.checkpoint_every_steps={never}",
+        "cluster.device=cpu",
+    ]
+    sets = [part for override in overrides for part in ("--set", override)]
+    rates: dict[str, list[float]] = {"torchrun": [], "hoofprint": []}
+    for repeat in range(arguments.repeats):
+        for system in rates:
+            run = work / f"{system}-{repeat}"
+            if system == "torchrun":
+                command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+                command += [__file__, "--as-rank", str(spec), str(run), *overrides]
+            else:
+                command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "run", str(spec)]
+                command += ["--runs", str(work), "--name", run.name, "-q", *sets]
+            subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            rates[system].append(tokens_per_s(run, batch))
+            print(f"{system}: {rates[system][-1]:,.0f} tokens/s", flush=True)
+    medians = {system: statistics.median(values) for system, values in rates.items()}
+    write_result(
+        "overhead",
+        {
+            "what": "training tokens/s of the laptop experiment, 2 CPU workers, median step after warm-up",
+            "machine": machine(),
+            "steps": arguments.steps,
+            "tokens_per_s": rates,
+            "median_tokens_per_s": medians,
+            "ratio_hoofprint_to_torchrun": medians["hoofprint"] / medians["torchrun"],
+            "target_ratio": 0.97,
+        },
+    )
+
+
+if __name__ == "__main__":
+    if "--as-rank" in sys.argv:
+        _, _, spec_path, run_path, *given = sys.argv
+        rank_main(spec_path, run_path, given)
+    else:
+        main()
