@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from dashboards.human import digits, energy_scale, human_energy, human_time, percent
+from energy.human import digits, energy_scale, human_energy, human_time, percent
 from energy.units import JOULE_PER_KWH
 
 STYLE = Path(__file__).with_name("style.mplstyle")

@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from dashboards import human
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
+from energy import human
 from energy.account import account_run
 from energy.record import FILE_NAME, replace_text, write_record
 from energy.runs import RunFolder

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from energy.human import human_carbon, human_energy, human_flop, percent
 from energy.runs import RunFolder
-from energy.units import text_carbon, text_energy
 from orchestrator.spec import Experiment
 
 LINE_EVERY_S = 60.0
@@ -139,21 +139,21 @@ class RunScreen:
         if footprint["run"]["error"]:
             status += f": {footprint['run']['error']}"
         table.add_row("status", status)
-        table.add_row("IT energy", text_energy(energy["energy_it_kwh"]))
+        table.add_row("IT energy", human_energy(energy["energy_it_kwh"]))
         facility = energy["energy_facility_kwh"]
         table.add_row(
             "facility energy",
-            text_energy(facility) if facility is not None else "missing: energy.pue is not set",
+            human_energy(facility) if facility is not None else "missing: energy.pue is not set",
         )
         tonnes = carbon["carbon_tco2eq"]
         table.add_row(
             "carbon",
-            text_carbon(tonnes) if tonnes is not None else "missing: energy.intensity or energy.pue is not set",
+            human_carbon(tonnes) if tonnes is not None else "missing: energy.intensity or energy.pue is not set",
         )
         shares = {kind: energy[f"share_{kind}"] for kind in ("measured", "modelled", "assumed")}
-        table.add_row("of it", ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items() if share))
+        table.add_row("of it", ", ".join(f"{percent(share)} {kind}" for kind, share in shares.items() if share))
         table.add_row("tokens", f"{data['tokens_trained']:,.0f}")
-        table.add_row("compute", f"{footprint['compute']['compute_flop']:.3g} FLOP (PaLM convention)")
+        table.add_row("compute", f"{human_flop(footprint['compute']['compute_flop'])} (PaLM convention)")
         if data["validation_loss"] is not None:
             table.add_row(
                 "validation loss",

@@ -1,6 +1,6 @@
 """Units for people."""
 
-from dashboards.human import human_carbon, human_count, human_energy, human_flop, human_joule, human_time
+from energy.human import human_carbon, human_count, human_energy, human_flop, human_joule, human_time
 
 
 def test_the_scale_fits() -> None:
