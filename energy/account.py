@@ -1,30 +1,34 @@
-"""The account of a run: joules by device, phase and attempt, from the ledgers and the spans of rank 0 alone.
+"""The account of a run: joules by device, phase and attempt, from the ledgers and the marks of rank 0 alone.
 
-Each device has a curve of cumulative energy. Where its counter grew, the counter is the curve; where there is
-none, or it went backwards (a driver reload), power is held from one reading to the next. A phase's energy is
-the curve at its spans' ends less that at their starts: phases, `unattributed` and `gap` sum to the total.
+Each device has a curve of cumulative energy (energy.curves). A phase's energy is that of the curves at its spans'
+ends less that at their starts; phases, `unattributed` and `gap` sum to the total exactly, and so do the attempts.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from energy.curves import Curve, Gap, Segment, curve_of, gap_between, read_segments
+from energy.curves import Array, Curve, Gap, curve_of, gap_between
+from energy.phases import UNATTRIBUTED, PhaseEnergy, Span, by_phase, disjoint, overlay
+from energy.readings import FINEST_BYTES, Session, read_sessions
 from energy.runs import RunFolder
 
-Array = NDArray[np.float64]
-Span = tuple[str, float, float]  # phase, start and end in unix s
+LOST, IDLE_DEVICES, GAP = "lost", "idle_devices", "gap"
+USEFUL = ("train_step",)
 
 
 @dataclass
 class DeviceEnergy:
-    """Energy of one device over the run in J; `gap_s` is the time in s in which nothing was read from it."""
+    """Energy of one device over the run in J.
+
+    `gap_s`: time in s in which nothing was read from it. `doubt_j`: half width of what sampled power may have missed.
+    `counter_to_power`: what its counter says over what its integrated power says, None where one of them is missing.
+    """
 
     uuid: str
     name: str
@@ -35,161 +39,228 @@ class DeviceEnergy:
     energy_j: float
     samples: int
     gap_s: float
+    doubt_j: float = 0.0
+    integrated_j: float = 0.0
+    counter_to_power: float | None = None
 
 
 @dataclass
 class Account:
-    """Joules of a run. `phases` {name: {energy_j, seconds}} and `attempts` both sum to `energy_j`."""
+    """Joules of a run. `phases` {name: {energy_j, seconds, standard_error_j, method}} and `attempts` both sum to
+    `energy_j`. Of a node with a sensor of its own, the device `rest of the node` is that less all other devices."""
 
     devices: list[DeviceEnergy] = field(default_factory=list)
-    phases: dict[str, dict[str, float]] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempts: list[dict[str, float]] = field(default_factory=list)
     power: list[tuple[str, Array, Array]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     start_unix_s: float | None = None
     end_unix_s: float | None = None
+    overhead_cpu_s: float | None = None
 
     @property
     def energy_j(self) -> float:
         """All devices, over the whole metered time, gaps included."""
         return math.fsum(device.energy_j for device in self.devices)
 
+    @property
+    def useful_j(self) -> float:
+        """Energy of training steps whose result was kept."""
+        return math.fsum(self.phases[name]["energy_j"] for name in USEFUL if name in self.phases)
 
-def account_run(run: RunFolder) -> Account:
-    """The account of a run folder. What is damaged or missing is a warning, never an exception."""
+
+@dataclass
+class _Books:
+    """What is summed up over the ledgers."""
+
+    spans: list[Span]
+    phases: dict[str, list[PhaseEnergy]] = field(default_factory=dict)
+    attempts: dict[int, list[float]] = field(default_factory=dict)
+    windows: list[tuple[int, float, float]] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)
+
+
+def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
+    """The account of a run folder. What is damaged or missing is a warning, never an exception.
+
+    fine: read the seconds and raw files too (else a row a minute); None: where they are not too large together.
+    """
     account = Account()
-    spans = _disjoint(run.phases())
-    energies: dict[str, list[float]] = {}
-    attempts: dict[int, list[float]] = {}
-    windows: list[tuple[int, float, float]] = []
-    gap_windows: dict[tuple[float, float], None] = {}
-    seen: dict[str, str] = {}
-    for ledger in run.ledgers():
-        segments, damaged = read_segments(ledger)
+    spans = overlay(disjoint(run.phases()), LOST, lost_windows(run.steps(), run.phases()))
+    books = _Books(spans)
+    edges = [edge for _, start, end in spans for edge in (start, end)]
+    ledgers = run.ledgers()
+    if fine is None:
+        fine = sum(_size(path.with_suffix(".seconds")) for path in ledgers) <= FINEST_BYTES
+        if not fine:
+            account.warnings.append("phases are told by rows a minute apart: the finer files are too large together")
+    used = set((_run_or_nothing(run).get("devices_used")) or [])
+    for path in ledgers:
+        sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
         account.damaged += damaged
-        for segment in segments:
-            windows += segment.windows()
-        for uuid, about in _devices(segments).items():
-            if uuid in seen:
-                account.warnings.append(f"{uuid} is in {ledger.name} and in {seen[uuid]}: counted once")
-                continue
-            seen[uuid] = ledger.name
-            curves, gaps = _curves(uuid, about["name"], segments, account.warnings)
-            for curve in curves:
-                _book(curve, spans, energies)
-                for attempt, energy_j in curve.by_attempt():
-                    attempts.setdefault(attempt, []).append(energy_j)
-            for gap in gaps:
-                energies.setdefault("gap", []).append(gap.energy_j)
-                attempts.setdefault(gap.attempt, []).append(gap.energy_j)
-                gap_windows[(gap.start_unix_s, gap.end_unix_s)] = None
-            account.devices.append(_device_energy(uuid, about, curves, gaps))
-            account.power.append((uuid, *_power(curves)))
+        _add_node(account, books, path, sessions, used)
     account.warnings += account.damaged
-    if not windows:
+    if not books.windows:
         account.warnings.append("nothing was metered: no reading in the run's ledgers")
         return account
-    account.start_unix_s = min(start for _, start, _ in windows)
-    account.end_unix_s = max(end for _, _, end in windows)
-    account.attempts = _attempts(attempts, windows)
-    account.phases = _phases(energies, spans, list(gap_windows), account)
+    account.start_unix_s = min(start for _, start, _ in books.windows)
+    account.end_unix_s = max(end for _, _, end in books.windows)
+    account.attempts = _attempts(books)
+    account.phases = _phases(books, account)
     return account
 
 
-def _devices(segments: list[Segment]) -> dict[str, dict[str, str]]:
-    devices: dict[str, dict[str, str]] = {}
-    for segment in segments:
-        for uuid in segment.uuids():
-            devices.setdefault(uuid, segment.about(uuid))
-    return devices
+def lost_windows(steps: list[dict[str, Any]], phases: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Time whose steps a later attempt did again: from the last step that was kept to the end of the attempt."""
+    attempts: dict[int, list[dict[str, Any]]] = {}
+    for step in steps:
+        attempts.setdefault(int(step.get("attempt") or 1), []).append(step)
+    numbers = sorted(attempts)
+    windows = []
+    for number, following in zip(numbers, numbers[1:], strict=False):
+        again = attempts[following][0]["step"]
+        kept = [step["time_unix_s"] for step in attempts[number] if step["step"] < again]
+        lost = [step for step in attempts[number] if step["step"] >= again]
+        if lost:
+            start = max(kept) if kept else lost[0]["time_unix_s"] - (lost[0].get("seconds") or 0.0)
+            ends = [span["end_unix_s"] for span in phases if span.get("attempt") == number]
+            windows.append((start, max([*ends, lost[-1]["time_unix_s"]])))
+    return windows
 
 
-def _curves(uuid: str, name: str, segments: list[Segment], warnings: list[str]) -> tuple[list[Curve], list[Gap]]:
-    """The device's curve in each stretch of metering, and what it used between them."""
-    curves: list[Curve] = []
-    gaps: list[Gap] = []
-    before: tuple[Segment, Curve] | None = None
-    for segment in segments:
-        curve = curve_of(uuid, segment)
-        warnings += [f"{name} ({uuid}): {text}" for text in curve.warnings]
-        if before is not None and not before[0].ended:
-            gap = gap_between(*before, segment, curve)
-            gaps.append(gap)
-            warnings.append(f"{name} ({uuid}): {gap.text}")
-        curves.append(curve)
-        before = (segment, curve)
-    return curves, gaps
+def _run_or_nothing(run: RunFolder) -> dict[str, Any]:
+    try:
+        return run.read_run()
+    except (OSError, ValueError):
+        return {}
 
 
-def _device_energy(uuid: str, about: dict[str, str], curves: list[Curve], gaps: list[Gap]) -> DeviceEnergy:
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _add_node(account: Account, books: _Books, path: Path, sessions: list[Session], used: set[str]) -> None:
+    """Add a ledger's devices, each counted once however many ledgers have it."""
+    found: dict[str, tuple[dict[str, Any], list[Curve], list[Gap]]] = {}
+    before: dict[str, tuple[Session, Curve]] = {}
+    for session in sessions:
+        books.windows += _windows(session)
+        for event in session.events:
+            if event.get("event") == "end" and event.get("overhead"):
+                account.overhead_cpu_s = (account.overhead_cpu_s or 0.0) + event["overhead"]["cpu_s"]
+        for place, about in enumerate(session.sensors):
+            uuid = about["uuid"]
+            if uuid in books.seen and books.seen[uuid] != path.name:
+                text = f"{uuid} is in {path.name} and in {books.seen[uuid]}: counted once"
+                if text not in account.warnings:
+                    account.warnings.append(text)
+                continue
+            books.seen[uuid] = path.name
+            curve = curve_of(place, session)
+            _, curves, gaps = found.setdefault(uuid, (about, [], []))
+            account.warnings += [f"{about['name']} ({uuid}): {text}" for text in curve.warnings]
+            if uuid in before and not before[uuid][0].ended:
+                gap = gap_between(*before[uuid], session, curve, about)
+                gaps.append(gap)
+                account.warnings.append(f"{about['name']} ({uuid}): {gap.text}")
+            before[uuid] = (session, curve)
+            curves.append(curve)
+    whole = [entry for entry in found.values() if entry[0]["kind"] == "node"]
+    parts = [entry for entry in found.values() if entry[0]["kind"] != "node"]
+    for about, curves, gaps in parts:
+        idle = bool(used) and about["kind"] == "gpu" and about["uuid"] not in used
+        _book(books, curves, gaps, idle)
+        account.devices.append(_device_energy(about, curves, gaps))
+        account.power.append((about["uuid"], *_power(curves)))
+    for about, curves, _ in whole:
+        _add_rest(account, books, about, curves, [entry[1] for entry in parts])
+
+
+def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = False, sign: float = 1.0) -> None:
+    for curve in curves:
+        # What the curve has at its first point (a model that was looked up late) belongs to that moment.
+        cumulative = np.concatenate([[0.0], curve.cumulative_j[1:]]) * sign
+        if len(cumulative) == 1:
+            cumulative = curve.cumulative_j * sign
+        told = by_phase(curve.time_unix_s, cumulative, books.spans)
+        if idle:
+            energy_j = math.fsum(part.energy_j for part in told.values())
+            told = {IDLE_DEVICES: PhaseEnergy(energy_j, 0.0)}
+        for name, part in told.items():
+            books.phases.setdefault(name, []).append(part)
+        for attempt, energy_j in curve.by_attempt():
+            books.attempts.setdefault(attempt, []).append(sign * energy_j)
+    for gap in gaps:
+        books.phases.setdefault(GAP, []).append(PhaseEnergy(gap.energy_j, 0.0))
+        books.attempts.setdefault(gap.attempt, []).append(gap.energy_j)
+        books.gaps.append(gap)
+
+
+def _add_rest(
+    account: Account, books: _Books, about: dict[str, Any], curves: list[Curve], parts: list[list[Curve]]
+) -> None:
+    """The node's own sensor contains all its devices: what it has beyond them is a device of its own."""
+    _book(books, curves, [])
+    inside_j = 0.0
+    for device in parts:
+        for curve in device:
+            inside_j += curve.energy_j
+            _book(books, [curve], [], sign=-1.0)
+    rest_j = math.fsum(curve.energy_j for curve in curves) - inside_j
+    if rest_j < 0:
+        account.warnings.append(
+            f"{about['name']} ({about['uuid']}) shows {-rest_j:.0f} J less than its parts: one of them is wrong"
+        )
+    rest = _device_energy({**about, "name": f"rest of the node, by {about['name']}"}, curves, [])
+    rest.energy_j = rest_j
+    account.devices.append(rest)
+    account.power.append((about["uuid"], *_power(curves)))
+
+
+def _device_energy(about: dict[str, Any], curves: list[Curve], gaps: list[Gap]) -> DeviceEnergy:
+    counter_j, held_j = (math.fsum(getattr(curve, key) for curve in curves) for key in ("counter_j", "held_j"))
     return DeviceEnergy(
-        uuid=uuid,
-        **{key: about[key] for key in ("name", "node", "kind", "boundary", "method")},
+        **{key: about[key] for key in ("uuid", "name", "node", "kind", "boundary", "method")},
         energy_j=math.fsum([curve.energy_j for curve in curves] + [gap.energy_j for gap in gaps]),
-        samples=sum(len(curve.time_unix_s) for curve in curves),
+        samples=sum(curve.samples for curve in curves),
         gap_s=math.fsum([curve.gap_s for curve in curves] + [g.end_unix_s - g.start_unix_s for g in gaps]),
+        doubt_j=math.fsum(curve.doubt_j for curve in curves),
+        integrated_j=math.fsum(curve.integrated_j for curve in curves),
+        counter_to_power=counter_j / held_j if counter_j > 0 and held_j > 0 else None,
     )
 
 
-def _disjoint(phases: list[dict[str, Any]]) -> list[Span]:
-    """Spans that do not overlap, in order: of two, the one that started last has the time."""
-    events: list[tuple[float, float, str]] = []
-    for span in phases:
-        start, end, phase = span.get("start_unix_s"), span.get("end_unix_s"), span.get("phase")
-        if isinstance(start, int | float) and isinstance(end, int | float) and isinstance(phase, str) and end > start:
-            events.append((float(start), float(end), phase))
-    events.sort()
-    edges = sorted({edge for start, end, _ in events for edge in (start, end)})
-    spans: list[Span] = []
-    active: list[tuple[float, float, str]] = []
-    index = 0
-    for left, right in zip(edges, edges[1:], strict=False):
-        while index < len(events) and events[index][0] <= left:
-            heapq.heappush(active, (-events[index][0], events[index][1], events[index][2]))
-            index += 1
-        while active and active[0][1] <= left:
-            heapq.heappop(active)
-        if active:
-            spans.append((active[0][2], left, right))
-    return spans
+def _windows(session: Session) -> list[tuple[int, float, float]]:
+    """(attempt, first, last unix s) of each attempt in a stretch."""
+    times, attempts = session.times(), session.ticks["attempt"]
+    return [(int(a), float(times[attempts == a][0]), float(times[attempts == a][-1])) for a in np.unique(attempts)]
 
 
-def _book(curve: Curve, spans: list[Span], energies: dict[str, list[float]]) -> None:
-    """Add the curve's energy to the phases; what no span covers is `unattributed`."""
-    booked: list[float] = []
-    if spans and len(curve.time_unix_s):
-        edges = np.array([(start, end) for _, start, end in spans])
-        used = np.interp(edges, curve.time_unix_s, curve.cumulative_j)
-        booked = (used[:, 1] - used[:, 0]).tolist()
-        for (phase, _, _), energy_j in zip(spans, booked, strict=True):
-            energies.setdefault(phase, []).append(energy_j)
-    rest_j = curve.energy_j - math.fsum(booked)
-    # Of a fully attributed curve rounding remains, of either sign: it counts too, so that the sum is exact.
-    energies.setdefault("unattributed", []).append(rest_j)
-
-
-def _phases(
-    energies: dict[str, list[float]],
-    spans: list[Span],
-    gaps: list[tuple[float, float]],
-    account: Account,
-) -> dict[str, dict[str, float]]:
-    """Energy in J and rank 0's time in s by phase, clipped to the metered window."""
+def _phases(books: _Books, account: Account) -> dict[str, dict[str, Any]]:
+    """Energy in J by phase over all devices, rank 0's time in s in it, clipped to the metered window."""
     assert account.start_unix_s is not None and account.end_unix_s is not None
     seconds: dict[str, list[float]] = {}
-    for phase, start, end in spans:
+    for phase, start, end in books.spans:
         inside_s = min(end, account.end_unix_s) - max(start, account.start_unix_s)
         if inside_s > 0:
             seconds.setdefault(phase, []).append(inside_s)
-    if gaps:
-        # Devices of several nodes have the same gap at slightly different times: the longest stands for it.
-        seconds["gap"] = [_union_s(gaps)]
+    if books.gaps:
+        # Devices of several nodes have the same gap at slightly different times: their union stands for it.
+        seconds[GAP] = [_union_s([(gap.start_unix_s, gap.end_unix_s) for gap in books.gaps])]
     known_s = math.fsum(part for parts in seconds.values() for part in parts)
-    seconds["unattributed"] = [max(0.0, account.end_unix_s - account.start_unix_s - known_s)]
+    seconds[UNATTRIBUTED] = [max(0.0, account.end_unix_s - account.start_unix_s - known_s)]
+    names = sorted(set(books.phases) | set(seconds))
+    parts = {name: books.phases.get(name, []) for name in names}
     return {
-        phase: {"energy_j": math.fsum(energies.get(phase, [])), "seconds": math.fsum(seconds.get(phase, []))}
-        for phase in sorted(set(energies) | set(seconds))
+        name: {
+            "energy_j": math.fsum(part.energy_j for part in parts[name]),
+            "seconds": math.fsum(seconds.get(name, [])),
+            "standard_error_j": math.sqrt(math.fsum(part.standard_error_j**2 for part in parts[name])),
+            "method": "regression" if any(part.method == "regression" for part in parts[name]) else "direct",
+        }
+        for name in names
     }
 
 
@@ -201,17 +272,16 @@ def _union_s(windows: list[tuple[float, float]]) -> float:
     return total_s
 
 
-def _attempts(energies: dict[int, list[float]], windows: list[tuple[int, float, float]]) -> list[dict[str, float]]:
+def _attempts(books: _Books) -> list[dict[str, float]]:
     """Per attempt its energy in J (a gap belongs to the attempt that it ended) and its metered window."""
     attempts: list[dict[str, float]] = []
-    for attempt in sorted(set(energies) | {number for number, _, _ in windows}):
-        own = [(start, end) for number, start, end in windows if number == attempt]
+    for attempt in sorted(set(books.attempts) | {number for number, _, _ in books.windows}):
+        own = [(start, end) for number, start, end in books.windows if number == attempt]
         start, end = min(s for s, _ in own), max(e for _, e in own)
-        energy_j = math.fsum(energies.get(attempt, []))
         attempts.append(
             {
                 "attempt": attempt,
-                "energy_j": energy_j,
+                "energy_j": math.fsum(books.attempts.get(attempt, [])),
                 "seconds": end - start,
                 "start_unix_s": start,
                 "end_unix_s": end,
@@ -221,7 +291,7 @@ def _attempts(energies: dict[int, list[float]], windows: list[tuple[int, float, 
 
 
 def _power(curves: list[Curve]) -> tuple[Array, Array]:
-    """Time and power of every reading; NaN where the device was missing."""
+    """Time and mean power of every row; NaN where the device was missing."""
     if not curves:
         return np.empty(0), np.empty(0)
-    return np.concatenate([c.power_time_unix_s for c in curves]), np.concatenate([c.power_w for c in curves])
+    return np.concatenate([c.time_unix_s for c in curves]), np.concatenate([c.power_w for c in curves])

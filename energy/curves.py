@@ -1,81 +1,44 @@
-"""From readings to a curve of cumulative energy per device: counters, held power, resets and gaps."""
+"""From a ledger's rows to a curve of cumulative energy per device, and to what was used between crash and restart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from energy.ledger import read_ledger
+from energy.readings import Session
+from energy.track import INTEGRATED, MISSING, NO_POWER, RESET, SILENT, UNKNOWN
 
 Array = NDArray[np.float64]
 DISAGREEMENT = 0.05  # counter and integrated power may differ by this share before the account says so
-STALL_INTERVALS = 10  # a silence of more than this many intervals (and 5 s) counts as a gap
-
-
-@dataclass
-class Segment:
-    """One uninterrupted stretch of metering: a header and its readings. `ended`: stopped in order."""
-
-    header: dict[str, Any] = field(default_factory=dict)
-    readings: list[dict[str, Any]] = field(default_factory=list)
-    ended: bool = False
-
-    def uuids(self) -> list[str]:
-        listed = [sensor["uuid"] for sensor in self.header.get("sensors", [])]
-        return list(dict.fromkeys(listed + [uuid for reading in self.readings for uuid in reading["values"]]))
-
-    def about(self, uuid: str) -> dict[str, str]:
-        """The sensor's description; where its header is lost, only what the readings show."""
-        for sensor in self.header.get("sensors", []):
-            if sensor["uuid"] == uuid:
-                return {"node": self.header.get("node", ""), **sensor}
-        has_counter = any(r["values"].get(uuid, {}).get("energy_j") is not None for r in self.readings)
-        kind = "cpu" if uuid.startswith("cpu") else "dram" if uuid.startswith("dram") else "gpu"
-        method = "counter" if has_counter else "assumed"
-        boundary = "gpu" if kind == "gpu" else "node"
-        node = uuid.partition("@")[2]
-        return {
-            "uuid": uuid,
-            "name": uuid,
-            "node": node,
-            "kind": kind,
-            "method": method,
-            "boundary": boundary,
-        }
-
-    def times(self) -> Array:
-        """Unix s of the readings, made to never run backwards (a clock that was set back would)."""
-        return np.maximum.accumulate(np.array([r["time_unix_s"] for r in self.readings], dtype=float))
-
-    def attempts(self) -> NDArray[np.int64]:
-        return np.array([r["attempt"] for r in self.readings], dtype=np.int64)
-
-    def windows(self) -> list[tuple[int, float, float]]:
-        """(attempt, first, last unix s) of each attempt in this stretch."""
-        times, attempts = self.times(), self.attempts()
-        found: list[tuple[int, float, float]] = []
-        for attempt in np.unique(attempts):
-            own = times[attempts == attempt]
-            found.append((int(attempt), float(own[0]), float(own[-1])))
-        return found
+WRAP_POWER_W = 1000.0  # above what one CPU package draws: bounds how soon its counter can wrap twice
 
 
 @dataclass
 class Curve:
-    """Cumulative energy in J of one device at its good readings; `power_w` has NaN where it was missing."""
+    """One device in one stretch: cumulative energy in J at unix times, and what the rows say about it.
+
+    `power_w` is the mean since the row before, with the extremes within; NaN where the device was missing.
+    counter_j and held_j are what counter and integrated power say of the same intervals.
+    """
 
     time_unix_s: Array
     cumulative_j: Array
     attempt: NDArray[np.int64]
-    power_time_unix_s: Array
     power_w: Array
-    first_counter_j: float | None = None
-    last_counter_j: float | None = None
+    power_min_w: Array
+    power_max_w: Array
+    samples: int
+    first_counter_mj: int | None
+    last_counter_mj: int | None
+    doubt_j: float = 0.0
+    integrated_j: float = 0.0
     gap_s: float = 0.0
+    unknown_s: float = 0.0
+    counter_j: float = 0.0
+    held_j: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -84,8 +47,9 @@ class Curve:
 
     def by_attempt(self) -> list[tuple[int, float]]:
         """Energy in J by attempt; an interval belongs to the attempt in which it began."""
-        used = np.diff(self.cumulative_j)
-        return [(int(a), float(used[self.attempt[:-1] == a].sum())) for a in np.unique(self.attempt)]
+        used = np.diff(self.cumulative_j, prepend=0.0)
+        owner = np.concatenate([self.attempt[:1], self.attempt[:-1]])
+        return [(int(a), float(used[owner == a].sum())) for a in np.unique(owner)]
 
 
 @dataclass
@@ -99,104 +63,104 @@ class Gap:
     text: str
 
 
-def read_segments(ledger: Path) -> tuple[list[Segment], list[str]]:
-    """The stretches of metering of a ledger, and its damaged lines. A stretch without readings is dropped."""
-    contents = read_ledger(ledger)
-    segments: list[Segment] = []
-    for entry in contents.entries:
-        kind = entry.get("kind")
-        if kind == "header":
-            segments.append(Segment(header=entry))
-        elif kind == "reading":
-            # Monotonic time going backwards is a reboot whose header was lost.
-            last = segments[-1].readings[-1]["monotonic_s"] if segments and segments[-1].readings else -np.inf
-            if not segments or entry["monotonic_s"] < last:
-                segments.append(Segment())
-            segments[-1].readings.append(entry)
-        elif kind == "end" and segments:
-            segments[-1].ended = True
-    return [segment for segment in segments if segment.readings], contents.damaged
-
-
-def curve_of(uuid: str, segment: Segment) -> Curve:
-    """The device's cumulative energy over a segment, with a warning for all that was not read plainly."""
-    values = [reading["values"].get(uuid, {}) for reading in segment.readings]
-    energy = np.array([value.get("energy_j") for value in values], dtype=float)
-    power = np.array([value.get("power_w") for value in values], dtype=float)
-    times, attempts = segment.times(), segment.attempts()
-    clock = np.array([reading["monotonic_s"] for reading in segment.readings], dtype=float)
-    good = np.flatnonzero(~(np.isnan(energy) & np.isnan(power)))
-    t, e, p = times[good], energy[good], power[good]
-    dt, grown = np.diff(clock[good]), np.diff(e)
-    held = np.where(np.isnan(p[:-1]), p[1:], p[:-1]) * dt
-    counted, skipped = grown >= 0, np.diff(good) > 1
-    used = np.where(counted, grown, held)
-    unknown = np.isnan(used) | (skipped & ~counted)
-    used[unknown] = 0.0
-    silent = dt > max(5.0, STALL_INTERVALS * float(segment.header.get("interval_s", 0.5)))
-    outside_s = (
-        float(clock[-1] - clock[0]) if not len(good) else float(clock[good[0]] - clock[0] + clock[-1] - clock[good[-1]])
-    )
-    shown = power.copy()
-    if len(dt) and np.isnan(power[good]).all():  # a counter without power: draw its mean power instead
-        shown[good[1:]] = np.divide(used, dt, out=np.full_like(dt, np.nan), where=dt > 0)
-    known = e[~np.isnan(e)]
+def curve_of(device: int, session: Session) -> Curve:
+    """The device's cumulative energy over a stretch, with a warning for all that was not read plainly."""
+    rows, times = session.ticks["rows"][:, device], session.device_times(device)
+    clock = session.ticks["monotonic_s"]
+    flags = rows["flags"].astype(np.int64)
+    energy_j = rows["energy_mj"] / 1e3
+    missing = (flags & MISSING) > 0
+    passed_s = np.diff(clock, prepend=clock[:1])
+    used_j, spans_s = np.diff(energy_j), np.diff(times)
+    power_w = np.full(len(rows), np.nan)
+    np.divide(used_j, spans_s, out=power_w[1:], where=spans_s > 0)
+    power_w[missing | ((flags & UNKNOWN) > 0)] = np.nan
+    if len(rows) and not missing[0]:  # there is no row before the first: what was read stands
+        power_w[0] = (float(rows["power_min_w"][0]) + float(rows["power_max_w"][0])) / 2
+    unread = missing | np.concatenate([[False], missing[:-1]]) | ((flags & SILENT) > 0)
+    fallback = (flags[1:] & INTEGRATED) > 0
+    known = rows["counter_mj"] >= 0
+    counters = rows["counter_mj"][known]
     curve = Curve(
-        t,
-        np.concatenate([[0.0], np.cumsum(used)]) if len(good) else np.empty(0),
-        attempts[good],
         times,
-        shown,
-        first_counter_j=float(e[0]) if len(known) and not np.isnan(e[0]) else None,
-        last_counter_j=float(e[-1]) if len(known) and not np.isnan(e[-1]) else None,
-        gap_s=float(dt[skipped | silent | unknown].sum()) + outside_s,
+        energy_j,
+        session.ticks["attempt"].astype(np.int64),
+        power_w,
+        rows["power_min_w"].astype(float),
+        rows["power_max_w"].astype(float),
+        samples=int(rows["n"][~missing].sum()),
+        first_counter_mj=int(counters[0]) if len(counters) else None,
+        last_counter_mj=int(counters[-1]) if len(counters) else None,
+        doubt_j=float(rows["doubt_mj"][-1]) / 1e3,
+        integrated_j=float(used_j[fallback].sum()),
+        gap_s=float(passed_s[unread].sum()),
+        unknown_s=float(passed_s[(flags & UNKNOWN) > 0].sum()),
     )
-    missing = len(values) - len(good)
-    if missing:
-        why = next((value["error"] for value in values if value.get("error")), "no value")
-        curve.warnings.append(f"missing in {missing} of {len(values)} readings ({why})")
-    if unknown.any():
-        curve.warnings.append(f"the energy of {dt[unknown].sum():.1f} s is unknown and not in the total")
-    if silent.any():
-        curve.warnings.append(f"the meter was silent for {dt[silent].sum():.1f} s")
-    for index in np.flatnonzero(grown < 0):
-        how = "unknown" if unknown[index] else f"{used[index]:.1f} J from integrated power"
-        curve.warnings.append(f"the counter went backwards at {t[index + 1]:.3f}: a new epoch, the interval is {how}")
-    if len(known) and (lost := int((np.isnan(grown) & ~unknown).sum())):
-        curve.warnings.append(f"no counter in {lost} intervals: taken from integrated power")
-    _cross_check(curve, grown[counted], held[counted])
+    _explain(curve, session, session.sensors[device], flags, missing)
+    if session.sensors[device]["method"] == "counter":
+        _cross_check(curve, rows, flags)
     return curve
 
 
-def gap_between(old: Segment, before: Curve, new: Segment, after: Curve) -> Gap:
-    """What was used between a crash and the restart: the growth of the same boot's counter."""
-    start, end = float(old.times()[-1]), float(new.times()[0])
-    attempt, duration = int(old.attempts()[-1]), f"{end - start:.1f} s between a crash and the restart"
-    first, last = before.last_counter_j, after.first_counter_j
+def _explain(curve: Curve, session: Session, about: dict[str, Any], flags: Any, missing: Any) -> None:
+    if missing.any():
+        why = next(
+            (e["why"] for e in session.events if e.get("event") == "missing" and e["uuid"] == about["uuid"]), None
+        )
+        state = "is missing from the beginning" if missing.all() else f"could not be read for {curve.gap_s:.1f} s"
+        curve.warnings.append(f"{state} ({why or 'no reason was kept'})")
+    if curve.unknown_s:
+        curve.warnings.append(f"the energy of {curve.unknown_s:.1f} s is unknown and not in the total")
+    silent = (flags & SILENT) > 0
+    if silent.any():
+        curve.warnings.append(f"the meter was silent {int(silent.sum())} times")
+    for place in np.flatnonzero((flags & RESET) > 0):
+        how = "unknown" if flags[place] & UNKNOWN else "taken from integrated power"
+        when = float(session.times()[place])
+        curve.warnings.append(f"the counter went backwards before {when:.3f}: a new epoch, that interval is {how}")
+    stood_in = ((flags & INTEGRATED) > 0) & ((flags & RESET) == 0)
+    if stood_in.any():
+        curve.warnings.append(f"no counter in {int(stood_in.sum())} intervals: taken from integrated power")
+
+
+def _cross_check(curve: Curve, rows: Any, flags: Any) -> None:
+    """What counter and integrated power say of the same intervals; more than 5 % apart is a warning."""
+    kept = np.flatnonzero(rows["held_mj"] >= 0)  # the seconds file leaves the integral out
+    if len(kept) < 2:
+        return
+    odd = np.cumsum((flags & (MISSING | RESET | UNKNOWN | NO_POWER | SILENT | INTEGRATED)) > 0)
+    clean = np.diff(odd[kept]) == 0
+    counted = np.diff(rows["counter_mj"][kept])[clean]
+    held = np.diff(rows["held_mj"][kept])[clean]
+    curve.counter_j, curve.held_j = float(counted.sum()) / 1e3, float(held.sum()) / 1e3
+    largest = max(curve.counter_j, curve.held_j)
+    if clean.sum() >= 10 and abs(curve.counter_j - curve.held_j) > DISAGREEMENT * largest:
+        curve.warnings.append(
+            f"counter ({curve.counter_j:.1f} J) and integrated power ({curve.held_j:.1f} J) differ by more than 5 %"
+        )
+
+
+def gap_between(old: Session, before: Curve, new: Session, after: Curve, about: dict[str, Any]) -> Gap:
+    """What a device used between a crash and the restart: the growth of the same boot's counter."""
+    start, end = float(before.time_unix_s[-1]), float(after.time_unix_s[0])
+    attempt, duration = int(before.attempt[-1]), f"{end - start:.1f} s between a crash and the restart"
+    first, last = before.last_counter_mj, after.first_counter_mj
     boot = old.header.get("boot_id")
+    grown = None if first is None or last is None else last - first
+    range_mj = about.get("range_mj")
+    if grown is not None and range_mj:
+        # It wraps at its range; over a longer time nobody can tell how often.
+        grown = grown % range_mj if (end - start) * WRAP_POWER_W * 1e3 < range_mj else None
     if boot is None or boot != new.header.get("boot_id"):
         why = "the machine was restarted, or its boot is unknown"
     elif first is None or last is None:
         why = "no energy counter"
-    elif last < first:
+    elif grown is None:
+        why = "its counter may have wrapped more than once"
+    elif grown < 0:
         why = "the counter went backwards"
     else:
-        text = f"{last - first:.1f} J in {duration} are booked as gap"
-        return Gap(attempt, start, max(start, end), last - first, text)
-    return Gap(
-        attempt,
-        start,
-        max(start, end),
-        0.0,
-        f"the energy of {duration} is unknown and not in the total: {why}",
-    )
-
-
-def _cross_check(curve: Curve, grown: Array, held: Array) -> None:
-    """Say so when counter and integrated power of the same intervals differ by more than 5%."""
-    both = ~np.isnan(held)
-    counter_j, power_j = float(grown[both].sum()), float(held[both].sum())
-    if both.sum() >= 10 and abs(counter_j - power_j) > DISAGREEMENT * max(counter_j, power_j):
-        curve.warnings.append(
-            f"counter ({counter_j:.1f} J) and integrated power ({power_j:.1f} J) differ by more than 5%"
-        )
+        text = f"{grown / 1e3:.1f} J in {duration} are booked as gap"
+        return Gap(attempt, start, max(start, end), grown / 1e3, text)
+    text = f"the energy of {duration} is unknown and not in the total: {why}"
+    return Gap(attempt, start, max(start, end), 0.0, text)

@@ -1,44 +1,76 @@
-"""The ledger: an append-only, checksummed file of readings, one per node.
+"""The ledger of a node: append-only files of checksummed frames that a crash cannot take back.
 
-A line is the CRC-32 of the JSON in eight hex digits, a space, the compact JSON, and a newline. Every append
-reaches the operating system before it returns, so that killing the meter loses nothing; fsync, at most once
-in `fsync_s`, bounds what a power cut takes. Lines that fail their checksum are named, and skipped.
+    <node>.ledger    headers, events, and each device's state once a minute: small, and enough for every total
+    <node>.seconds   each device's state once a second, sixty rows to a compressed frame: the shape of the run
+    <node>.raw       every reading of the last hours; a full file becomes <node>.raw.old
+
+All three hold the same rows at different distances. A row's columns are cumulative (energy.track.Row), so a coarser
+file has exactly the energy of a finer one, and a damaged frame loses shape and no joules.
+
+A frame is: "HP", kind (1 byte), version (1 byte), length and CRC-32 of the payload (4 bytes each, little-endian), then
+the payload: JSON for headers (H) and events (E), packed rows for M, R and (compressed) S. Each reading reaches the
+operating system before `append` returns, so that kill -9 loses nothing; fsync bounds what a power cut takes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-SCHEMA = "hoofprint/ledger/1"
+SCHEMA = "hoofprint/ledger/2"
+VERSION = 2
+MAGIC = b"HP"
+HEAD = struct.Struct("<2scBII")
+TICK = struct.Struct("<IIddIH")  # session, number, unix s, monotonic s, attempt, devices
+STATE = struct.Struct("<BHdffqqqq")  # the columns of energy.track.Row
+HEADER, EVENT, MINUTE, RAW, SECONDS = b"H", b"E", b"M", b"R", b"S"
+KINDS = (HEADER, EVENT, MINUTE, RAW, SECONDS)
+LONGEST = 1 << 26  # a length beyond this is damage, not a frame
 
 
-class LedgerWriter:
-    """Appends entries to a ledger. An existing file is kept; its torn last line is closed by a newline."""
+class Frame(NamedTuple):
+    kind: bytes
+    version: int
+    payload: bytes
+    offset: int
+    end: int
 
-    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 1.0) -> None:
+
+class Appender:
+    """Appends frames to one file. A frame that a full disk cut short is taken back, so that the file stays whole."""
+
+    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 5.0) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._fsync_s = fsync_s
-        self._synced_s = time.monotonic()
+        self._fsync_s, self._synced_s = fsync_s, time.monotonic()
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._fd).st_size
-        self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        data = self.path.read_bytes()
+        self._size = whole_size(data)
+        self.cut_bytes = len(data) - self._size  # of a frame that a crash tore
+        os.ftruncate(self._fd, self._size)
 
-    def append(self, entry: dict[str, Any]) -> None:
-        """Write one entry. OSError (a full disk) leaves at most a torn line, isolated by the next append."""
-        line = encode(entry)
-        if self._torn:
-            line = b"\n" + line
-        self._torn = True
-        while line:
-            line = line[os.write(self._fd, line) :]
-        self._torn = False
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def append(self, kind: bytes, payload: bytes) -> None:
+        """Write one frame. OSError (a full disk) leaves the file as it was before."""
+        frame = encode(kind, payload)
+        written = 0
+        try:
+            while written < len(frame):
+                written += os.write(self._fd, frame[written:])
+        except OSError:
+            if written:
+                os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(frame)
         if time.monotonic() - self._synced_s >= self._fsync_s:
             self.sync()
 
@@ -57,44 +89,69 @@ class LedgerWriter:
             os.close(fd)
 
 
-@dataclass
-class LedgerContents:
-    """The whole entries of a ledger in order, and a sentence about each line that is not whole."""
-
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+def encode(kind: bytes, payload: bytes) -> bytes:
+    return HEAD.pack(MAGIC, kind, VERSION, len(payload), zlib.crc32(payload, _seed(kind, VERSION))) + payload
 
 
-def encode(entry: dict[str, Any]) -> bytes:
-    """An entry as its line, newline included. ValueError for NaN and infinities, which JSON does not know."""
-    body = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
-    return b"%08x %s\n" % (zlib.crc32(body), body)
+def _seed(kind: bytes, version: int) -> int:
+    """Puts kind and version under the payload's checksum."""
+    return zlib.crc32(bytes((kind[0], version)))
 
 
-def read_ledger(path: str | os.PathLike[str]) -> LedgerContents:
-    """Every whole entry of the file. Damage is named in `damaged`, with line and byte, and never raises."""
-    contents = LedgerContents()
-    data = Path(path).read_bytes()
-    offset = 0
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        is_tail = offset + len(line) == len(data)
-        if line:
-            entry = _decode(line)
-            if entry is not None:
-                contents.entries.append(entry)
-            else:
-                what = "torn at the end of the file" if is_tail else "checksum does not match"
-                contents.damaged.append(f"{Path(path).name}: line {number} (byte {offset}): {what}")
-        offset += len(line) + 1
-    return contents
+def encode_json(document: dict[str, Any]) -> bytes:
+    """ValueError for NaN and infinities, which JSON does not know."""
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
-    checksum, separator, body = line[:8], line[8:9], line[9:]
-    if separator != b" " or checksum != b"%08x" % zlib.crc32(body):
+def frames(data: bytes, damaged: list[str], name: str = "") -> Iterator[Frame]:
+    """Every whole frame of a file's bytes. What is not whole is named in `damaged` and skipped to the next frame."""
+    for frame in _whole(data, damaged, name):
+        if frame.version > VERSION or frame.kind not in KINDS:
+            damaged.append(f"{name}: byte {frame.offset}: written by a newer version, not understood and left out")
+        else:
+            yield frame
+
+
+def _whole(data: bytes, damaged: list[str], name: str) -> Iterator[Frame]:
+    offset, size = 0, len(data)
+    while offset < size:
+        frame = _frame_at(data, offset)
+        if frame is not None:
+            yield frame
+            offset = frame.end
+            continue
+        after = _next_frame(data, offset + 1)
+        what = "torn at the end of the file" if after == size else f"damaged: {after - offset} bytes are left out"
+        damaged.append(f"{name}: byte {offset}: {what}")
+        offset = after
+
+
+def _frame_at(data: bytes, offset: int) -> Frame | None:
+    start = offset + HEAD.size
+    if start > len(data):
         return None
-    try:
-        entry = json.loads(body)
-    except ValueError:
+    magic, kind, version, length, checksum = HEAD.unpack_from(data, offset)
+    end = start + length
+    if magic != MAGIC or length > LONGEST or end > len(data):
         return None
-    return entry if isinstance(entry, dict) else None
+    payload = data[start:end]
+    if zlib.crc32(payload, _SEEDS.get((kind, version)) or _seed(kind, version)) != checksum:
+        return None
+    return Frame(kind, version, payload, offset, end)
+
+
+def _next_frame(data: bytes, start: int) -> int:
+    """Where the next whole frame begins, or the end of the data."""
+    while (start := data.find(MAGIC, start)) >= 0:
+        if _frame_at(data, start) is not None:
+            return start
+        start += 1
+    return len(data)
+
+
+_SEEDS = {(kind, VERSION): _seed(kind, VERSION) for kind in KINDS}
+
+
+def whole_size(data: bytes) -> int:
+    """Bytes up to the end of the last whole frame: what a writer keeps when it goes on with a file."""
+    return max((frame.end for frame in _whole(data, [], "")), default=0)

@@ -1,22 +1,39 @@
-"""The meter: reads every sensor of a node on a schedule and appends to its ledger.
+"""The meter: reads every sensor of a node on a schedule, keeps windows, and appends to the node's ledger.
 
-One per node. Once built it never raises into its caller: what goes wrong becomes a warning, and the readings
-say which device was missing.
+    with Meter() as meter:
+        meter.begin("epoch")
+        train_one_epoch()
+        print(meter.end("epoch").energy_j)
+
+Once built it never raises into its caller, and it never makes it wait: what goes wrong becomes a warning, and the
+readings say which device was missing. A sensor whose call hangs is left alone by a new reading thread.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from energy.ledger import SCHEMA, LedgerWriter
-from energy.sensors import Reading, Sensor, discover
+from energy.readers import Channel, boot_id
+from energy.sensors import Sensor, discover
+from energy.windows import SETTLE_S, Edge, Window, resolve
+from energy.writer import LedgerWriter, Tick
 
-BACKLOG = 512  # entries kept in memory while the disk takes none; beyond it every second reading is dropped
+Clock = Callable[[], tuple[float, float]]
+
+FAST_S = 0.05  # power that no counter backs is read this often
+EDGE_S = 0.01  # how often the counters are read while an edge waits for them to update
+HANG_S = 2.0  # a sensor that has not answered for this long is left alone
+JITTER = 0.2  # readings come this share of the interval early or late, so that periodic loads are not aliased
+SILENT_INTERVALS, SILENT_S = 10, 5.0  # a silence of more than both is a gap
+CLOCK_JUMP_S = 0.5
 
 
 def system_clock() -> tuple[float, float]:
@@ -24,80 +41,104 @@ def system_clock() -> tuple[float, float]:
     return time.time(), time.monotonic()
 
 
-def boot_id() -> str | None:
-    """Identifies this boot of the machine: energy counters are only comparable within one."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-
-
 class Meter:
-    """Meters a node into `ledger_path` from `start()` to `stop()`, in a thread of its own.
+    """Meters this node from `start()` to `stop()`, in a thread of its own.
 
-    `sensors` (default: all that are found) can be given; `gpus` limits the GPUs to these UUIDs. `sample()`
-    takes one reading by hand. A ledger that exists is continued, which the account sees as a restart.
+    ledger: file to append to (continued if it exists), or None for windows alone.
+    interval_s: time between readings of the ledger. Edges of windows, and power without a counter, are read faster.
+    gpus: "visible" to this process, "all" of the node, or UUIDs. host: also CPU and memory.
+    sensors: further sensors, or (with `discover_sensors=False`) the only ones.
     """
 
     def __init__(
         self,
-        ledger_path: str | os.PathLike[str],
-        node: str,
+        ledger: str | os.PathLike[str] | None = None,
+        *,
+        node: str | None = None,
         interval_s: float = 0.5,
         attempt: int = 1,
-        *,
-        sensors: Sequence[Sensor] | None = None,
-        gpus: Collection[str] | None = None,
-        clock: Callable[[], tuple[float, float]] = system_clock,
+        gpus: Collection[str] | str | None = "visible",
+        host: bool = True,
+        sensors: Sequence[Sensor] = (),
+        discover_sensors: bool = True,
+        clock: Clock = system_clock,
     ) -> None:
         if not interval_s > 0:
             raise ValueError(f"interval_s: expected a time above 0 s, got {interval_s}")
-        self.node, self.interval_s, self.attempt = node, interval_s, attempt
+        self.node = node or socket.gethostname()
+        self.interval_s, self.attempt = interval_s, attempt
         self.warnings: list[str] = []
-        self._path, self._clock = Path(ledger_path), clock
+        self._path = None if ledger is None else Path(ledger)
+        self._clock = clock
         self._writer: LedgerWriter | None = None
-        self._pending: list[dict[str, Any]] = []
-        self._stopping = threading.Event()
-        self._lock = threading.Lock()
+        self._number = 0
+        self._last: tuple[float, float] | None = None
+        self._windows: dict[str, Window] = {}
+        self._edges: list[Edge] = []
+        self._lock = threading.Lock()  # of the thread that reads now
+        self._names = threading.Lock()  # windows and edges
+        self._wake, self._first, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._stopping = self._read_now = False
+        self._generation = 0
         self._closed = False
-        if sensors is None:
-            found, warnings = discover(node, gpus=gpus)
-            self._sensors: list[Sensor] = found
+        self._cpu_s = 0.0
+        found: list[Sensor] = []
+        if discover_sensors:
+            found, warnings = discover(self.node, gpus=gpus, host=host)
             self.warnings += warnings
-        else:
-            self._sensors = list(sensors)
-        self._uuids = [sensor.describe()["uuid"] for sensor in self._sensors]
-        self._thread = threading.Thread(target=self._run, name=f"meter-{node}", daemon=True)
+        self._channels = [Channel(sensor) for sensor in [*found, *sensors]]
+        self._random = random.Random()
+
+    # What this meter is
 
     @property
-    def sensors(self) -> list[dict[str, str]]:
+    def sensors(self) -> list[dict[str, Any]]:
         """What each sensor is, as in `run.json`."""
-        return [sensor.describe() for sensor in self._sensors]
+        return [channel.about for channel in self._channels]
 
     def describe(self) -> dict[str, Any]:
-        """{node, sensors, warnings}: this meter's entry in `run.json`."""
-        return {"node": self.node, "sensors": self.sensors, "warnings": list(self.warnings)}
+        """{node, sensors, warnings, overhead}: this meter's entry in `run.json`."""
+        return {
+            "node": self.node,
+            "sensors": self.sensors,
+            "warnings": list(self.warnings),
+            "overhead": {"cpu_s": self._cpu_s, "readings": self._number},
+        }
+
+    def now(self) -> list[dict[str, Any]]:
+        """The newest figures of each device: energy_j since the start, power_w, and why it is missing if it is."""
+        return [
+            channel.about | {"energy_j": channel.track.energy_mj / 1e3, "power_w": channel.track.power_w}
+            | {"missing": channel.track.why_missing if channel.track.missing else None}
+            for channel in self._channels
+        ]  # fmt: skip
+
+    # From start to stop
 
     def start(self) -> Meter:
-        """Write the header and the first reading, then go on in the background."""
-        self.sample()
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            self._warn(f"meter of {self.node}: no background readings ({error})")
+        """Take the first reading and go on in the background. Waits for that reading, unless a sensor hangs."""
+        self._launch()
+        threading.Thread(target=self._watch, name=f"meter-watch-{self.node}", daemon=True).start()
+        self._first.wait(timeout=HANG_S)
         return self
 
     def stop(self) -> None:
         """Take a last reading, note the orderly end, close the ledger. Safe to call twice."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10 + self.interval_s)
-        self.sample(last=True)
-
-    def mark(self, attempt: int) -> None:
-        """From here on the readings belong to `attempt`."""
-        self.attempt = attempt
-        self.sample()
+        with self._names:
+            still_open = list(self._windows)
+            self._windows.clear()
+        for name in still_open:
+            self._warn(f"the window {name!r} was still open at the end")
+        if self._generation == 0:  # by hand, without a thread
+            self.sample(last=True)
+            return
+        deadline_s = time.monotonic() + SETTLE_S
+        while self._edges and time.monotonic() < deadline_s:
+            time.sleep(EDGE_S / 2)
+        self._stopping = True
+        self._wake.set()
+        if not self._done.wait(timeout=3 * HANG_S):
+            self._warn(f"meter of {self.node}: the last reading did not come; the ledger ends with the one before")
 
     def __enter__(self) -> Meter:
         return self.start()
@@ -105,73 +146,213 @@ class Meter:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
+    def mark(self, attempt: int) -> None:
+        """From a reading now on they belong to `attempt`."""
+        self.attempt = attempt
+        self._read_now = True
+        self._wake.set()
+
+    # Windows
+
+    def begin(self, name: str) -> Window:
+        """Open a window. ValueError when one of this name is open."""
+        edge = self._edge()
+        window = Window(name, edge, self.sensors, {c.uuid: c.share for c in self._channels})
+        with self._names:
+            if name in self._windows:
+                raise ValueError(f"a window called {name!r} is open already: end it, or give this one another name")
+            self._windows[name] = window
+            self._edges.append(edge)
+        self._wake.set()
+        return window
+
+    def end(self, name: str | Window) -> Window:
+        """Close a window and return it; its figures are there a fraction of a second later. ValueError if unknown."""
+        edge = self._edge()
+        key = name.name if isinstance(name, Window) else name
+        with self._names:
+            window = self._windows.pop(key, None)
+            if window is None:
+                known = ", ".join(map(repr, self._windows)) or "none is open"
+                raise ValueError(f"no window called {key!r} is open ({known})")
+            window.close(edge)
+            self._edges.append(edge)
+        self._wake.set()
+        return window
+
+    @contextmanager
+    def window(self, name: str) -> Iterator[Window]:
+        """`with meter.window("step") as w: ...`, then `w.energy_j`."""
+        window = self.begin(name)
+        try:
+            yield window
+        finally:
+            self.end(window)
+
+    def _edge(self) -> Edge:
+        return Edge(*self._clock())
+
+    # Readings
+
     def sample(self, *, last: bool = False) -> None:
-        """Read every sensor once and append the reading; `last` ends the ledger in good order."""
+        """Read every sensor once, now, and append the reading; `last` ends the ledger in good order.
+
+        For a meter that was not started: with a thread of its own it does this by itself.
+        """
         with self._lock:
-            if self._closed:
-                return
-            try:
-                self._sample(last)
-            except Exception as error:  # the trainer must never die of its meter
-                self._warn(f"meter of {self.node}: a reading failed ({error!r})")
+            if not self._closed:
+                self._read_all(self._lock, last)
 
-    def _sample(self, last: bool) -> None:
-        time_unix_s, monotonic_s = self._clock()
-        stamp = {"time_unix_s": time_unix_s, "monotonic_s": monotonic_s, "attempt": self.attempt}
-        values = {uuid: self._read(sensor) for uuid, sensor in zip(self._uuids, self._sensors, strict=True)}
-        self._pending.append({"kind": "reading", **stamp, "values": values})
+    def _read_all(self, lock: threading.Lock, last: bool = False) -> None:
+        """`lock` is the one that the caller holds: when it is no longer the meter's, another thread has taken over."""
+        try:
+            for channel in self._channels:
+                channel.read(self._clock, forced=last)
+                if lock is not self._lock:
+                    return
+            self._append(last)
+        except Exception as error:  # the trainer must never die of its meter
+            self._warn(f"meter of {self.node}: a reading failed ({error!r})")
+
+    def _append(self, last: bool) -> None:
+        unix_s, now_s = self._clock()
+        self._note_silence(unix_s, now_s)
+        self._number += 1
+        if self._path is not None and self._writer is None:
+            self._open_writer()
+        self._take_news(unix_s)
+        if self._path is not None:
+            if self._writer is not None:
+                rows = tuple(channel.row(now_s) for channel in self._channels)
+                self._writer.tick(Tick(self._writer.session, self._number, unix_s, now_s, self.attempt, rows))
         if last:
-            self._pending.append({"kind": "end", **stamp, "warnings": list(self.warnings)})
             self._closed = True
-        self._write()
-        if last and self._writer is not None:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.event({"event": "end", "unix_s": unix_s, **self.describe()})
+                self._writer.close()
+                self.warnings += [fault for fault in self._writer.faults if fault not in self.warnings]
 
-    def _header(self) -> dict[str, Any]:
-        return {
-            "kind": "header",
-            "schema": SCHEMA,
-            "node": self.node,
-            "boot_id": boot_id(),
-            "attempt": self.attempt,
-            "interval_s": self.interval_s,
-            "sensors": self.sensors,
-        }
+    def _take_news(self, unix_s: float) -> None:
+        for channel in self._channels:
+            if channel.track.missing != channel.was_missing and self._writer is not None:
+                channel.was_missing = channel.track.missing
+                event = "missing" if channel.was_missing else "found"
+                about = {"uuid": channel.uuid, "unix_s": unix_s, "why": channel.track.why_missing}
+                self._writer.event({"event": event, **about})
+            news = channel.news()
+            if news is None:
+                continue
+            for text in news:
+                self._warn(text)
+            if self._writer is not None:
+                self._writer.event({"event": "sensor", **channel.about})
 
-    def _read(self, sensor: Sensor) -> dict[str, Any]:
+    def _open_writer(self) -> None:
+        from energy.sensors.nvml import driver_version
+
+        assert self._path is not None
         try:
-            reading = sensor.read()
-        except Exception as error:
-            reading = Reading(error=f"{type(error).__name__}: {error}")
-        return {"energy_j": reading.energy_j, "power_w": reading.power_w, "error": reading.error}
-
-    def _write(self) -> None:
-        """Append what is pending, in order. While the disk refuses, keep it, thinned, and retry."""
-        try:
-            if self._writer is None:
-                self._writer = LedgerWriter(self._path)
-                self._pending.insert(0, self._header())
-            while self._pending:
-                self._writer.append(self._pending[0])
-                del self._pending[0]
+            self._writer = LedgerWriter(self._path)
         except OSError as error:
-            self._warn(f"{self._path}: not writable ({error.strerror}): readings wait in memory, thinned")
-            if len(self._pending) > BACKLOG:
-                recent = len(self._pending) % 2  # keep the newest reading and whatever is no reading
-                self._pending = [
-                    entry
-                    for index, entry in enumerate(self._pending)
-                    if entry["kind"] != "reading" or index % 2 != recent
-                ]
+            self._warn(f"{self._path}: cannot be written ({error.strerror}): nothing is kept on disk so far")
+            return
+        self._writer.header(
+            {
+                "node": self.node,
+                "boot_id": boot_id(),
+                "driver": driver_version(),
+                "attempt": self.attempt,
+                "interval_s": self.interval_s,
+                "sensors": self.sensors,
+            }
+        )
+
+    def _note_silence(self, unix_s: float, now_s: float) -> None:
+        before, self._last = self._last, (unix_s, now_s)
+        if before is None:
+            return
+        passed_s, shown_s = now_s - before[1], unix_s - before[0]
+        if passed_s > max(SILENT_S, SILENT_INTERVALS * self.interval_s):
+            for channel in self._channels:
+                channel.silence(passed_s)
+        if abs(shown_s - passed_s) > CLOCK_JUMP_S:
+            self._warn(f"the clock of {self.node} was set by {shown_s - passed_s:+.1f} s while it was metered")
+            if self._writer is not None:
+                self._writer.event(
+                    {"event": "clock", "unix_s": unix_s, "monotonic_s": now_s, "by_s": shown_s - passed_s}
+                )
+
+    # The reading thread
+
+    def _launch(self) -> None:
+        """A reading thread with a lock of its own; one that came before it ends at its next step."""
+        self._generation += 1
+        self._lock = threading.Lock()
+        name = f"meter-{self.node}-{self._generation}"
+        try:
+            threading.Thread(target=self._run, args=(self._lock,), name=name, daemon=True).start()
+        except RuntimeError as error:
+            self._warn(f"meter of {self.node}: no background readings ({error})")
+
+    def _run(self, lock: threading.Lock) -> None:
+        fast = [channel for channel in self._channels if channel.needs_fast]
+        due_s = fast_due_s = time.monotonic()
+        cpu_s = time.thread_time()
+        while lock is self._lock and not self._closed:
+            now_s = time.monotonic()
+            wanted_s = min(due_s, fast_due_s) if fast else due_s
+            if self._edges:
+                wanted_s = min(wanted_s, now_s + EDGE_S)
+            self._wake.wait(max(0.0, wanted_s - now_s))
+            self._wake.clear()
+            now_s = time.monotonic()
+            with lock:
+                if now_s >= due_s or self._stopping or self._read_now:
+                    self._read_now = False
+                    self._read_all(lock, last=self._stopping)
+                    due_s = now_s + self._spaced(self.interval_s)
+                else:
+                    self._read_some(self._waiting_for_edges() if self._edges else fast)
+                if now_s >= fast_due_s:
+                    fast_due_s = now_s + self._spaced(FAST_S)
+            if lock is self._lock:
+                self._resolve_edges()
+                self._first.set()
+            self._cpu_s += time.thread_time() - cpu_s
+            cpu_s = time.thread_time()
+        if self._closed:
+            self._done.set()
+
+    def _spaced(self, interval_s: float) -> float:
+        return interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+
+    def _read_some(self, channels: Sequence[Channel]) -> None:
+        for channel in channels:
+            channel.read(self._clock)
+
+    def _waiting_for_edges(self) -> list[Channel]:
+        latest_s = max(edge.monotonic_s for edge in self._edges)
+        return [c for c in self._channels if not (c.is_slow or c.hung or c.track.is_settled(latest_s))]
+
+    def _resolve_edges(self) -> None:
+        now_s = self._clock()[1]
+        for edge in list(self._edges):
+            waiting = [c for c in self._channels if not (c.is_slow or c.hung or c.track.is_settled(edge.monotonic_s))]
+            if not waiting or self._closed or now_s - edge.monotonic_s > SETTLE_S:
+                resolve(edge, self._channels)
+                with self._names:
+                    self._edges.remove(edge)
+
+    def _watch(self) -> None:
+        """Replace the reading thread when a sensor's call hangs; the stuck one ends by itself once it is answered."""
+        while not self._done.wait(HANG_S / 2):
+            for channel in self._channels:
+                since_s = channel.in_call_s
+                if since_s is not None and time.monotonic() - since_s > HANG_S and not channel.hung:
+                    channel.hung = True
+                    self._warn(f"{channel.about['name']} ({channel.uuid}): its sensor does not answer")
+                    self._launch()
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
-
-    def _run(self) -> None:
-        next_s = time.monotonic()
-        while True:
-            next_s = max(next_s + self.interval_s, time.monotonic())
-            if self._stopping.wait(next_s - time.monotonic()):
-                return
-            self.sample()

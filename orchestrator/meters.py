@@ -17,7 +17,11 @@ class MeterActor:
         node = f"{socket.gethostname()}-{node_id[:6]}"
         self.node = socket.gethostname()
         self.meter = Meter(
-            Path(run_dir) / "energy" / f"{node}.ledger", self.node, interval_s=interval_s, attempt=attempt
+            Path(run_dir) / "energy" / f"{node}.ledger",
+            node=self.node,
+            interval_s=interval_s,
+            attempt=attempt,
+            gpus="all",
         )
         self.meter.start()
 

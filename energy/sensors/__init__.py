@@ -5,40 +5,64 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a sensor said once. `energy_j` is a running counter; with `error` the device is missing."""
-
-    energy_j: float | None = None
-    power_w: float | None = None
-    error: str | None = None
-
-
-class Sensor(Protocol):
-    """A device's meter. `read` may raise: the meter then books the device as missing for that reading."""
-
-    def describe(self) -> dict[str, str]:
-        """uuid, name, node, kind (gpu|cpu|dram), method (counter|integrated|modelled), boundary."""
-        ...
-
-    def read(self) -> Reading: ...
-
+from typing import Any, Protocol
 
 POWERCAP = Path("/sys/class/powercap")
 
 
-def discover(
-    node: str, *, gpus: Collection[str] | None = None, powercap: Path = POWERCAP, host_model: bool = True
-) -> tuple[list[Sensor], list[str]]:
-    """The sensors of this node and warnings about what cannot be measured.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a sensor said once. With `error` the device is missing for this reading.
 
-    `gpus` limits the GPUs to these UUIDs. CPU packages and memory without RAPL counters are modelled, unless
-    `host_model` is false. Never raises: a source that fails is a warning.
+    energy_mj: a running counter in mJ (whole: counters count in mJ or mJ, and sums must be exact), or None.
+    power_w: power in W, or None.
+    counter_unix_s, power_unix_s: when the driver last updated each (unix s), or None where it does not say.
+    covers_past: `power_w` is the mean since the previous reading, not the power from here on.
+    pending: the sensor is not ready yet, which is no fault.
     """
-    from energy.sensors import host, nvml, rapl
+
+    energy_mj: int | None = None
+    power_w: float | None = None
+    counter_unix_s: float | None = None
+    power_unix_s: float | None = None
+    covers_past: bool = False
+    pending: bool = False
+    error: str | None = None
+
+
+class Sensor(Protocol):
+    """A device's meter. `read` may raise, be slow or hang: the meter then books the device as missing."""
+
+    def describe(self) -> dict[str, Any]:
+        """uuid, name, node, kind, method and boundary.
+
+        kind: gpu | cpu | dram | baseline | node. method: counter | integrated | modelled | assumed.
+        boundary: gpu | node. Of kind `node`, the reading is of the whole node and contains all others. Further keys:
+        share (of a GPU that a MIG instance stands for), range_mj (at which a counter wraps).
+        """
+        ...
+
+    def read(self) -> Reading: ...
+
+    # A sensor that is looked up in the background may have `news()`: (its description, warnings) once it is ready,
+    # else None.
+
+
+def discover(
+    node: str,
+    *,
+    gpus: Collection[str] | str | None = "all",
+    host: bool = True,
+    powercap: Path = POWERCAP,
+) -> tuple[list[Sensor], list[str]]:
+    """The sensors of this node, and warnings about what cannot be measured and what to do about it.
+
+    gpus: "all" of the node, "visible" (those that CUDA_VISIBLE_DEVICES names), or UUIDs, also abbreviated.
+    host: also CPU packages and memory: RAPL counters, and where there are none codecarbon's models.
+    Never raises: a source that fails is a warning.
+    """
+    from energy.sensors import host as host_models
+    from energy.sensors import nvml, rapl
 
     sensors: list[Sensor] = []
     warnings: list[str] = []
@@ -51,14 +75,16 @@ def discover(
         add("NVML", nvml.find(node, gpus))
     except Exception as error:
         warnings.append(f"NVML: GPUs cannot be measured ({error!r})")
+    if not host:
+        return sensors, warnings
     try:
         add("RAPL", rapl.find(node, powercap))
     except Exception as error:
         warnings.append(f"RAPL: CPUs cannot be measured ({error!r})")
     missing = {"cpu", "dram"} - {sensor.describe()["kind"] for sensor in sensors}
-    if host_model and missing:
+    if missing:
         try:
-            add("host model", host.find(node, missing))
+            add("host model", host_models.find(node, missing))
         except Exception as error:
             warnings.append(f"host model: CPU and memory are not accounted ({error!r})")
     return sensors, warnings

@@ -1,81 +1,110 @@
 """CPU and memory of a node without counters: codecarbon's models, always marked `modelled`.
 
 The CPU model scales the thermal design power with the load of the whole machine; the memory model counts
-probable DIMMs. Both are assumptions, and the sensor's name and a warning say which.
+probable DIMMs. Both are assumptions, and the sensor's name and a warning say which. codecarbon takes seconds to look
+at the machine, so it does so on a thread, and the sensors are pending until then.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from energy.sensors import Reading, Sensor
 
+_LOOK_UP = threading.Lock()  # codecarbon's logger is one for the process
+
 
 class ModelSensor:
-    """A codecarbon hardware model as a sensor of watts."""
+    """A codecarbon hardware model as a sensor of watts: pending, then ready or failed for good."""
 
-    def __init__(self, hardware: Any, uuid: str, name: str, kind: str, node: str) -> None:
-        self._hardware = hardware
+    def __init__(self, kind: str, node: str) -> None:
+        self.kind = kind
+        self._hardware: Any = None
+        self._failure: str | None = None
+        self._news: list[str] | None = None
         self._about = {
-            "uuid": uuid,
-            "name": name,
+            "uuid": f"{kind}@{node}",
+            "name": {"cpu": "CPU (model)", "dram": "memory (model)"}[kind],
             "node": node,
             "kind": kind,
             "method": "modelled",
             "boundary": "node",
         }
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         return dict(self._about)
 
     def read(self) -> Reading:
-        """Modelled power in W; the model's own failure (it answers zero) makes the device missing."""
+        """Modelled mean power in W since the last reading; the model's own failure makes the device missing."""
+        if self._failure is not None:
+            return Reading(error=self._failure)
+        if self._hardware is None:
+            return Reading(pending=True)
         power_w = float(self._hardware.total_power().W)
-        return Reading(power_w=power_w) if power_w > 0 else Reading(error="the model gave no power")
+        return Reading(power_w=power_w, covers_past=True) if power_w > 0 else Reading(error="the model gave no power")
+
+    def news(self) -> tuple[dict[str, Any], list[str]] | None:
+        news, self._news = self._news, None
+        return None if news is None else (self.describe(), news)
+
+    def settle(self, hardware: Any, name: str, warnings: list[str]) -> None:
+        self._about["name"], self._hardware, self._news = name, hardware, warnings
+
+    def fail(self, why: str, warnings: list[str]) -> None:
+        self._failure, self._news = why, [*warnings, f"host model: {why}"]
 
 
 def find(node: str, kinds: Collection[str]) -> tuple[list[Sensor], list[str]]:
-    """Models of the wanted `kinds` ("cpu", "dram") of this machine, and what they assume."""
-    sensors: list[Sensor] = []
-    warnings: list[str] = []
-    with _captured_log(warnings):
-        if "cpu" in kinds:
-            _add_cpu(node, sensors, warnings)
-        if "dram" in kinds:
-            _add_memory(node, sensors, warnings)
-    return sensors, warnings
+    """Models of the wanted `kinds` ("cpu", "dram") of this machine; what they assume comes as their `news`."""
+    sensors = [ModelSensor(kind, node) for kind in ("cpu", "dram") if kind in kinds]
+    threading.Thread(target=_look_up, args=(sensors,), name="host-models", daemon=True).start()
+    return list(sensors), []
 
 
-def _add_cpu(node: str, sensors: list[Sensor], warnings: list[str]) -> None:
+def _look_up(sensors: list[ModelSensor]) -> None:
+    with _LOOK_UP:
+        for sensor in sensors:
+            warnings: list[str] = []
+            try:
+                with _captured_log(warnings):
+                    hardware, name, assumed = (_cpu if sensor.kind == "cpu" else _memory)()
+                sensor.settle(hardware, name, [f"host model: {text}" for text in [*warnings, assumed]])
+            except Exception as error:  # codecarbon parses what machines print: anything may happen, and is then said
+                sensor.fail(f"{sensor.kind} is not accounted: {error}", warnings)
+
+
+def _cpu() -> tuple[Any, str, str]:
+    """(model, name, what it assumes)."""
     from codecarbon.core.cpu import TDP
     from codecarbon.core.util import count_physical_cpus
     from codecarbon.external.hardware import CPU
 
     tdp = TDP()
     if tdp.tdp is None:
-        warnings.append("the CPU is not accounted: codecarbon detects neither its model nor its threads")
-        return
+        raise RuntimeError("codecarbon detects neither the CPU's model nor its threads")
     # codecarbon looks up one socket, but guesses an unknown CPU by all the threads of the machine.
     known = bool(tdp._get_cpu_power_from_registry(tdp.model))
     sockets = max(1, int(count_physical_cpus())) if known else 1
     tdp_w = float(tdp.tdp) * sockets
     basis = f"{sockets} x {tdp.tdp:g} W TDP" if known else f"{tdp_w:g} W assumed: unknown CPU, 4 W a thread"
     hardware = CPU(output_dir="", mode="cpu_load", model=tdp.model, tdp=round(tdp_w))
-    sensors.append(ModelSensor(hardware, f"cpu@{node}", f"{tdp.model} (model: {basis})", "cpu", node))
-    warnings.append(f"the CPU ({tdp.model}) is modelled from its load, not measured: {basis}")
+    return (
+        hardware,
+        f"{tdp.model} (model: {basis})",
+        f"the CPU ({tdp.model}) is modelled from its load, not measured: {basis}",
+    )
 
 
-def _add_memory(node: str, sensors: list[Sensor], warnings: list[str]) -> None:
+def _memory() -> tuple[Any, str, str]:
     from codecarbon.external.ram import RAM
 
     hardware = RAM(tracking_mode="machine")
-    gigabytes, power_w = hardware.machine_memory_GB, hardware.total_power().W
-    basis = f"{power_w:g} W assumed for {gigabytes:.0f} GiB"
-    sensors.append(ModelSensor(hardware, f"dram@{node}", f"memory (model: {basis})", "dram", node))
-    warnings.append(f"memory is modelled by its probable DIMMs, not measured: {basis}")
+    basis = f"{hardware.total_power().W:g} W assumed for {hardware.machine_memory_GB:.0f} GiB"
+    return hardware, f"memory (model: {basis})", f"memory is modelled by its probable DIMMs, not measured: {basis}"
 
 
 @contextmanager

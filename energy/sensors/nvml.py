@@ -1,25 +1,48 @@
-"""NVIDIA GPUs through NVML: each of the node once, by UUID, whatever CUDA_VISIBLE_DEVICES says."""
+"""NVIDIA GPUs through NVML: each of the node once, by UUID, with energy, power and their driver timestamps.
+
+One `nvmlDeviceGetFieldValues` call reads the energy counter, the instantaneous and the average power together.
+pynvml's own wrapper of that call builds its arrays anew each time; here they are made once for each GPU, which is
+most of the cost of a reading. Where the call or a field is not supported, the older single calls stand in.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
+from ctypes import byref, c_int32
 from typing import Any
 
 from energy.sensors import Reading, Sensor
 
+ENERGY, AVERAGE, INSTANT = 83, 185, 186  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, _POWER_AVERAGE, _POWER_INSTANT
+FIELDS = (ENERGY, INSTANT, AVERAGE)
+REOPEN_AFTER_S = 5.0  # how often a GPU that is lost, or whose driver was reloaded, is looked for again
+
 
 class NvmlSensor:
-    """One GPU: its energy counter (Volta and later) or else its power, to be integrated by the account."""
+    """One GPU: its energy counter (Volta and later) or else its power, to be integrated."""
 
-    def __init__(self, handle: Any, uuid: str, name: str, node: str, has_counter: bool) -> None:
+    def __init__(self, handle: Any, uuid: str, name: str, node: str) -> None:
+        import pynvml
+
+        self._nvml = pynvml
         self._handle = handle
-        self._has_counter = has_counter
+        self._failed_s: float | None = None
+        self._values = (pynvml.c_nvmlFieldValue_t * len(FIELDS))()
+        for value, field in zip(self._values, FIELDS, strict=True):
+            value.fieldId = field
+        self._count, self._pointer = c_int32(len(FIELDS)), byref(self._values)
+        try:
+            self._call: Any = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
+        except (pynvml.NVMLError, AttributeError):
+            self._call = None
+        self.has_counter = self._probe_counter()
         self._about = {
             "uuid": uuid,
             "name": name,
             "node": node,
             "kind": "gpu",
-            "method": "counter" if has_counter else "integrated",
+            "method": "counter" if self.has_counter else "integrated",
             "boundary": "gpu",
         }
 
@@ -27,24 +50,81 @@ class NvmlSensor:
         return dict(self._about)
 
     def read(self) -> Reading:
-        """Counter in J (since the driver was loaded) and power in W; an error makes the device missing."""
-        import pynvml
+        """Counter in mJ (since the driver was loaded) and power in W; an error makes the device missing."""
+        if self._failed_s is not None and time.monotonic() - self._failed_s >= REOPEN_AFTER_S:
+            self._reopen()
+        if self._call is None:
+            return self._read_singly()
+        code = self._call(self._handle, self._count, self._pointer)
+        if code == self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND or code == self._nvml.NVML_ERROR_NOT_SUPPORTED:
+            self._call = None
+            return self._read_singly()
+        if code:
+            self._failed_s = self._failed_s or time.monotonic()
+            return Reading(error=str(self._nvml.NVMLError(code)))
+        self._failed_s = None
+        energy, instant, average = self._values
+        power = instant if instant.nvmlReturn == 0 else average
+        if (self.has_counter and energy.nvmlReturn) or power.nvmlReturn:
+            return self._mend(energy, power)
+        return Reading(
+            energy.value.ullVal if self.has_counter else None,
+            power.value.uiVal / 1000.0,
+            energy.timestamp * 1e-6 or None,
+            power.timestamp * 1e-6 or None,
+        )
 
+    def _reopen(self) -> None:
+        """A driver that was loaded again wants a new handle; the next reading tells whether it helped."""
+        self._failed_s = time.monotonic()
         try:
-            energy_j = None
-            if self._has_counter:
-                energy_j = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000.0
-        except pynvml.NVMLError as error:
-            return Reading(error=str(error))
+            self._nvml.nvmlInit()
+            self._handle = self._nvml.nvmlDeviceGetHandleByUUID(self._about["uuid"])
+        except self._nvml.NVMLError:
+            return
+
+    def _mend(self, energy: Any, power: Any) -> Reading:
+        """A reading of which a field failed: the single call for that part, with its own error."""
+        single = self._read_singly()
+        if single.error is not None:
+            return single
+        has_energy, has_power = energy.nvmlReturn == 0 and self.has_counter, power.nvmlReturn == 0
+        return Reading(
+            energy.value.ullVal if has_energy else single.energy_mj,
+            power.value.uiVal / 1000.0 if has_power else single.power_w,
+            (energy.timestamp * 1e-6 or None) if has_energy else None,
+            (power.timestamp * 1e-6 or None) if has_power else None,
+        )
+
+    def _read_singly(self) -> Reading:
+        nvml, energy_mj, power_w, why = self._nvml, None, None, ""
         try:
-            power_w = pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000.0
-        except pynvml.NVMLError as error:
-            return Reading(energy_j=energy_j, error=None if energy_j is not None else str(error))
-        return Reading(energy_j=energy_j, power_w=power_w)
+            if self.has_counter:
+                energy_mj = nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except nvml.NVMLError as error:
+            why = str(error)
+        try:
+            power_w = nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000.0
+        except nvml.NVMLError as error:
+            why = why or str(error)
+        return Reading(energy_mj, power_w, error=why if energy_mj is None and power_w is None else None)
+
+    def _probe_counter(self) -> bool:
+        """Whether the GPU counts its energy; other errors are left to the readings to name."""
+        nvml = self._nvml
+        try:
+            nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
+            return False
+        except nvml.NVMLError:
+            return True
+        return True
 
 
-def find(node: str, gpus: Collection[str] | None = None) -> tuple[list[Sensor], list[str]]:
-    """The GPUs of this node; without driver or library the list is empty and a warning says so."""
+def find(node: str, gpus: Collection[str] | str | None = "all") -> tuple[list[Sensor], list[str]]:
+    """The GPUs of this node (see `discover`); without driver or library the list is empty and a warning says so."""
+    from energy.sensors import visible
+
     try:
         import pynvml
     except ImportError:
@@ -54,25 +134,39 @@ def find(node: str, gpus: Collection[str] | None = None) -> tuple[list[Sensor], 
         count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
         return [], [f"no GPU is measured: {error} (on a node with NVIDIA GPUs, check that nvidia-smi works)"]
-    sensors: list[Sensor] = []
+    handles: dict[str, Any] = {}
     warnings: list[str] = []
     for index in range(count):
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+            handles[pynvml.nvmlDeviceGetUUID(handle)] = handle
         except pynvml.NVMLError as error:
             warnings.append(f"GPU {index} is not measured: {error}")
+    chosen = visible.choose(gpus, handles, warnings)
+    sensors: list[Sensor] = []
+    for uuid, handle in handles.items():
+        if uuid not in chosen:
             continue
-        if gpus is not None and uuid not in gpus:
-            continue
-        has_counter = _has_counter(handle, pynvml)
-        if not has_counter:
+        try:
+            name = pynvml.nvmlDeviceGetName(handle)
+        except pynvml.NVMLError as error:
+            name, text = "unknown GPU", f"{uuid} does not tell its name: {error}"
+            warnings.append(text)
+        sensor = NvmlSensor(handle, uuid, name, node)
+        if not sensor.has_counter:
             warnings.append(f"{name} {uuid} has no energy counter: its power is integrated")
-        sensors.append(NvmlSensor(handle, uuid, name, node, has_counter))
-    if gpus is not None:
-        found = {sensor.describe()["uuid"] for sensor in sensors}
-        warnings.extend(f"{uuid} is not on {node}" for uuid in sorted(set(gpus) - found))
+        sensors.append(sensor)
     return sensors, warnings
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, or None without one: counters start anew when it is loaded again."""
+    try:
+        import pynvml
+
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # no library, no driver, no such call: all mean that nobody can tell
+        return None
 
 
 def power_limit_w(uuid: str) -> float | None:
@@ -85,14 +179,3 @@ def power_limit_w(uuid: str) -> float | None:
         return pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000.0
     except pynvml.NVMLError:
         return None
-
-
-def _has_counter(handle: Any, pynvml: Any) -> bool:
-    """Whether the GPU counts its energy; other errors are left to the readings to name."""
-    try:
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
-        return False
-    except pynvml.NVMLError:
-        return True
-    return True

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from energy.sensors import Reading, Sensor
 
@@ -40,13 +41,14 @@ class RaplSensor:
             "kind": kind,
             "method": "counter",
             "boundary": "node",
+            "range_mj": self._range_uj // 1000,
         }
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         return dict(self._about)
 
     def read(self) -> Reading:
-        """Unwrapped counter in J, and the mean power in W since the previous reading (None at the first)."""
+        """Unwrapped counter in mJ, and the mean power in W since the previous reading (None at the first)."""
         raw_uj, now_s = int((self._zone / "energy_uj").read_text()), self._clock()
         power_w = None
         if self._last is not None:
@@ -57,7 +59,7 @@ class RaplSensor:
                 grown_uj = (raw_uj - last_uj) % self._range_uj
                 power_w = grown_uj / 1e6 / (now_s - last_s)
         self._last = (raw_uj, now_s)
-        return Reading(energy_j=(self._wrapped_uj + raw_uj) / 1e6, power_w=power_w)
+        return Reading(energy_mj=(self._wrapped_uj + raw_uj) // 1000, power_w=power_w, covers_past=True)
 
 
 def find(node: str, powercap: Path) -> tuple[list[Sensor], list[str]]:

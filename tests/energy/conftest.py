@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # for energy_fakes
+sys.path.insert(0, str(ROOT / "tests" / "nvml_sim"))
+
+from build import NoCompiler, build  # noqa: E402
 
 VIRTUAL_METER = """
 import sys
@@ -25,7 +27,10 @@ def tick():
         file.write(repr(now[0]))
 tick()
 sensors, warnings = nvml.find(node)
-meter = Meter(ledger, node, float(step), int(attempt), sensors=sensors, clock=lambda: (1e9 + now[0], now[0]))
+meter = Meter(
+    ledger, node=node, interval_s=float(step), attempt=int(attempt), sensors=sensors, discover_sensors=False,
+    clock=lambda: (now[0], now[0]),
+)
 count = round((float(end) - float(start)) / float(step))
 for index in range(count + 1):
     now[0] = float(start) + index * float(step)
@@ -38,19 +43,15 @@ print(warnings + meter.warnings)
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a libnvidia-ml.so.1 that is ours."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for the NVML stand-in: apt-get install gcc")
-    folder = tmp_path_factory.mktemp("nvml")
-    source = ROOT / "tests" / "nvml_sim" / "nvml_sim.c"
-    library = str(folder / "libnvidia-ml.so.1")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, str(source), "-lm"], check=True)
-    return folder
+    try:
+        return build(tmp_path_factory.mktemp("nvml"))
+    except NoCompiler as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
 def nvml_env(nvml_library: Path, tmp_path: Path) -> Callable[[str], dict[str, str]]:
-    """The environment of a process that sees the GPUs described by the text (see nvml_sim.c)."""
+    """The environment of a process that sees the GPUs described by the text (see tests/nvml_sim/README.md)."""
 
     def environment(gpus: str) -> dict[str, str]:
         config = tmp_path / "gpus.txt"

@@ -13,6 +13,11 @@ from energy.sensors import Reading
 ROOT = Path(__file__).parents[2]
 
 
+def reading(energy_j: float | None = None, power_w: float | None = None) -> Reading:
+    """A reading of a counter that stands at so many J."""
+    return Reading(energy_mj=None if energy_j is None else round(energy_j * 1000), power_w=power_w)
+
+
 class FakeSensor:
     """Answers with the given readings in turn; an exception among them is raised."""
 
@@ -39,14 +44,21 @@ def meter_fake(
     node: str = "n1",
 ) -> Meter:
     """Take one reading at each time (unix = monotonic), then stop in order or leave as a crash would."""
-    clock = iter(times)
+    held = [times[0]]
 
-    def tick() -> tuple[float, float]:
-        now = next(clock)
-        return now, now
+    def now() -> tuple[float, float]:
+        return held[0], held[0]
 
-    meter = Meter(run.ledger_file(node), node, 1.0, attempt, sensors=sensors, clock=tick)
-    for index in range(len(times)):
+    meter = Meter(
+        run.ledger_file(node),
+        node=node,
+        interval_s=1.0,
+        attempt=attempt,
+        sensors=sensors,
+        discover_sensors=False,
+        clock=now,
+    )
+    for index, held[0] in enumerate(times):
         meter.sample(last=stop and index == len(times) - 1)
     return meter
 

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import random
 import signal
@@ -7,121 +6,234 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from energy_fakes import ROOT, FakeSensor
+from energy_fakes import ROOT, FakeSensor, meter_fake, reading
 
-from energy import ledger
-from energy.ledger import LedgerWriter, encode, read_ledger
+from energy import ledger, read_ledger
+from energy.account import account_run
+from energy.ledger import EVENT, RAW, Appender, Frame, encode, frames
 from energy.meter import Meter
-from energy.sensors import Reading
+from energy.readings import read_sessions
+from energy.runs import RunFolder
+from energy.seconds import compress, expand
+from energy.track import Row
+from energy.writer import Tick, pack
 
-ENTRIES = [{"kind": "reading", "n": n, "values": {"GPU-é": {"energy_j": n * 1.5}}} for n in range(5)]
+PAYLOADS = [b"reading %d " % n * (n + 1) for n in range(5)]
 
 
-def write(path: Path, entries: list[dict]) -> bytes:
-    writer = LedgerWriter(path)
-    for entry in entries:
-        writer.append(entry)
-    writer.close()
+def write(path: Path, payloads: list[bytes]) -> bytes:
+    appender = Appender(path)
+    for payload in payloads:
+        appender.append(RAW, payload)
+    appender.close()
+    appender.close()
     return path.read_bytes()
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "n.ledger"
-    write(path, ENTRIES)
-    contents = read_ledger(path)
-    assert contents.entries == ENTRIES and contents.damaged == []
+def read(path: Path, damaged: list[str] | None = None) -> list[bytes]:
+    return [frame.payload for frame in frames(path.read_bytes(), [] if damaged is None else damaged, path.name)]
 
 
-def test_cut_at_every_byte_keeps_the_whole_entries_and_can_be_continued(tmp_path: Path) -> None:
-    data = write(tmp_path / "whole", ENTRIES)
-    ends = [len(b"".join(encode(e) for e in ENTRIES[: n + 1])) for n in range(len(ENTRIES))]
+def test_cut_at_every_byte_keeps_the_whole_frames_and_can_be_continued(tmp_path: Path) -> None:
+    data = write(tmp_path / "whole", PAYLOADS)
+    ends = [sum(len(encode(RAW, p)) for p in PAYLOADS[: n + 1]) for n in range(len(PAYLOADS))]
     path = tmp_path / "cut"
     for size in range(len(data) + 1):
         path.write_bytes(data[:size])
-        whole = sum(end - 1 <= size for end in ends)  # only the newline may be missing
-        contents = read_ledger(path)
-        assert contents.entries == ENTRIES[:whole]
-        is_torn = size not in (0, *ends, *(end - 1 for end in ends))
-        assert bool(contents.damaged) == is_torn
-        write(path, [{"kind": "header"}])
-        assert read_ledger(path).entries == [*ENTRIES[:whole], {"kind": "header"}]
+        whole = sum(end <= size for end in ends)
+        damaged: list[str] = []
+        assert read(path, damaged) == PAYLOADS[:whole]
+        assert bool(damaged) == (size not in (0, *ends))
+        write(path, [b"again"])
+        assert read(path) == [*PAYLOADS[:whole], b"again"]
 
 
-def test_bit_flips_lose_at_most_the_lines_they_touch(tmp_path: Path) -> None:
-    data = write(tmp_path / "whole", ENTRIES)
+def test_a_bit_flip_loses_the_frame_it_touches_and_is_named(tmp_path: Path) -> None:
+    data = write(tmp_path / "whole", PAYLOADS)
     path = tmp_path / "flipped"
     for bit in range(len(data) * 8):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        contents = read_ledger(path)
-        assert all(entry in ENTRIES for entry in contents.entries)
-        assert len(contents.entries) >= len(ENTRIES) - 2
-        assert contents.damaged or len(contents.entries) == len(ENTRIES)
+        damaged: list[str] = []
+        kept = read(path, damaged)
+        assert damaged and len(kept) == len(PAYLOADS) - 1 and all(payload in PAYLOADS for payload in kept)
 
 
-def test_garbage_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "garbage"
-    path.write_bytes(random.Random(0).randbytes(5000))
-    contents = read_ledger(path)
-    assert contents.entries == [] and contents.damaged
+def test_garbage_and_a_newer_version_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged: list[str] = []
+    assert list(frames(random.Random(0).randbytes(5000), damaged)) == [] and damaged
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "VERSION", 3)
+        newer = encode(EVENT, b"{}")
+    path = tmp_path / "newer"
+    path.write_bytes(encode(RAW, b"old") + newer + encode(RAW, b"new"))
+    damaged = []
+    assert read(path, damaged) == [b"old", b"new"]
+    assert len(damaged) == 1 and "newer version" in damaged[0]
+    write(path, [b"more"])
+    assert newer in path.read_bytes()  # what is not understood is not thrown away either
 
 
-def test_a_full_disk_never_reaches_the_caller_and_readings_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real_write, budget = os.write, [400]
+def test_a_full_disk_takes_a_frame_back_and_loses_no_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_write, budget = os.write, [100_000]
 
-    def write(fd: int, data: bytes) -> int:
+    def limited(fd: int, data: bytes) -> int:
         if budget[0] <= 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         written = real_write(fd, bytes(data)[: budget[0]])
         budget[0] -= written
         return written
 
-    monkeypatch.setattr(ledger.os, "write", write)
-    path = tmp_path / "n.ledger"
-    meter = Meter(path, "n", sensors=[FakeSensor("GPU-1", [Reading(energy_j=float(n)) for n in range(3000)])])
-    for _ in range(2000):
+    run = RunFolder(tmp_path / "run")
+    now = [0.0]
+    sensor = FakeSensor("GPU-1", [reading(energy_j=100.0 * n, power_w=100.0) for n in range(200_001)])
+    meter = Meter(
+        run.ledger_file("n1"), sensors=[sensor], discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0])
+    )
+    monkeypatch.setattr(ledger.os, "write", limited)
+    for n in range(100_000):
+        now[0] = float(n)
         meter.sample()
-    assert len(meter._pending) < 1100
-    assert any("No space left" in warning for warning in meter.warnings)
+    assert meter._writer is not None and len(meter._writer._pending) <= 1024
     budget[0] = 10**9
-    meter.stop()
-    contents = read_ledger(path)
-    counters = [e["values"]["GPU-1"]["energy_j"] for e in contents.entries if e["kind"] == "reading"]
-    assert contents.entries[0]["kind"] == "header"
-    assert counters == sorted(set(counters)) and counters[-1] == 2000.0 and len(counters) > 100
-    assert len(contents.damaged) == 1
-    assert contents.entries[-1]["kind"] == "end" and contents.entries[-1]["warnings"]
+    now[0] = 100_000.0
+    meter.sample(last=True)
+    assert any("No space left" in warning for warning in meter.warnings)
+    account = account_run(run)
+    assert account.energy_j == 100.0 * 100_000
+    assert account.damaged == []
 
 
-def test_kill_9_keeps_every_reading(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom energy.meter import Meter\nfrom energy.sensors import Reading\n"
-        "class S:\n"
-        "    n = 0.0\n"
-        "    def describe(self): return {'uuid': 'GPU-1'}\n"
-        "    def read(self):\n"
-        "        self.n += 1; return Reading(energy_j=self.n)\n"
-        "meter = Meter(sys.argv[1], 'n', 0.001, sensors=[S()]).start()\n"
-        "while True:\n    time.sleep(0.05); print(meter._sensors[0].n, flush=True)\n"
-    )
-    path = tmp_path / "n.ledger"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    for _ in range(5):
-        seen = float(process.stdout.readline())
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    contents = read_ledger(path)
-    counters = [e["values"]["GPU-1"]["energy_j"] for e in contents.entries[1:]]
-    assert counters == [float(n) for n in range(1, len(counters) + 1)]
-    assert len(counters) >= seen - 1  # the last one may have been on its way
-    assert json.dumps(contents.entries[0]["sensors"]) == '[{"uuid": "GPU-1"}]'
+def random_ticks(count: int, devices: int, seed: int = 1) -> list[Tick]:
+    draw = random.Random(seed)
+    energy, ticks = [0] * devices, []
+    for n in range(count):
+        rows = []
+        for d in range(devices):
+            energy[d] += draw.randrange(500_000)
+            low, counter = draw.randrange(400), -1 if d == 1 else energy[d] + 7_000_000_000
+            power = (float("nan"),) * 2 if d == 2 else (float(low), float(low + 5))
+            rows.append(Row(draw.choice([0, 0, 1, 32]), 2, n - draw.randrange(100) / 1e3, *power, counter, energy[d],
+                            energy[d], draw.randrange(5)))  # fmt: skip
+        ticks.append(Tick(3, n + 1, 1.7e9 + n, float(n), 1 + n // 30, tuple(rows)))
+    return ticks
+
+
+def test_a_compressed_block_keeps_every_number() -> None:
+    ticks = random_ticks(60, 4)
+    table = expand(compress(ticks))
+    exact = np.frombuffer(b"".join(map(pack, ticks)), table.dtype)
+    for name in ("session", "number", "unix_s", "monotonic_s", "attempt", "devices"):
+        assert (table[name] == exact[name]).all()
+    for name in ("flags", "n", "power_min_w", "power_max_w", "counter_mj", "energy_mj", "doubt_mj"):
+        np.testing.assert_array_equal(table["rows"][name], exact["rows"][name])
+    np.testing.assert_allclose(table["rows"]["at_s"], exact["rows"]["at_s"], atol=1e-9)
+    assert (table["rows"]["held_mj"] == -1).all()
+
+
+def metered(tmp_path: Path, seconds: int = 400) -> RunFolder:
+    """A run of two devices that were read four times a second, one of them lost for a while."""
+    run = RunFolder(tmp_path / "run")
+    draw = random.Random(3)
+    times = [n / 4 for n in range(seconds * 4)]
+    total, first, second = 0.0, [], []
+    for n in range(len(times)):
+        total += draw.uniform(10, 100)
+        first.append(reading(energy_j=total, power_w=draw.uniform(40, 400)))
+        second.append(RuntimeError("lost") if 200 < n < 220 else reading(power_w=draw.uniform(40, 400)))
+    sensors = [FakeSensor("GPU-1", first), FakeSensor("GPU-2", second, method="integrated")]
+    meter_fake(run, sensors, times)
+    return run
+
+
+def test_minutes_seconds_and_raw_have_the_same_energy_to_the_millijoule(tmp_path: Path) -> None:
+    run = metered(tmp_path)
+    path = run.ledger_file("n1")
+    fine, coarse = read_ledger(path), read_ledger(path, fine=False)
+    (run.energy_dir / "n1.raw").unlink()
+    seconds = read_ledger(path)
+    assert len(fine) == 3200 and 300 < len(seconds) / 2 < 450 and 6 < len(coarse) / 2 < 14
+    for table in (seconds, coarse):
+        for uuid in ("GPU-1", "GPU-2"):
+            mine, all_rows = table[table.uuid == uuid], fine[fine.uuid == uuid]
+            assert mine.energy_j.iloc[-1] == all_rows.energy_j.iloc[-1]
+            merged = mine.merge(all_rows, on="monotonic_s", suffixes=("", "_fine"))
+            assert (merged.energy_j == merged.energy_j_fine).all() and len(merged) == len(mine)
+            assert mine.power_max_w.max() == pytest.approx(all_rows.power_max_w.max(), abs=0.5)  # a spike stays visible
+    assert account_run(run, fine=False).devices[1].gap_s == pytest.approx(account_run(run).devices[1].gap_s)
+
+
+def test_a_damaged_middle_loses_no_energy(tmp_path: Path) -> None:
+    run = metered(tmp_path)
+    before = account_run(run).energy_j
+    for suffix in (".raw", ".seconds"):
+        path = run.energy_dir / f"n1{suffix}"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0x40
+        path.write_bytes(data)
+    account = account_run(run)
+    assert account.energy_j == before and len(account.damaged) == 2
+
+
+def test_a_lost_header_is_named(tmp_path: Path) -> None:
+    run = metered(tmp_path, 20)
+    path = run.ledger_file("n1")
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1  # in the header's JSON
+    path.write_bytes(data)
+    sessions, damaged = read_sessions(path)
+    assert len(sessions) == 1 and any("header" in text for text in damaged)
+
+
+KILLED = """
+import sys, time
+from energy.meter import Meter
+from energy.sensors import Reading
+class S:
+    n = 0
+    def describe(self):
+        return dict(uuid="GPU-1", name="one", node="n", kind="gpu", method="counter", boundary="gpu")
+    def read(self):
+        self.n += 1
+        return Reading(energy_mj=self.n, power_w=1.0)
+sensor = S()
+meter = Meter(sys.argv[1], interval_s=0.001, sensors=[sensor], discover_sensors=False).start()
+while True:
+    time.sleep(0.05)
+    print(sensor.n, flush=True)
+"""
+
+
+def test_kill_9_keeps_every_reading_and_the_restart_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "energy" / "n.ledger"
+    command = [sys.executable, "-c", KILLED, str(path)]
+    seen = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert process.stdout is not None
+        seen.append([int(process.stdout.readline()) for _ in range(5)][-1])
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    sessions, damaged = read_sessions(path)
+    assert [session.ended for session in sessions] == [False, False] and len(damaged) <= 1
+    for session, last in zip(sessions, seen, strict=True):
+        counters = session.ticks["rows"]["counter_mj"][:, 0]
+        assert (np.diff(counters) == 1).all() and counters[-1] >= last - 1  # one may have been on its way
+    # The first stretch's last reading was put into the ledger, so that its raw file may go.
+    for name in ("n.raw", "n.seconds"):
+        path.with_name(name).unlink()
+    again, _ = read_sessions(path)
+    assert again[0].ticks["rows"]["counter_mj"][-1, 0] == sessions[0].ticks["rows"]["counter_mj"][-1, 0]
+
+
+def test_frames_say_where_they_are() -> None:
+    first, second = encode(RAW, b"one"), encode(EVENT, b"two!")
+    assert list(frames(first + second, [])) == [
+        Frame(RAW, ledger.VERSION, b"one", 0, len(first)),
+        Frame(EVENT, ledger.VERSION, b"two!", len(first), len(first) + len(second)),
+    ]

@@ -1,0 +1,167 @@
+"""Energy by phase: the curve at the phases' edges, and regression where phases are shorter than the curve can show.
+
+A phase is a named span of the trainer's time. Of a span much longer than the distance of the readings the curve tells
+the energy. Of shorter ones it cannot, but over many of them it can: each interval between readings has so many seconds
+of each phase, and least squares gives each phase its mean power, with a standard error. Whatever the method, phases
+and what is left over sum exactly to the total.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Span = tuple[str, float, float]  # phase, start and end in unix s
+
+SHORT = 3.0  # a phase whose median span is shorter than so many readings is told by regression
+UNATTRIBUTED = "unattributed"
+
+
+@dataclass
+class PhaseEnergy:
+    """Energy in J of a phase, its standard error in J, the trainer's time in it in s, and how it was found."""
+
+    energy_j: float
+    seconds: float
+    standard_error_j: float = 0.0
+    method: str = "direct"
+
+
+def disjoint(phases: list[dict[str, Any]]) -> list[Span]:
+    """Spans that do not overlap, in order: of two, the one that started last has the time."""
+    events: list[tuple[float, float, str]] = []
+    for span in phases:
+        start, end, phase = span.get("start_unix_s"), span.get("end_unix_s"), span.get("phase")
+        if isinstance(start, int | float) and isinstance(end, int | float) and isinstance(phase, str) and end > start:
+            events.append((float(start), float(end), phase))
+    events.sort()
+    edges = sorted({edge for start, end, _ in events for edge in (start, end)})
+    spans: list[Span] = []
+    active: list[tuple[float, float, str]] = []
+    index = 0
+    for left, right in zip(edges, edges[1:], strict=False):
+        while index < len(events) and events[index][0] <= left:
+            heapq.heappush(active, (-events[index][0], events[index][1], events[index][2]))
+            index += 1
+        while active and active[0][1] <= left:
+            heapq.heappop(active)
+        if not active:
+            continue
+        if spans and spans[-1][0] == active[0][2] and spans[-1][2] == left:
+            spans[-1] = (spans[-1][0], spans[-1][1], right)  # one stretch, however often it was marked
+        else:
+            spans.append((active[0][2], left, right))
+    return spans
+
+
+def overlay(spans: list[Span], name: str, windows: list[tuple[float, float]]) -> list[Span]:
+    """The spans with what lies inside `windows` renamed."""
+    for start, end in windows:
+        cut: list[Span] = []
+        for phase, left, right in spans:
+            low, high = max(left, start), min(right, end)
+            if low >= high:
+                cut.append((phase, left, right))
+                continue
+            cut += [(phase, left, low)] if left < low else []
+            cut.append((name, low, high))
+            cut += [(phase, high, right)] if high < right else []
+        spans = cut
+    return spans
+
+
+def by_phase(times: Array, cumulative_j: Array, spans: list[Span]) -> dict[str, PhaseEnergy]:
+    """Energy of a curve by phase, what no span covers included; the energies sum to the curve's."""
+    total_j = float(cumulative_j[-1] - cumulative_j[0]) if len(times) else 0.0
+    if len(times) < 2 or not spans:
+        return {UNATTRIBUTED: PhaseEnergy(total_j, float(times[-1] - times[0]) if len(times) else 0.0)}
+    edges = np.array([(start, end) for _, start, end in spans])
+    names = sorted({phase for phase, _, _ in spans})
+    owner = np.array([names.index(phase) for phase, _, _ in spans])
+    used = np.diff(np.interp(edges, times, cumulative_j), axis=1)[:, 0]
+    clipped = np.diff(np.clip(edges, times[0], times[-1]), axis=1)[:, 0]
+    energy_j = [math.fsum(used[owner == k]) for k in range(len(names))]
+    seconds = [math.fsum(clipped[owner == k]) for k in range(len(names))]
+    energy_j.append(total_j - math.fsum(energy_j))
+    seconds.append(max(0.0, float(times[-1] - times[0]) - math.fsum(seconds)))
+    names.append(UNATTRIBUTED)
+    spacing_s = float(np.median(np.diff(times)))
+    errors_j = _edge_errors(owner, len(names), energy_j, seconds, spacing_s)
+    found = {name: PhaseEnergy(energy_j[k], seconds[k], errors_j[k]) for k, name in enumerate(names)}
+    short = [k for k in range(len(names) - 1) if seconds[k] > 0 and np.median(clipped[owner == k]) < SHORT * spacing_s]
+    if short:
+        _regress(found, names, short, times, cumulative_j, edges, owner)
+    return found
+
+
+def _edge_errors(
+    owner: NDArray[np.int64], count: int, energy_j: list[float], seconds: list[float], spacing_s: float
+) -> list[float]:
+    """Standard error of a phase's energy from its edges: each lies anywhere between two readings (uniform), where the
+    curve is a line though power changes there by the difference of the phase's power to the mean of all."""
+    mean_w = math.fsum(energy_j) / max(math.fsum(seconds), 1e-9)
+    errors = []
+    for k in range(count):
+        edges = 2 * int((owner == k).sum())
+        power_w = energy_j[k] / seconds[k] if seconds[k] > 0 else mean_w
+        errors.append(math.sqrt(edges) * abs(power_w - mean_w) * spacing_s / math.sqrt(12))
+    return errors
+
+
+def _regress(
+    found: dict[str, PhaseEnergy],
+    names: list[str],
+    short: list[int],
+    times: Array,
+    cumulative_j: Array,
+    edges: Array,
+    owner: NDArray[np.int64],
+) -> None:
+    """Give the short phases the energy that least squares over all intervals finds, keeping the sum."""
+    spans_s, used_j = np.diff(times), np.diff(cumulative_j)
+    columns = []
+    for k in range(len(names) - 1):
+        own = edges[owner == k]
+        knots = own.ravel()
+        passed = np.cumsum(np.column_stack([np.zeros(len(own)), own[:, 1] - own[:, 0]]).ravel())
+        columns.append(np.diff(np.interp(times, knots, passed)))
+    columns.append(spans_s - np.sum(columns, axis=0))
+    design = np.column_stack(columns)
+    present = [k for k in range(len(names)) if design[:, k].sum() > 1e-9]
+    design = design[:, present]
+    if len(used_j) < 3 * len(present) or np.linalg.matrix_rank(design) < len(present):
+        return  # too few intervals, or phases that always come in the same proportion: the edges must do
+    power_w, *_ = np.linalg.lstsq(design, used_j, rcond=None)
+    residual = used_j - design @ power_w
+    variance = float(residual @ residual) / (len(used_j) - len(present))
+    inverse = np.linalg.inv(design.T @ design)
+    mine = [present.index(k) for k in short if k in present]
+    if not mine:
+        return
+    seconds = np.array([found[names[present[j]]].seconds for j in mine])
+    covariance = variance * inverse[np.ix_(mine, mine)] * np.outer(seconds, seconds)
+    energy_j = power_w[mine] * seconds
+    rest_j = math.fsum(found[names[present[j]]].energy_j for j in mine)  # what they have together, from their edges
+    if len(mine) < len(present):
+        # The other phases, told by their edges, lose or gain what the short ones gain or lose.
+        others = [found[name] for name in names if found[name].seconds > 0 and names.index(name) not in short]
+        largest = max(others, key=lambda phase: phase.energy_j)
+        shift_j = math.fsum(energy_j) - rest_j
+        if min(energy_j) < 0 or largest.energy_j - shift_j < 0:
+            return
+        largest.energy_j -= shift_j
+    else:
+        spread = covariance.sum()
+        if spread > 0:
+            energy_j = energy_j + covariance.sum(axis=1) * (rest_j - energy_j.sum()) / spread
+        if min(energy_j) < 0:
+            return
+    for j, value, error in zip(mine, energy_j.tolist(), np.sqrt(np.diag(covariance)).tolist(), strict=True):
+        phase = found[names[present[j]]]
+        phase.energy_j, phase.standard_error_j, phase.method = value, error, "regression"

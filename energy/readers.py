@@ -1,0 +1,117 @@
+"""A sensor with the curve that it feeds, and the care that one sensor's trouble does not become another's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from energy.sensors import Reading, Sensor
+from energy.track import Row, Track
+
+SLOW_METHODS = ("modelled", "assumed")  # they know nothing finer than the second in which they are asked
+SLOW_S = 1.0
+
+
+def boot_id() -> str | None:
+    """Identifies this boot of the machine: energy counters are only comparable within one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+class Channel:
+    """One sensor, its curve, and the time in which it could not be read."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self._sensor = sensor
+        self.about: dict[str, Any] = sensor.describe()
+        self.uuid: str = self.about["uuid"]
+        self.share = float(self.about.get("share", 1.0))
+        self.track = Track(self.about["method"] == "counter")
+        self.samples = 0
+        self.hung = False
+        self.was_missing = False
+        self.in_call_s: float | None = None  # since when its sensor's call is under way
+        self._gap_s = 0.0
+        self._missing_since_s: float | None = None
+        self._asked_s = float("-inf")
+        self._pending_since_s: float | None = None
+        self._late_w = 0.0
+
+    @property
+    def is_slow(self) -> bool:
+        return self.about["method"] in SLOW_METHODS
+
+    @property
+    def needs_fast(self) -> bool:
+        """Power alone, with no counter behind it: what happens between two readings is lost."""
+        return self.about["kind"] == "gpu" and not self.track.uses_counter
+
+    def read(self, clock: Callable[[], tuple[float, float]], forced: bool = False) -> None:
+        """Ask the sensor, unless it hangs or was asked just now and knows nothing new."""
+        if self.hung:
+            self._take(Reading(error="its sensor does not answer"), *clock())
+            return
+        now_s = clock()[1]
+        if self.is_slow and not forced and now_s - self._asked_s < SLOW_S:
+            return
+        self._asked_s = now_s
+        self.in_call_s = time.monotonic()
+        try:
+            reading = self._sensor.read()
+        except Exception as error:
+            reading = Reading(error=f"{type(error).__name__}: {error}")
+        self.in_call_s = None
+        if reading.pending:
+            self._pending_since_s = self._pending_since_s or now_s
+            return
+        if self.hung:  # answered at last, but a new thread reads by now: what is said is too old
+            self.hung = False
+            return
+        self._take(reading, *clock())
+
+    def news(self) -> list[str] | None:
+        """Warnings of a sensor that has just become ready (its description is then renewed), else None."""
+        tell = getattr(self._sensor, "news", None)
+        told = tell() if tell is not None else None
+        if told is None:
+            return None
+        self.about = told[0]
+        return list(told[1])
+
+    def late_mj(self, at_s: float) -> float | None:
+        """The curve at a moment when the sensor was not ready yet, known afterwards; None if it never became so."""
+        if self._pending_since_s is None or not self.track.points:
+            return None
+        return self._late_w * max(0.0, at_s - self._pending_since_s) * 1e3
+
+    def silence(self, duration_s: float) -> None:
+        self.track.silence()
+        self._gap_s += duration_s
+
+    def row(self, now_s: float) -> Row:
+        return self.track.row(now_s)
+
+    def gap_s_at(self, now_s: float) -> float:
+        """Time in s in which it could not be read, up to now."""
+        waiting_s = 0.0 if self._missing_since_s is None else max(0.0, now_s - self._missing_since_s)
+        return self._gap_s + waiting_s
+
+    def _take(self, reading: Reading, unix_s: float, now_s: float) -> None:
+        if not self.track.points and self._pending_since_s is not None and reading.power_w is not None:
+            # The model is constant or an average: what it says first stands for the moments in which it was looked up.
+            self._late_w = reading.power_w
+            self.track.begin_at(self._pending_since_s)
+        before_s = self.track.points[-1].at_s if self.track.points else now_s
+        self.track.update(reading, unix_s, now_s)
+        if self.track.missing:
+            if self._missing_since_s is None:
+                self._missing_since_s = before_s
+            return
+        self.samples += 1
+        if self._missing_since_s is not None:
+            self._gap_s += now_s - self._missing_since_s
+            self._missing_since_s = None

@@ -1,0 +1,108 @@
+"""Which GPUs a program may use: CUDA_VISIBLE_DEVICES as indices, UUIDs (also abbreviated), MIG UUIDs, or empty.
+
+NVML ignores that variable, and indices count in PCI order there as CUDA's do with CUDA_DEVICE_ORDER=PCI_BUS_ID; CUDA's
+own default order is by speed, which differs only where the GPUs of a node do, and then a warning says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def choose(gpus: Collection[str] | str | None, handles: Mapping[str, Any], warnings: list[str]) -> dict[str, float]:
+    """{uuid: share of the GPU} of those that are meant; what is not there is a warning.
+
+    A share below 1 is a MIG instance's: see `mig_share`.
+    """
+    if gpus is None or gpus == "all":
+        return dict.fromkeys(handles, 1.0)
+    if gpus == "visible":
+        text = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if text is None:
+            return dict.fromkeys(handles, 1.0)
+        names, where = [part.strip() for part in text.split(",") if part.strip()], "CUDA_VISIBLE_DEVICES"
+    else:
+        names, where = [gpus] if isinstance(gpus, str) else list(gpus), "gpus"
+    chosen: dict[str, float] = {}
+    for name in names:
+        uuid, share = _resolve(name, handles)
+        if uuid is None:
+            warnings.append(f"{where} names {name}, which is not on this node (or is not to be seen from here)")
+            if where == "CUDA_VISIBLE_DEVICES" and name.lstrip("-").isdigit():
+                break  # CUDA stops at the first index that is not there
+            continue
+        chosen[uuid] = min(1.0, chosen.get(uuid, 0.0) + share)
+        if share < 1.0:
+            warnings.append(
+                f"{name} is a MIG instance: all of its GPU {uuid} is metered, {share:.0%} of it attributed (by its "
+                "share of the compute units: a stated rule, not a measurement)"
+            )
+    if len(names) > 1 and any(name.isdigit() for name in names):
+        _warn_of_order(handles, warnings)
+    return chosen
+
+
+def _resolve(name: str, handles: Mapping[str, Any]) -> tuple[str | None, float]:
+    if name.lstrip("-").isdigit():
+        index, uuids = int(name), list(handles)
+        return (uuids[index], 1.0) if 0 <= index < len(uuids) else (None, 1.0)
+    if name.startswith("MIG-"):
+        return _mig_parent(name, handles)
+    found = [uuid for uuid in handles if uuid.startswith(name) or uuid.startswith(f"GPU-{name}")]
+    return (found[0], 1.0) if len(found) == 1 else (None, 1.0)
+
+
+def _mig_parent(name: str, handles: Mapping[str, Any]) -> tuple[str | None, float]:
+    """(UUID of the GPU that the instance is a part of, the instance's share of it)."""
+    import pynvml
+
+    if name.startswith("MIG-GPU-"):  # drivers before R470 name it MIG-<GPU uuid>/<instance>/<compute instance>
+        uuid = name.removeprefix("MIG-").partition("/")[0]
+        name_of = {uuid: handles[uuid]} if uuid in handles else {}
+    else:
+        name_of = dict(handles)
+    for uuid, handle in name_of.items():
+        try:
+            count = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+        except pynvml.NVMLError:
+            continue
+        for index in range(count):
+            try:
+                instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+                own = pynvml.nvmlDeviceGetUUID(instance)
+            except pynvml.NVMLError:
+                continue  # an empty slot
+            if own == name or own.startswith(name):
+                return uuid, mig_share(handle, instance)
+    return None, 1.0
+
+
+def mig_share(parent: Any, instance: Any) -> float:
+    """The instance's compute slices over the seven that a MIG GPU has.
+
+    No counter splits a GPU's energy over its instances. The rule follows the slices, not the activity: energy that
+    nobody used is shared by what each has reserved.
+    """
+    import pynvml
+
+    try:
+        slices = pynvml.nvmlDeviceGetAttributes(instance).gpuInstanceSliceCount
+    except pynvml.NVMLError:
+        return 1.0  # not told: all of it, which is the larger figure
+    return min(1.0, max(slices, 1) / 7)
+
+
+def _warn_of_order(handles: Mapping[str, Any], warnings: list[str]) -> None:
+    import pynvml
+
+    try:
+        names = {pynvml.nvmlDeviceGetName(handle) for handle in handles.values()}
+    except pynvml.NVMLError:
+        return
+    if len(names) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        warnings.append(
+            "CUDA_VISIBLE_DEVICES holds indices on a node with different GPUs, where CUDA orders them by speed: set "
+            "CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID"
+        )

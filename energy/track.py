@@ -1,0 +1,238 @@
+"""One device's running energy: readings in, a curve of cumulative mJ out, with what was odd about it.
+
+The curve follows the energy counter. Beside it runs the integral of power, held between driver timestamps: the
+cross-check, and the stand-in for an interval in which the counter gave nothing (a reset, an unsupported field). What
+neither could tell is `UNKNOWN` and adds nothing. Rows hold
+whole mJ, cumulative, so that thinning the curve loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from energy.sensors import Reading
+
+# What was odd between the row before and this one. A row's own state is MISSING; the others speak of the interval.
+MISSING, RESET, UNKNOWN, INTEGRATED, SILENT, NO_POWER = 1, 2, 4, 8, 16, 32
+FLAGS = {
+    MISSING: "missing", RESET: "reset", UNKNOWN: "unknown", INTEGRATED: "integrated", SILENT: "silent",
+    NO_POWER: "no_power",
+}  # fmt: skip
+
+OLDEST_TIMESTAMP_S = 10.0  # a driver timestamp further from now than this is not believed (a clock was set)
+MEMORY = 0.95  # of the running share of power changes per sample, see `_doubt`
+
+
+class Point(NamedTuple):
+    """Cumulative energy at a monotonic time in s: an update of the counter, or of the power register."""
+
+    at_s: float
+    energy_mj: int
+
+
+class Row(NamedTuple):
+    """A device's state at a tick. Cumulative columns hold at `at_s`; n, power and flags cover the time since the last.
+
+    counter_mj is the counter that energy_mj stands for (with what integration put on the curve in its place), -1 where
+    there is none. held_mj is the integral of power, energy_mj the curve, doubt_mj the half width by which sampled power
+    may have missed what happened between its samples.
+    """
+
+    flags: int
+    n: int
+    at_s: float
+    power_min_w: float
+    power_max_w: float
+    counter_mj: int
+    held_mj: int
+    energy_mj: int
+    doubt_mj: int
+
+
+class Track:
+    """The curve of one device. `update` takes a reading; `row` gives the state; `energy_at` the curve at a time."""
+
+    def __init__(self, uses_counter: bool) -> None:
+        self.uses_counter = uses_counter
+        self.missing = False
+        self.why_missing: str | None = None
+        self.resets = 0
+        self.power_w: float | None = None
+        self.points: deque[Point] = deque(maxlen=24)  # enough for the edges of a window at ten readings a second
+        self._energy_mj = 0
+        self._held_j = self._held_doubt_j = 0.0
+        self._doubt_j = self._held_doubt_at_counter_j = 0.0
+        self._counter_mj: int | None = None
+        self._held_at_counter_mj = 0  # held_mj at the last point of the counter
+        self._held_whole = True  # power was known ever since that point
+        self._owed_mj = 0  # integrated energy already on the curve, which the counter's next growth contains
+        self._power_at_s: float | None = None
+        self._changes = 1.0
+        self._range_w = (float("inf"), float("-inf"))
+        self._flags = self._n = 0
+        self._power_low_w, self._power_high_w = float("inf"), float("-inf")
+
+    @property
+    def energy_mj(self) -> int:
+        return self._energy_mj
+
+    @property
+    def doubt_mj(self) -> int:
+        """Half width by which what was integrated may be wrong; a counter leaves no such doubt."""
+        return int((self._doubt_j if self.uses_counter else self._held_doubt_j) * 1e3)
+
+    @property
+    def held_mj(self) -> int:
+        return int(self._held_j * 1e3)
+
+    def update(self, reading: Reading, unix_s: float, now_s: float) -> None:
+        """Take one reading, made at unix time `unix_s` and monotonic time `now_s` (s)."""
+        self._n += 1
+        if reading.error is not None or (reading.energy_mj is None and reading.power_w is None):
+            self._miss(reading.error or "no value")
+            return
+        if self.missing and self.points and not self.uses_counter:
+            self._flags |= UNKNOWN  # a counter would tell what was used meanwhile
+        if reading.power_w is not None:
+            self._take_power(reading, _moment(reading.power_unix_s, unix_s, now_s))
+        elif self.uses_counter:
+            self._flags |= NO_POWER
+            self._power_at_s, self._held_whole = None, False
+        if self.uses_counter:
+            self._take_counter(reading.energy_mj, _moment(reading.counter_unix_s, unix_s, now_s), now_s)
+        self.missing, self.why_missing = False, None
+
+    def begin_at(self, at_s: float) -> None:
+        """Start the curve before the first reading, which is then taken to hold since `at_s`: for models alone."""
+        self._power_at_s = at_s
+        self.points.append(Point(at_s, 0))
+
+    def silence(self) -> None:
+        """The meter itself did not run for long: power was not followed, a counter still counts."""
+        self._flags |= SILENT
+        self._power_at_s, self._held_whole = None, False
+        if not self.uses_counter and self.points:
+            self._flags |= UNKNOWN
+
+    def row(self, now_s: float) -> Row:
+        """The state now; the next row's interval begins here."""
+        low, high = self._power_low_w, self._power_high_w
+        if low > high:
+            low = high = float("nan")
+        flags = self._flags | (MISSING if self.missing else 0)
+        at_s = self.points[-1].at_s if self.points else now_s
+        counter = -1 if self._counter_mj is None else self._counter_mj + self._owed_mj
+        row = Row(flags, self._n, at_s, low, high, counter, self.held_mj, self._energy_mj, self.doubt_mj)
+        self._forget_interval()
+        return row
+
+    def is_settled(self, at_s: float) -> bool:
+        """Whether the curve is known on both sides of a moment."""
+        return bool(self.points) and self.points[-1].at_s >= at_s
+
+    def energy_at(self, at_s: float) -> float | None:
+        """Cumulative energy in mJ at a monotonic time, extended after the last point; None before the first reading."""
+        if not self.points:
+            return None
+        if at_s >= self.points[-1].at_s:
+            last = self.points[-1]
+            return last.energy_mj + (0.0 if self.missing else (self.power_w or 0.0) * (at_s - last.at_s) * 1e3)
+        after = self.points[-1]
+        for before in reversed(self.points):
+            if before.at_s <= at_s:
+                span_s = after.at_s - before.at_s
+                share = (at_s - before.at_s) / span_s if span_s > 0 else 0.0
+                return before.energy_mj + share * (after.energy_mj - before.energy_mj)
+            after = before
+        first = self.points[0]
+        return first.energy_mj - (self.power_w or 0.0) * (first.at_s - at_s) * 1e3
+
+    def _miss(self, why: str) -> None:
+        self.missing, self.why_missing = True, why
+        self._power_at_s, self._held_whole = None, False
+        self.power_w = None
+        if not self.uses_counter and self.points:
+            self._flags |= UNKNOWN
+
+    def _take_power(self, reading: Reading, at_s: float) -> None:
+        power_w = reading.power_w
+        assert power_w is not None
+        self._power_low_w, self._power_high_w = min(self._power_low_w, power_w), max(self._power_high_w, power_w)
+        before_w, before_s = self.power_w, self._power_at_s
+        if before_s is not None and at_s > before_s:
+            held_w = power_w if reading.covers_past or before_w is None else before_w
+            self._held_j += held_w * (at_s - before_s)
+            if before_w is not None and not reading.covers_past:
+                self._doubt(before_w, power_w, at_s - before_s)
+        if before_s is None or at_s > before_s or power_w != before_w:
+            self.power_w = power_w
+            self._power_at_s = at_s = at_s if before_s is None else max(at_s, before_s)
+            if not self.uses_counter:
+                self._energy_mj = self.held_mj
+                if not self.points or at_s > self.points[-1].at_s:
+                    self.points.append(Point(at_s, self._energy_mj))
+
+    def _take_counter(self, counter_mj: int | None, at_s: float, now_s: float) -> None:
+        if counter_mj is None:  # power alone: it stands in until the counter speaks again
+            self._stand_in(now_s)
+            return
+        if self._counter_mj is None or counter_mj < self._counter_mj:
+            if self._counter_mj is not None:
+                self.resets += 1
+                self._flags |= RESET
+                if self._held_whole:
+                    self._stand_in(now_s)
+                else:
+                    self._flags |= UNKNOWN
+            self._owed_mj = 0
+            self._restart(counter_mj, at_s)
+        elif counter_mj > self._counter_mj:
+            grown_mj = counter_mj - self._counter_mj - self._owed_mj
+            self._owed_mj = max(0, -grown_mj)
+            self._energy_mj += max(0, grown_mj)
+            self._restart(counter_mj, at_s)
+
+    def _restart(self, counter_mj: int, at_s: float) -> None:
+        self._counter_mj, self._held_at_counter_mj, self._held_whole = counter_mj, self.held_mj, True
+        self._held_doubt_at_counter_j = self._held_doubt_j
+        self.points.append(Point(max(at_s, self.points[-1].at_s) if self.points else at_s, self._energy_mj))
+
+    def _stand_in(self, now_s: float) -> None:
+        """Put the integral since the counter's last point on the curve, as what the counter will be found to owe."""
+        grown_mj = self.held_mj - self._held_at_counter_mj
+        self._doubt_j += self._held_doubt_j - self._held_doubt_at_counter_j
+        self._held_at_counter_mj, self._held_doubt_at_counter_j = self.held_mj, self._held_doubt_j
+        self._flags |= INTEGRATED
+        self._energy_mj += grown_mj
+        self._owed_mj += grown_mj
+        at_s = now_s if self._power_at_s is None else self._power_at_s
+        if not self.points or at_s > self.points[-1].at_s:
+            self.points.append(Point(at_s, self._energy_mj))
+
+    def _doubt(self, before_w: float, power_w: float, span_s: float) -> None:
+        """By how much holding may be wrong: the moment of a change is not known within a span.
+
+        A single change is uncertain by |dP| span / 2 either way. Changes that are far apart in samples average out;
+        changes in step with the sampling add up instead (aliasing). `_changes` is the running share of samples at
+        which power moved through its range: the doubt of each change is weighted with it, which gives nearly nothing
+        for rare steps and the full systematic width for power that moves at every sample.
+        """
+        low, high = self._range_w
+        low, high = min(low, power_w, before_w), max(high, power_w, before_w)
+        self._range_w = (low, high)
+        moved_w = abs(power_w - before_w)
+        share = moved_w / (high - low) if high > low else 0.0
+        self._changes = MEMORY * self._changes + (1 - MEMORY) * share
+        self._held_doubt_j += moved_w * span_s / 2 * self._changes
+
+    def _forget_interval(self) -> None:
+        self._flags = self._n = 0
+        self._power_low_w, self._power_high_w = float("inf"), float("-inf")
+
+
+def _moment(driver_unix_s: float | None, unix_s: float, now_s: float) -> float:
+    """The monotonic time of a driver timestamp; of the reading itself where there is none to believe."""
+    if driver_unix_s is None or not 0.0 <= unix_s - driver_unix_s <= OLDEST_TIMESTAMP_S:
+        return now_s
+    return now_s - (unix_s - driver_unix_s)

@@ -1,0 +1,204 @@
+"""Writes a node's ledger: every reading to the raw file, thinned to seconds and minutes as time goes by.
+
+Thinning keeps whole rows and merges only what speaks of the time since the row before (extremes, counts, flags). A
+row at which a device's state changes is kept at every distance, with the one before it, so that a gap or a reset has
+its true edges in the minute file too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from energy import ledger, seconds
+from energy.ledger import MINUTE, RAW, SECONDS, Appender, encode_json
+from energy.track import MISSING, Row
+
+RAW_BYTES = 8_000_000  # two raw files of this size: about five hours of ten devices at two readings a second
+BACKLOG = 512  # frames that wait in memory while the disk takes none; beyond it every second minute is dropped
+
+
+class Tick(NamedTuple):
+    """One reading of all devices: when, and their states in the order of the header's sensors."""
+
+    session: int
+    number: int
+    unix_s: float
+    monotonic_s: float
+    attempt: int
+    rows: tuple[Row, ...]
+
+
+def pack(tick: Tick) -> bytes:
+    head = ledger.TICK.pack(*tick[:5], len(tick.rows))
+    state = ledger.STATE.pack
+    return head + b"".join([state(row[0], min(row[1], 65535), *row[2:]) for row in tick.rows])
+
+
+def merge(earlier: Sequence[Row], later: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows of a tick whose interval also covers that of an earlier tick, which is then left out."""
+    return tuple(
+        new._replace(
+            flags=new.flags | (old.flags & ~MISSING),
+            n=old.n + new.n,
+            power_min_w=_least(old.power_min_w, new.power_min_w),
+            power_max_w=-_least(-old.power_max_w, -new.power_max_w),
+        )
+        for old, new in zip(earlier, later, strict=True)
+    )
+
+
+def _least(first: float, second: float) -> float:
+    return first if first < second or second != second else second  # NaN: no power was read
+
+
+class Thinner:
+    """Passes on the ticks that are kept at a distance of at least `every_s`, and all changes of state."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._kept_s: float | None = None
+        self._waiting: Tick | None = None  # the newest tick that was not kept, with what it covers
+
+    def push(self, tick: Tick, changed: bool) -> list[Tick]:
+        kept: list[Tick] = []
+        if changed and self._waiting is not None:
+            kept.append(self._waiting)
+            self._waiting = None
+        if self._waiting is not None:
+            tick = tick._replace(rows=merge(self._waiting.rows, tick.rows))
+        # A shade early rather than late: jittered readings must not make a second last two.
+        if changed or self._kept_s is None or tick.monotonic_s - self._kept_s >= 0.999 * self._every_s:
+            self._kept_s, self._waiting = tick.monotonic_s, None
+            kept.append(tick)
+        else:
+            self._waiting = tick
+        return kept
+
+    def flush(self) -> list[Tick]:
+        """What is still waiting: the newest tick."""
+        waiting, self._waiting = self._waiting, None
+        return [] if waiting is None else [waiting]
+
+
+class LedgerWriter:
+    """The three files of one node. What the disk refuses is kept thinned in memory; `faults` says so.
+
+    A ledger that exists is continued: `session` counts its metering stretches, and the last reading of a killed one
+    is taken over from its raw file. Raises OSError when the folder cannot be written at all.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 5.0) -> None:
+        self.path = Path(path)
+        self.faults: list[str] = []
+        self._pending: list[tuple[bytes, bytes]] = []
+        self._main = Appender(self.path, fsync_s)
+        self._raw_path = self.path.with_suffix(".raw")
+        self._raw: Appender | None = Appender(self._raw_path, fsync_s)
+        self._seconds = Appender(self.path.with_suffix(".seconds"), 60.0)
+        self._block: list[Tick] = []
+        self._by_second, self._by_minute = Thinner(1.0), Thinner(60.0)
+        self._flags: tuple[int, ...] = ()
+        self.session = self._take_over() + 1
+
+    def header(self, document: dict[str, Any]) -> None:
+        """Begin a stretch of metering: node, boot, sensors (their order is the rows')."""
+        self._queue(ledger.HEADER, encode_json({"schema": ledger.SCHEMA, "session": self.session, **document}))
+        for appender in (self._main, self._raw, self._seconds):
+            if appender is not None and appender.cut_bytes:
+                self.event({"event": "repaired", "file": appender.path.name, "bytes": appender.cut_bytes})
+
+    def event(self, document: dict[str, Any]) -> None:
+        """Note what happened in between readings: a lost device, a window, the orderly end."""
+        self._queue(ledger.EVENT, encode_json({"session": self.session, **document}))
+
+    def tick(self, tick: Tick) -> None:
+        """Append one reading of all devices."""
+        self._append_raw(pack(tick))
+        flags = tuple(row.flags for row in tick.rows)
+        changed, self._flags = flags != self._flags, flags
+        self._block += self._by_second.push(tick, changed)
+        kept_minutes = self._by_minute.push(tick, changed)
+        for kept in kept_minutes:
+            self._queue(MINUTE, pack(kept))
+        if len(self._block) >= 60:
+            self._write_block()
+
+    def close(self) -> None:
+        """Write what was thinned away since the last minute and close the files."""
+        for kept in self._by_minute.flush():
+            self._queue(MINUTE, pack(kept))
+        self._block += self._by_second.flush()
+        self._write_block()
+        for appender in (self._main, self._raw, self._seconds):
+            if appender is not None:
+                try:
+                    appender.close()
+                except OSError as error:
+                    self._fault(error)
+
+    def _queue(self, kind: bytes, payload: bytes) -> None:
+        self._pending.append((kind, payload))
+        try:
+            while self._pending:
+                self._main.append(*self._pending[0])
+                del self._pending[0]
+        except OSError as error:
+            self._fault(error)
+            if len(self._pending) > BACKLOG:
+                newest = len(self._pending) - 1
+                self._pending = [
+                    frame
+                    for index, frame in enumerate(self._pending)
+                    if frame[0] != MINUTE or index % 2 or index == newest
+                ]
+
+    def _append_raw(self, payload: bytes) -> None:
+        try:
+            if self._raw is not None and self._raw.size > RAW_BYTES:
+                self._raw.close()
+                self._raw = None
+                os.replace(self._raw_path, self._raw_path.with_suffix(".raw.old"))
+            if self._raw is None:
+                self._raw = Appender(self._raw_path)
+            self._raw.append(RAW, payload)
+        except OSError as error:
+            self._fault(error)
+
+    def _write_block(self) -> None:
+        if not self._block:
+            return
+        block, self._block = self._block, []
+        try:
+            self._seconds.append(SECONDS, seconds.compress(block))
+        except OSError as error:
+            self._fault(error)
+
+    def _fault(self, error: OSError) -> None:
+        text = f"{self.path.name}: not written ({error.strerror}): fewer readings are kept, their energy is not lost"
+        if text not in self.faults:
+            self.faults.append(text)
+
+    def _take_over(self) -> int:
+        """The last session in the files; its last reading is moved from the raw file to the ledger."""
+        known: tuple[int, int] = (0, 0)
+        session = 0
+        for frame in ledger.frames(self.path.read_bytes(), []):
+            if frame.kind == MINUTE:
+                known = max(known, ledger.TICK.unpack_from(frame.payload)[:2])
+            elif frame.kind == ledger.HEADER:
+                session = max(session, _session_of(frame.payload))
+        newest: bytes | None = None
+        for frame in ledger.frames(self._raw_path.read_bytes(), []):
+            if frame.kind == RAW and ledger.TICK.unpack_from(frame.payload)[:2] > known:
+                newest, known = frame.payload, ledger.TICK.unpack_from(frame.payload)[:2]
+        if newest is not None:
+            self._queue(MINUTE, newest)
+        return max(session, known[0])
+
+
+def _session_of(header: bytes) -> int:
+    return int(json.loads(header).get("session", 0))
