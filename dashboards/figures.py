@@ -58,12 +58,12 @@ def _say_nothing(axes: Axes, text: str) -> None:
 
 
 def _cumulative_j(series: Series, at: np.ndarray) -> np.ndarray:
-    """Joules drawn up to each moment, a reading being held until the next one."""
+    """Joules drawn up to each moment; a reading is the mean power since the one before."""
     times, power = (np.asarray(each, dtype=float) for each in series)
     if len(times) < 2:
         return np.zeros(len(at))
-    held = np.nan_to_num(power[:-1], nan=0.0)  # a missing reading draws nothing here; the account books its gap
-    total = np.concatenate([[0.0], np.cumsum(held * np.diff(times))])
+    mean = np.nan_to_num(power[1:], nan=0.0)  # a missing reading draws nothing here; the account books its gap
+    total = np.concatenate([[0.0], np.cumsum(mean * np.diff(times))])
     return np.interp(at, times, total)
 
 

@@ -57,7 +57,7 @@ class Account:
     damaged: list[str] = field(default_factory=list)
     start_unix_s: float | None = None
     end_unix_s: float | None = None
-    overhead_cpu_s: float | None = None
+    overhead: dict[str, float] = field(default_factory=dict)
 
     @property
     def energy_j(self) -> float:
@@ -149,7 +149,10 @@ def _add_node(account: Account, books: _Books, path: Path, sessions: list[Sessio
         books.windows += _windows(session)
         for event in session.events:
             if event.get("event") == "end" and event.get("overhead"):
-                account.overhead_cpu_s = (account.overhead_cpu_s or 0.0) + event["overhead"]["cpu_s"]
+                told, sofar = event["overhead"], account.overhead
+                sofar["cpu_s"] = sofar.get("cpu_s", 0.0) + told["cpu_s"]
+                for key in ("peak_memory_mb", "cores"):
+                    sofar[key] = max(sofar.get(key, 0.0), told[key])
         for place, about in enumerate(session.sensors):
             uuid = about["uuid"]
             if uuid in books.seen and books.seen[uuid] != path.name:
@@ -221,8 +224,10 @@ def _add_rest(
 
 def _device_energy(about: dict[str, Any], curves: list[Curve], gaps: list[Gap]) -> DeviceEnergy:
     counter_j, held_j = (math.fsum(getattr(curve, key) for curve in curves) for key in ("counter_j", "held_j"))
+    method = "assumed" if about.get("share", 1.0) < 1.0 else about["method"]
     return DeviceEnergy(
-        **{key: about[key] for key in ("uuid", "name", "node", "kind", "boundary", "method")},
+        **{key: about[key] for key in ("uuid", "name", "node", "kind", "boundary")},
+        method=method,
         energy_j=math.fsum([curve.energy_j for curve in curves] + [gap.energy_j for gap in gaps]),
         samples=sum(curve.samples for curve in curves),
         gap_s=math.fsum([curve.gap_s for curve in curves] + [g.end_unix_s - g.start_unix_s for g in gaps]),

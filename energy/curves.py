@@ -68,7 +68,8 @@ def curve_of(device: int, session: Session) -> Curve:
     rows, times = session.ticks["rows"][:, device], session.device_times(device)
     clock = session.ticks["monotonic_s"]
     flags = rows["flags"].astype(np.int64)
-    energy_j = rows["energy_mj"] / 1e3
+    share = float(session.sensors[device].get("share", 1.0))  # of the GPU that a MIG instance stands for
+    energy_j = rows["energy_mj"] * (share / 1e3) if share < 1.0 else rows["energy_mj"] / 1e3
     missing = (flags & MISSING) > 0
     passed_s = np.diff(clock, prepend=clock[:1])
     used_j, spans_s = np.diff(energy_j), np.diff(times)
@@ -91,7 +92,7 @@ def curve_of(device: int, session: Session) -> Curve:
         samples=int(rows["n"][~missing].sum()),
         first_counter_mj=int(counters[0]) if len(counters) else None,
         last_counter_mj=int(counters[-1]) if len(counters) else None,
-        doubt_j=float(rows["doubt_mj"][-1]) / 1e3,
+        doubt_j=share * float(rows["doubt_mj"][-1]) / 1e3,
         integrated_j=float(used_j[fallback].sum()),
         gap_s=float(passed_s[unread].sum()),
         unknown_s=float(passed_s[(flags & UNKNOWN) > 0].sum()),

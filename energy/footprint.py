@@ -8,13 +8,11 @@ from typing import Any
 
 from energy.factors import match_accelerator
 from energy.formula import carbon_tco2eq, energy_facility_kwh, estimate
+from energy.uncertainty import MEASURED, RULE, half_width
 from energy.units import JOULE_PER_KWH
 
 SCHEMA = "hoofprint/footprint/1"
 FLOP_CONVENTION = "PaLM: 6 N_matmul + 12 L d s per token, embedding look-up excluded"
-MEASURED = ("counter", "integrated")
-MEASURED_ERROR = 0.05
-MODELLED_ERROR = 0.50
 EMBODIED_NOTE = "not counted: no embodied figure is known for this hardware, which does not mean zero"
 WATER_NOTE = "not counted: no water usage effectiveness was given"
 
@@ -88,10 +86,23 @@ def _interval(value: float | None, error: float) -> dict[str, float] | None:
 
 
 def _relative_error(account: Any, total_j: float) -> float:
-    """Half width of the energy over its value: measured devices independent, modelled ones together."""
-    measured = math.sqrt(sum((MEASURED_ERROR * d.energy_j) ** 2 for d in account.devices if d.method in MEASURED))
-    modelled = sum(MODELLED_ERROR * d.energy_j for d in account.devices if d.method not in MEASURED)
-    return math.hypot(measured, modelled) / total_j if total_j else 0.0
+    """Half width of the energy's 95 % interval over its value (see energy.uncertainty)."""
+    parts = [(d.method, d.energy_j, d.doubt_j) for d in account.devices]
+    return half_width(parts) / total_j if total_j else 0.0
+
+
+def _overhead(account: Any) -> dict[str, float | None]:
+    """What the metering itself cost: CPU seconds, its largest process in MB, and joules at the CPUs' mean power."""
+    told = account.overhead
+    if not told:
+        return {"cpu_s": None, "peak_memory_mb": None, "energy_j": None}
+    cpu_j = sum(d.energy_j for d in account.devices if d.kind == "cpu")
+    core_s = told["cores"] * max(0.0, (account.end_unix_s or 0.0) - (account.start_unix_s or 0.0))
+    return {
+        "cpu_s": told["cpu_s"],
+        "peak_memory_mb": told["peak_memory_mb"],
+        "energy_j": told["cpu_s"] * cpu_j / core_s if cpu_j and core_s else None,
+    }
 
 
 def _paper_method(hours: float, power_w: float | None, pue: float | None, intensity: float | None,
@@ -222,17 +233,22 @@ def make_footprint(run: Row, account: Any, steps: Sequence[Row], evaluations: Se
                     for key in ("uuid", "name", "node", "kind", "boundary", "method", "samples", "gap_s")
                 }
                 | {"energy_j": d.energy_j, "energy_kwh": d.energy_j / JOULE_PER_KWH}
+                | {key: getattr(d, key) for key in ("doubt_j", "integrated_j", "counter_to_power")}
                 for d in account.devices
             ],
             "phases": [
                 {
                     "phase": name,
                     "energy_kwh": part["energy_j"] / JOULE_PER_KWH,
+                    "standard_error_kwh": part["standard_error_j"] / JOULE_PER_KWH,
                     "seconds": part["seconds"],
+                    "method": part["method"],
                     "share": part["energy_j"] / total_j if total_j else None,
                 }
                 for name, part in account.phases.items()
             ],
+            "useful_kwh": account.useful_j / JOULE_PER_KWH if measured_any else None,
+            "useful_share": account.useful_j / total_j if total_j else None,
             "share_measured": share(*MEASURED),
             "share_modelled": share("modelled"),
             "share_assumed": share("assumed"),
@@ -259,16 +275,13 @@ def make_footprint(run: Row, account: Any, steps: Sequence[Row], evaluations: Se
             "carbon_tco2eq": _interval(carbon, error),
             "joule_per_token": _interval(joule_per_token, error),
             "relative": error if measured_any else None,
-            "method": (
-                f"assumed bounds of the sensors: ±{MEASURED_ERROR:.0%} per measured device, independent of "
-                f"each other (root of the sum of squares); ±{MODELLED_ERROR:.0%} on all that is modelled or "
-                "assumed, moving together. PUE and grid intensity enter as given, without an interval."
-            ),
+            "method": RULE,
         },
         "quality": {
             "warnings": list(dict.fromkeys(warnings)),
             "damaged": damaged,
             "gap_s": max((float(d.gap_s) for d in account.devices), default=0.0),
+            "metering_overhead": _overhead(account),
         },
         "assumptions": assumptions,
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -102,7 +103,12 @@ class Meter:
             "node": self.node,
             "sensors": self.sensors,
             "warnings": list(self.warnings),
-            "overhead": {"cpu_s": self._cpu_s, "readings": self._number},
+            "overhead": {
+                "cpu_s": self._cpu_s,
+                "readings": self._number,
+                "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,  # Linux: KiB
+                "cores": os.cpu_count() or 1,
+            },
         }
 
     def now(self) -> list[dict[str, Any]]:
@@ -112,6 +118,19 @@ class Meter:
             | {"missing": channel.track.why_missing if channel.track.missing else None}
             for channel in self._channels
         ]  # fmt: skip
+
+    def live(self) -> dict[str, Any]:
+        """{node, time_unix_s, power_w, energy_j, missing} of this node now: what a screen shows."""
+        now = self.now()
+        whole = [device for device in now if device["kind"] == "node" and not device["missing"]]
+        counted = whole or [device for device in now if device["kind"] != "node"]
+        return {
+            "node": self.node,
+            "time_unix_s": self._clock()[0],
+            "power_w": sum(device["power_w"] or 0.0 for device in counted),
+            "energy_j": sum(device["energy_j"] for device in counted),
+            "missing": [device["uuid"] for device in now if device["missing"]],
+        }
 
     # From start to stop
 
@@ -202,6 +221,7 @@ class Meter:
         with self._lock:
             if not self._closed:
                 self._read_all(self._lock, last)
+                self._resolve_edges()
 
     def _read_all(self, lock: threading.Lock, last: bool = False) -> None:
         """`lock` is the one that the caller holds: when it is no longer the meter's, another thread has taken over."""

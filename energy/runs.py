@@ -78,6 +78,24 @@ class RunFolder:
         """Spans {phase, attempt, start_unix_s, end_unix_s} of what the rank was doing."""
         return [event for event in self.events(rank) if event.get("event") == "phase"]
 
+    def live_power(self) -> dict[str, float] | None:
+        """{power_w, energy_j, time_unix_s} over all devices as the meters wrote them last; None before they did.
+
+        Of a node with a sensor of its own that one counts, and not its parts a second time.
+        """
+        newest: list[dict[str, Any]] = []
+        for path in sorted(self.path.glob("live/*.json")):
+            document = _parse(_read_or_nothing(path))
+            if document is not None:
+                newest.append(document)
+        if not newest:
+            return None
+        return {
+            "power_w": sum(each["power_w"] for each in newest),
+            "energy_j": sum(each["energy_j"] for each in newest),
+            "time_unix_s": max(each["time_unix_s"] for each in newest),
+        }
+
     def ledgers(self) -> list[Path]:
         """The ledger of each node, by name."""
         return sorted(self.energy_dir.glob("*.ledger"))
@@ -106,6 +124,13 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def _read_or_nothing(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

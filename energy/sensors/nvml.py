@@ -22,7 +22,7 @@ REOPEN_AFTER_S = 5.0  # how often a GPU that is lost, or whose driver was reload
 class NvmlSensor:
     """One GPU: its energy counter (Volta and later) or else its power, to be integrated."""
 
-    def __init__(self, handle: Any, uuid: str, name: str, node: str) -> None:
+    def __init__(self, handle: Any, uuid: str, name: str, node: str, share: float = 1.0) -> None:
         import pynvml
 
         self._nvml = pynvml
@@ -37,16 +37,17 @@ class NvmlSensor:
         except (pynvml.NVMLError, AttributeError):
             self._call = None
         self.has_counter = self._probe_counter()
-        self._about = {
+        self._about: dict[str, Any] = {
             "uuid": uuid,
             "name": name,
             "node": node,
             "kind": "gpu",
             "method": "counter" if self.has_counter else "integrated",
             "boundary": "gpu",
+            **({"share": share} if share < 1.0 else {}),
         }
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         return dict(self._about)
 
     def read(self) -> Reading:
@@ -152,7 +153,7 @@ def find(node: str, gpus: Collection[str] | str | None = "all") -> tuple[list[Se
         except pynvml.NVMLError as error:
             name, text = "unknown GPU", f"{uuid} does not tell its name: {error}"
             warnings.append(text)
-        sensor = NvmlSensor(handle, uuid, name, node)
+        sensor = NvmlSensor(handle, uuid, name, node, chosen[uuid])
         if not sensor.has_counter:
             warnings.append(f"{name} {uuid} has no energy counter: its power is integrated")
         sensors.append(sensor)

@@ -3,7 +3,6 @@
 import json
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,36 +12,19 @@ import pytest
 
 from dashboards import report
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
+from energy.account import Account, DeviceEnergy
 from energy.footprint import make_footprint
 from energy.record import canonical
 from energy.runs import RunFolder
 
 
-@dataclass
-class Device:
-    uuid: str
-    name: str
-    energy_j: float
-    kind: str = "gpu"
-    boundary: str = "node"
-    method: str = "counter"
-    node: str = "n0"
-    samples: int = 241
-    gap_s: float = 0.0
+def device(
+    uuid: str, name: str, energy_j: float, kind: str = "gpu", method: str = "counter", node: str = "n0"
+) -> DeviceEnergy:
+    return DeviceEnergy(uuid, name, node, kind, "node", method, energy_j, samples=241, gap_s=0.0)
 
 
-@dataclass
-class FakeAccount:
-    devices: list[Device]
-    phases: dict[str, dict[str, float]]
-    power: list[tuple[str, np.ndarray, np.ndarray]]
-    damaged: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=lambda: ["one sensor <could> not be read"])
-    start_unix_s: float = 1.7e9
-    end_unix_s: float = 1.7e9 + 120
-
-
-def make_account() -> FakeAccount:
+def make_account() -> Account:
     times = 1.7e9 + np.arange(0, 120.1, 0.5)
     wave = 350 + 40 * np.sin(np.arange(len(times)) / 9)
     wave[:30] = 90
@@ -51,9 +33,9 @@ def make_account() -> FakeAccount:
     joules = [float(np.sum(watts[:-1] * 0.5)) for _, _, watts in power]
     total = sum(joules)
     devices = [
-        Device("GPU-aaaa", "NVIDIA H200", joules[0]),
-        Device("GPU-bbbb", "NVIDIA H200", joules[1], method="integrated"),
-        Device("host-n0", "host baseline", joules[2], kind="cpu", method="modelled"),
+        device("GPU-aaaa", "NVIDIA H200", joules[0]),
+        device("GPU-bbbb", "NVIDIA H200", joules[1], method="integrated"),
+        device("host-n0", "host baseline", joules[2], kind="cpu", method="modelled"),
     ]
     parts = {
         "startup": 0.06,
@@ -63,7 +45,18 @@ def make_account() -> FakeAccount:
         "evaluation": 0.05,
         "unattributed": 0.04,
     }
-    return FakeAccount(devices, {k: {"energy_j": v * total, "seconds": 120 * v} for k, v in parts.items()}, power)
+    phases = {
+        name: {"energy_j": share * total, "seconds": 120 * share, "standard_error_j": 1.0, "method": "direct"}
+        for name, share in parts.items()
+    }
+    return Account(
+        devices,
+        phases,
+        power=power,
+        warnings=["one sensor <could> not be read"],
+        start_unix_s=1.7e9,
+        end_unix_s=1.7e9 + 120,
+    )
 
 
 STEPS = [
@@ -156,7 +149,7 @@ def test_figures_are_the_same_bytes_every_time_and_valid() -> None:
 
 
 def test_figures_of_nothing_say_so() -> None:
-    empty = FakeAccount([], {}, [])
+    empty = Account([], {}, [])
     assert "no power readings" in power_figure(empty)
     assert "no energy" in phases_figure(empty)
     assert "no steps" in loss_energy_figure(empty, [])
@@ -164,7 +157,7 @@ def test_figures_of_nothing_say_so() -> None:
 
 def test_many_devices_are_drawn_as_groups() -> None:
     account = make_account()
-    account.devices = [Device(f"GPU-{n:04d}", "NVIDIA H200", 1.0, node=f"n{n // 8}") for n in range(32)]
+    account.devices = [device(f"GPU-{n:04d}", "NVIDIA H200", 1.0, node=f"n{n // 8}") for n in range(32)]
     account.power = [(d.uuid, account.power[0][1], account.power[0][2]) for d in account.devices]
     assert "n3 GPU × 8" in power_figure(account)
 

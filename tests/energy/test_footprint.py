@@ -3,37 +3,23 @@
 import copy
 import json
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from energy.account import Account, DeviceEnergy
 from energy.footprint import make_footprint
 from energy.record import canonical
 
 
-@dataclass
-class Device:
-    uuid: str
-    name: str
-    energy_j: float
-    node: str = "n0"
-    kind: str = "gpu"
-    boundary: str = "gpu"
-    method: str = "counter"
-    samples: int = 10
-    gap_s: float = 0.0
+def device(
+    uuid: str, name: str, energy_j: float, kind: str = "gpu", boundary: str = "gpu", method: str = "counter"
+) -> DeviceEnergy:
+    return DeviceEnergy(uuid, name, "n0", kind, boundary, method, energy_j, samples=10, gap_s=0.0)
 
 
-@dataclass
-class FakeAccount:
-    devices: list[Device]
-    phases: dict[str, dict[str, float]] = field(default_factory=dict)
-    power: list[Any] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    start_unix_s: float = 1000.0
-    end_unix_s: float = 4600.0
+def hour(devices: list[DeviceEnergy], phases: dict[str, dict[str, Any]] | None = None) -> Account:
+    return Account(devices, phases or {}, start_unix_s=1000.0, end_unix_s=4600.0)
 
 
 RUN: dict[str, Any] = {
@@ -50,14 +36,14 @@ STEPS = [
 ]
 
 
-def account(*methods: str) -> FakeAccount:
-    devices = [Device(f"GPU-{n}", "NVIDIA A100-SXM4-80GB", 1.8e6, method=m) for n, m in enumerate(methods)]
+def account(*methods: str) -> Account:
+    devices = [device(f"GPU-{n}", "NVIDIA A100-SXM4-80GB", 1.8e6, method=m) for n, m in enumerate(methods)]
     total = sum(device.energy_j for device in devices)
     phases = {
-        "train_step": {"energy_j": 0.75 * total, "seconds": 2700.0},
-        "unattributed": {"energy_j": 0.25 * total, "seconds": 900.0},
+        "train_step": {"energy_j": 0.75 * total, "seconds": 2700.0, "standard_error_j": 1.0, "method": "direct"},
+        "unattributed": {"energy_j": 0.25 * total, "seconds": 900.0, "standard_error_j": 1.0, "method": "direct"},
     }
-    return FakeAccount(devices, phases)
+    return hour(devices, phases)
 
 
 def test_energy_carbon_and_the_papers_method() -> None:
@@ -87,7 +73,7 @@ def test_missing_factors_leave_null_and_say_so() -> None:
 
 
 def test_a_cpu_run_needs_its_rated_power_from_the_spec() -> None:
-    cpu = FakeAccount([Device("cpu-0", "some CPU", 3.6e5, kind="cpu", boundary="node", method="modelled")])
+    cpu = hour([device("cpu-0", "some CPU", 3.6e5, kind="cpu", boundary="node", method="modelled")])
     run = {**RUN, "device_type": "cpu"}
     assert make_footprint(run, cpu, STEPS, [])["energy"]["paper_method"] is None
     run["accounting"] = {**RUN["accounting"], "device_rated_power_w": {"value": 250, "source": "data sheet"}}
@@ -99,15 +85,16 @@ def test_a_cpu_run_needs_its_rated_power_from_the_spec() -> None:
 
 def test_intervals_independent_when_measured_and_together_when_modelled() -> None:
     two = make_footprint(RUN, account("counter", "integrated"), STEPS, [])["uncertainty"]
-    assert two["relative"] == pytest.approx(0.05 / math.sqrt(2))
+    # Two equal uniform errors: a triangle, whose 95 % lie within (1 - sqrt(0.05)) of its half width.
+    assert two["relative"] == pytest.approx(0.05 * (1 - math.sqrt(0.05)), rel=2e-3)
     assert two["energy_it_kwh"]["low"] < 1.0 < two["energy_it_kwh"]["high"]
     assert make_footprint(RUN, account("modelled", "modelled"), STEPS, [])["uncertainty"]["relative"] == pytest.approx(
-        0.5
+        0.5 * 0.95
     )
 
 
 def test_no_sensor_is_missing_and_not_zero() -> None:
-    record = make_footprint(RUN, FakeAccount([]), STEPS, [])
+    record = make_footprint(RUN, hour([]), STEPS, [])
     assert record["energy"]["energy_it_kwh"] is None
     assert record["uncertainty"]["energy_it_kwh"] is None
     assert any("missing" in text for text in record["quality"]["warnings"])

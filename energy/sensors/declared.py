@@ -1,0 +1,121 @@
+"""What a node uses beyond its counters: a declared baseline, or the node's own power from a command or a file.
+
+A baseline (fans, network, storage) is a constant that somebody states, and is marked `assumed`. A node's own power
+comes from whatever its management controller offers (IPMI, Redfish): a command whose output, or a file whose content,
+holds a number of watts. It is of the whole node and contains every other device of it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from energy.sensors import Reading
+
+_WATTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(k?)\s*(?:W\b|watts?\b)", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+PREFERRED = ("instantaneous", "current", "consumedwatts", "present")  # lines of ipmitool and Redfish that are meant
+TIMEOUT_S = 10.0
+OLD_S = 30.0  # a reading that is older than this is missing
+
+
+class BaselineSensor:
+    """A constant power of the node, as declared."""
+
+    def __init__(self, node: str, power_w: float, source: str) -> None:
+        if not power_w >= 0:
+            raise ValueError(f"node baseline: expected watts of at least 0, got {power_w}")
+        self._power_w = power_w
+        self._about = {
+            "uuid": f"baseline@{node}",
+            "name": f"node baseline ({power_w:g} W assumed: {source})",
+            "node": node,
+            "kind": "baseline",
+            "method": "assumed",
+            "boundary": "node",
+        }
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._about)
+
+    def read(self) -> Reading:
+        return Reading(power_w=self._power_w, covers_past=True)
+
+
+class NodePowerSensor:
+    """Whole-node power by a command (`ipmitool dcmi power reading`) or a file, asked on a thread every `every_s`.
+
+    Management controllers answer in up to seconds, so the reading is the newest answer; an old one is missing.
+    """
+
+    def __init__(
+        self, node: str, *, command: str | None = None, file: Path | None = None, every_s: float = 1.0
+    ) -> None:
+        if (command is None) == (file is None):
+            raise ValueError("node power: give either a command or a file")
+        self._command, self._file, self._every_s = command, file, every_s
+        self._newest: tuple[float, float, float] | None = None  # W, unix s, monotonic s
+        self._error = "no answer yet"
+        source = command if command is not None else str(file)
+        self._about = {
+            "uuid": f"node@{node}",
+            "name": f"node power by {source}",
+            "node": node,
+            "kind": "node",
+            "method": "integrated",
+            "boundary": "node",
+        }
+        threading.Thread(target=self._ask_on, name="node-power", daemon=True).start()
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._about)
+
+    def read(self) -> Reading:
+        """The newest power in W; missing while there is none, or when it is older than half a minute."""
+        newest = self._newest
+        if newest is None:
+            return Reading(pending=True) if self._error == "no answer yet" else Reading(error=self._error)
+        power_w, unix_s, monotonic_s = newest
+        if time.monotonic() - monotonic_s > OLD_S:
+            return Reading(error=f"no answer for {OLD_S:g} s: {self._error}")
+        return Reading(power_w=power_w, power_unix_s=unix_s)
+
+    def _ask_on(self) -> None:
+        while True:
+            try:
+                self._newest = (parse_watts(self._ask()), time.time(), time.monotonic())
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                self._error = f"{self._about['name']}: {error}"
+            time.sleep(self._every_s)
+
+    def _ask(self) -> str:
+        if self._file is not None:
+            return self._file.read_text(encoding="utf-8")
+        assert self._command is not None
+        return subprocess.run(
+            shlex.split(self._command), capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+        ).stdout
+
+
+def parse_watts(text: str) -> float:
+    """The power in W that a controller's answer names. ValueError says what was found.
+
+    A bare number is watts. Of several figures the one on a line that speaks of the present is meant.
+    """
+    bare = text.strip()
+    if _NUMBER.fullmatch(bare):
+        return float(bare)
+    lines = bare.splitlines()
+    preferred = [line for line in lines if any(word in line.lower() for word in PREFERRED)]
+    for line in [*preferred, *lines]:
+        match = _WATTS.search(line)
+        if match:
+            return float(match[1]) * (1000.0 if match[2] else 1.0)
+        if "watts" in line.lower() and (numbers := _NUMBER.findall(line)):  # Redfish JSON: "PowerConsumedWatts": 344
+            return float(numbers[-1])
+    raise ValueError(f"no watts in {bare[:80]!r}")

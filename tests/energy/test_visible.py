@@ -1,0 +1,61 @@
+"""Which GPUs are meant: CUDA_VISIBLE_DEVICES in every form that CUDA takes, under the real pynvml."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
+MIG = "MIG-11111111-2222-3333-4444-555555555555"
+GPUS = f"gpu uuid={A}\ngpu uuid={B}\ngpu uuid={C} mig={MIG}:2:28:10000,MIG-22222222-0:3:42:20000\n"
+CODE = """
+import json
+from energy import Meter
+meter = Meter(host=False)
+print(json.dumps({"devices": {s["uuid"]: s.get("share", 1.0) for s in meter.sensors}, "warnings": meter.warnings}))
+"""
+
+
+def visible(nvml_env: Callable[[str], dict[str, str]], value: str | None) -> tuple[dict[str, float], str]:
+    environment = {key: text for key, text in nvml_env(GPUS).items() if key != "CUDA_VISIBLE_DEVICES"}
+    if value is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = value
+    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    return answer["devices"], " ".join(answer["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("value", "devices"),
+    [
+        (None, [A, B, C]),
+        ("", []),
+        ("1", [B]),
+        ("2,0", [A, C]),
+        (B, [B]),
+        (f"{A},{B}", [A, B]),
+        ("GPU-bbbb", [B]),
+        ("0,7,1", [A]),  # CUDA stops at the first index that is not there
+        ("-1", []),
+    ],
+)
+def test_devices_by_index_and_uuid(nvml_env, value: str | None, devices: list[str]) -> None:
+    found, warnings = visible(nvml_env, value)
+    assert list(found) == devices and set(found.values()) <= {1.0}
+    assert ("not on this node" in warnings) == (value in ("0,7,1", "-1"))
+
+
+def test_an_ambiguous_or_unknown_uuid_is_said(nvml_env) -> None:
+    for name in ("GPU-", "GPU-dddd"):
+        found, warnings = visible(nvml_env, name)
+        assert found == {} and name in warnings
+
+
+@pytest.mark.parametrize("names", [MIG, MIG[:12], f"{MIG},{A}"])
+def test_a_mig_instance_has_a_stated_share_of_its_gpu(nvml_env, names: str) -> None:
+    found, warnings = visible(nvml_env, names)
+    assert found[C] == pytest.approx(2 / 7) and (A in found) == (A in names)
+    assert "a stated rule, not a measurement" in warnings
