@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from energy.curves import Array, Curve, Gap, curve_of, gap_between
-from energy.phases import UNATTRIBUTED, PhaseEnergy, Span, by_phase, disjoint, overlay
+from energy.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay
 from energy.readings import FINEST_BYTES, Session, read_sessions
 from energy.runs import RunFolder
 
@@ -74,7 +74,7 @@ class Account:
 class _Books:
     """What is summed up over the ledgers."""
 
-    spans: list[Span]
+    timeline: Timeline
     phases: dict[str, list[PhaseEnergy]] = field(default_factory=dict)
     attempts: dict[int, list[float]] = field(default_factory=dict)
     windows: list[tuple[int, float, float]] = field(default_factory=list)
@@ -89,7 +89,7 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
     """
     account = Account()
     spans = overlay(disjoint(run.phases()), LOST, lost_windows(run.steps(), run.phases()))
-    books = _Books(spans)
+    books = _Books(Timeline(spans))
     edges = [edge for _, start, end in spans for edge in (start, end)]
     ledgers = run.ledgers()
     if fine is None:
@@ -187,7 +187,7 @@ def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = Fals
         cumulative = np.concatenate([[0.0], curve.cumulative_j[1:]]) * sign
         if len(cumulative) == 1:
             cumulative = curve.cumulative_j * sign
-        told = by_phase(curve.time_unix_s, cumulative, books.spans)
+        told = by_phase(curve.time_unix_s, cumulative, books.timeline)
         if idle:
             energy_j = math.fsum(part.energy_j for part in told.values())
             told = {IDLE_DEVICES: PhaseEnergy(energy_j, 0.0)}
@@ -247,7 +247,7 @@ def _phases(books: _Books, account: Account) -> dict[str, dict[str, Any]]:
     """Energy in J by phase over all devices, rank 0's time in s in it, clipped to the metered window."""
     assert account.start_unix_s is not None and account.end_unix_s is not None
     seconds: dict[str, list[float]] = {}
-    for phase, start, end in books.spans:
+    for phase, start, end in books.timeline.spans:
         inside_s = min(end, account.end_unix_s) - max(start, account.start_unix_s)
         if inside_s > 0:
             seconds.setdefault(phase, []).append(inside_s)

@@ -20,6 +20,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,10 +91,11 @@ class Appender:
 
 
 def encode(kind: bytes, payload: bytes) -> bytes:
-    return HEAD.pack(MAGIC, kind, VERSION, len(payload), zlib.crc32(payload, _seed(kind, VERSION))) + payload
+    return HEAD.pack(MAGIC, kind, VERSION, len(payload), zlib.crc32(payload, seed(kind, VERSION))) + payload
 
 
-def _seed(kind: bytes, version: int) -> int:
+@lru_cache(maxsize=64)
+def seed(kind: bytes, version: int) -> int:
     """Puts kind and version under the payload's checksum."""
     return zlib.crc32(bytes((kind[0], version)))
 
@@ -103,17 +105,17 @@ def encode_json(document: dict[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
-def frames(data: bytes, damaged: list[str], name: str = "") -> Iterator[Frame]:
+def frames(data: bytes, damaged: list[str], name: str = "", start: int = 0) -> Iterator[Frame]:
     """Every whole frame of a file's bytes. What is not whole is named in `damaged` and skipped to the next frame."""
-    for frame in _whole(data, damaged, name):
+    for frame in _whole(data, damaged, name, start):
         if frame.version > VERSION or frame.kind not in KINDS:
             damaged.append(f"{name}: byte {frame.offset}: written by a newer version, not understood and left out")
         else:
             yield frame
 
 
-def _whole(data: bytes, damaged: list[str], name: str) -> Iterator[Frame]:
-    offset, size = 0, len(data)
+def _whole(data: bytes, damaged: list[str], name: str, offset: int = 0) -> Iterator[Frame]:
+    size = len(data)
     while offset < size:
         frame = _frame_at(data, offset)
         if frame is not None:
@@ -135,7 +137,7 @@ def _frame_at(data: bytes, offset: int) -> Frame | None:
     if magic != MAGIC or length > LONGEST or end > len(data):
         return None
     payload = data[start:end]
-    if zlib.crc32(payload, _SEEDS.get((kind, version)) or _seed(kind, version)) != checksum:
+    if zlib.crc32(payload, seed(kind, version)) != checksum:
         return None
     return Frame(kind, version, payload, offset, end)
 
@@ -147,9 +149,6 @@ def _next_frame(data: bytes, start: int) -> int:
             return start
         start += 1
     return len(data)
-
-
-_SEEDS = {(kind, VERSION): _seed(kind, VERSION) for kind in KINDS}
 
 
 def whole_size(data: bytes) -> int:

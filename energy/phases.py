@@ -76,14 +76,32 @@ def overlay(spans: list[Span], name: str, windows: list[tuple[float, float]]) ->
     return spans
 
 
-def by_phase(times: Array, cumulative_j: Array, spans: list[Span]) -> dict[str, PhaseEnergy]:
+class Timeline:
+    """Disjoint spans as arrays, made once for the curves of all devices: edges (n, 2) in unix s, names, owners (n)."""
+
+    def __init__(self, spans: list[Span]) -> None:
+        self.spans = spans
+        self.names = sorted({phase for phase, _, _ in spans})
+        number = {name: k for k, name in enumerate(self.names)}
+        self.edges = np.array([(start, end) for _, start, end in spans]).reshape(-1, 2)
+        self.owner = np.array([number[phase] for phase, _, _ in spans], np.int64)
+        self._passed = [self._passed_of(k) for k in range(len(self.names))]
+
+    def _passed_of(self, phase: int) -> tuple[Array, Array]:
+        own = self.edges[self.owner == phase]
+        return own.ravel(), np.cumsum(np.column_stack([np.zeros(len(own)), own[:, 1] - own[:, 0]]).ravel())
+
+    def seconds_between(self, phase: int, times: Array) -> Array:
+        """Time in s of a phase in each interval between `times`."""
+        return np.diff(np.interp(times, *self._passed[phase]))
+
+
+def by_phase(times: Array, cumulative_j: Array, timeline: Timeline) -> dict[str, PhaseEnergy]:
     """Energy of a curve by phase, what no span covers included; the energies sum to the curve's."""
     total_j = float(cumulative_j[-1] - cumulative_j[0]) if len(times) else 0.0
-    if len(times) < 2 or not spans:
+    if len(times) < 2 or not timeline.spans:
         return {UNATTRIBUTED: PhaseEnergy(total_j, float(times[-1] - times[0]) if len(times) else 0.0)}
-    edges = np.array([(start, end) for _, start, end in spans])
-    names = sorted({phase for phase, _, _ in spans})
-    owner = np.array([names.index(phase) for phase, _, _ in spans])
+    edges, owner, names = timeline.edges, timeline.owner, list(timeline.names)
     used = np.diff(np.interp(edges, times, cumulative_j), axis=1)[:, 0]
     clipped = np.diff(np.clip(edges, times[0], times[-1]), axis=1)[:, 0]
     energy_j = [math.fsum(used[owner == k]) for k in range(len(names))]
@@ -96,7 +114,7 @@ def by_phase(times: Array, cumulative_j: Array, spans: list[Span]) -> dict[str, 
     found = {name: PhaseEnergy(energy_j[k], seconds[k], errors_j[k]) for k, name in enumerate(names)}
     short = [k for k in range(len(names) - 1) if seconds[k] > 0 and np.median(clipped[owner == k]) < SHORT * spacing_s]
     if short:
-        _regress(found, names, short, times, cumulative_j, edges, owner)
+        _regress(found, names, short, times, cumulative_j, timeline)
     return found
 
 
@@ -120,17 +138,11 @@ def _regress(
     short: list[int],
     times: Array,
     cumulative_j: Array,
-    edges: Array,
-    owner: NDArray[np.int64],
+    timeline: Timeline,
 ) -> None:
     """Give the short phases the energy that least squares over all intervals finds, keeping the sum."""
     spans_s, used_j = np.diff(times), np.diff(cumulative_j)
-    columns = []
-    for k in range(len(names) - 1):
-        own = edges[owner == k]
-        knots = own.ravel()
-        passed = np.cumsum(np.column_stack([np.zeros(len(own)), own[:, 1] - own[:, 0]]).ravel())
-        columns.append(np.diff(np.interp(times, knots, passed)))
+    columns = [timeline.seconds_between(k, times) for k in range(len(names) - 1)]
     columns.append(spans_s - np.sum(columns, axis=0))
     design = np.column_stack(columns)
     present = [k for k in range(len(names)) if design[:, k].sum() > 1e-9]

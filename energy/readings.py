@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,27 +76,18 @@ def read_sessions(
     damaged: list[str] = []
     headers: dict[int, dict[str, Any]] = {}
     events: dict[int, list[dict[str, Any]]] = {}
-    packed: dict[tuple[int, int], list[bytes]] = {}
-    blocks: list[NDArray[Any]] = []
-    for frame in ledger.frames(_bytes(path), damaged, path.name):
-        if frame.kind == ledger.MINUTE:
-            packed.setdefault(_shape(frame.payload), []).append(frame.payload)
-            continue
+    minutes, others = _read_ticks(path, ledger.MINUTE, damaged)
+    for frame in others:
         document = json.loads(frame.payload)
         if frame.kind == ledger.HEADER:
             headers[document["session"]] = document
         elif frame.kind == ledger.EVENT:
             events.setdefault(document["session"], []).append(document)
-    if fine:
-        blocks += _second_blocks(path.with_suffix(".seconds"), damaged, around, between)
-    minutes = _tables(packed)
-    raw: dict[tuple[int, int], list[bytes]] = {}
+    tables = [*_second_blocks(path.with_suffix(".seconds"), damaged, around, between)] if fine else []
+    tables += minutes
     for name in (".raw.old", ".raw") if fine else ():
-        file = path.with_suffix(name)
-        for frame in ledger.frames(_bytes(file), damaged, file.name):
-            if frame.kind == ledger.RAW:
-                raw.setdefault(_shape(frame.payload), []).append(frame.payload)
-    return _join([*blocks, *minutes, *_tables(raw)], headers, events, between, damaged, path.name), damaged
+        tables += _read_ticks(path.with_suffix(name), ledger.RAW, damaged)[0]
+    return _join(tables, headers, events, between, damaged, path.name), damaged
 
 
 def _join(
@@ -108,15 +100,18 @@ def _join(
 ) -> list[Session]:
     by_session: dict[int, list[NDArray[Any]]] = {}
     for table in tables:
-        for number in np.unique(table["session"]).tolist():
-            by_session.setdefault(number, []).append(table[table["session"] == number])
+        numbers = np.unique(table["session"]).tolist()
+        for number in numbers:
+            part = table if len(numbers) == 1 else table[table["session"] == number]
+            by_session.setdefault(number, []).append(part)
     sessions = []
     for number in sorted(by_session):
         parts = by_session[number]
         width = max(parts, key=len)["rows"].shape[1]
-        ticks = np.concatenate([part for part in parts if part["rows"].shape[1] == width][::-1])
-        _, first = np.unique(ticks["number"], return_index=True)
-        ticks = ticks[first]
+        parts = [part for part in parts if part["rows"].shape[1] == width]
+        ticks = np.concatenate(parts[::-1]) if len(parts) > 1 else parts[0]
+        if not (np.diff(ticks["number"].astype(np.int64)) > 0).all():
+            ticks = ticks[np.unique(ticks["number"], return_index=True)[1]]
         if between is not None:
             low, high = np.searchsorted(ticks["unix_s"], between)
             ticks = ticks[max(0, int(low) - 1) : int(high) + 1]
@@ -154,16 +149,47 @@ def _bytes(path: Path) -> bytes:
         return b""
 
 
-def _shape(payload: bytes) -> tuple[int, int]:
-    """(session, devices): ticks of one shape can be read as one table."""
-    return ledger.TICK.unpack_from(payload)[0], len(payload)
+def _read_ticks(path: Path, kind: bytes, damaged: list[str]) -> tuple[list[NDArray[Any]], list[ledger.Frame]]:
+    """The ticks of a file as tables, and its frames of other kinds."""
+    data = _bytes(path)
+    tables: list[NDArray[Any]] = []
+    others: list[ledger.Frame] = []
+    offset = 0
+    while offset < len(data):
+        for frame in ledger.frames(data, damaged, path.name, offset):
+            offset = frame.end
+            if frame.kind == kind:
+                table, offset = _run_of(data, frame)
+                tables.append(table)
+                break
+            others.append(frame)
+        else:
+            break
+    return tables, others
 
 
-def _tables(packed: dict[tuple[int, int], list[bytes]]) -> list[NDArray[Any]]:
-    return [
-        np.frombuffer(b"".join(ticks), tick_dtype((size - ledger.TICK.size) // ROW.itemsize))
-        for (_, size), ticks in packed.items()
-    ]
+def _run_of(data: bytes, first: ledger.Frame) -> tuple[NDArray[Any], int]:
+    """`first` and the whole frames like it that follow without a break, as one table, and where they end.
+
+    A ledger is nearly all such runs. Reading them as a matrix of bytes takes a fifth of the time of reading frames.
+    """
+    size = first.end - first.offset
+    count = (len(data) - first.offset) // size
+    matrix = np.frombuffer(data, np.uint8, count * size, first.offset).reshape(count, size)
+    head = ledger.HEAD.size
+    alike = head - 4  # all of a frame's head but its checksum
+    other = np.flatnonzero((matrix[:, :alike] != matrix[0, :alike]).any(axis=1))
+    count = int(other[0]) if len(other) else count
+    payloads = np.ascontiguousarray(matrix[:count, head:])
+    sums = np.ascontiguousarray(matrix[:count, alike:head]).view("<u4")[:, 0].tolist()
+    whole, width = memoryview(payloads).cast("B"), size - head
+    seed = ledger.seed(first.kind, first.version)
+    for number, checksum in enumerate(sums):
+        if zlib.crc32(whole[number * width : (number + 1) * width], seed) != checksum:
+            count = number
+            break
+    table = payloads[:count].reshape(-1).view(tick_dtype((width - ledger.TICK.size) // ROW.itemsize))
+    return table, first.offset + count * size
 
 
 def _second_blocks(

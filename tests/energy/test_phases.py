@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from energy.account import lost_windows
-from energy.phases import UNATTRIBUTED, by_phase, disjoint, overlay
+from energy.phases import UNATTRIBUTED, Timeline, by_phase, disjoint, overlay
 
 STEP_S, POWERS_W = 0.3, {"forward": 400.0, "optimiser": 150.0}
 
@@ -30,7 +30,7 @@ def total(found) -> float:
 @pytest.mark.parametrize("spacing_s", [0.5, 1.0])
 def test_phases_shorter_than_the_readings_are_told_by_regression(spacing_s: float) -> None:
     times, energy_j, spans = curve_of_steps(600, spacing_s)
-    found = by_phase(times, energy_j, spans)
+    found = by_phase(times, energy_j, Timeline(spans))
     assert total(found) == pytest.approx(energy_j[-1], rel=1e-12)
     for name, power_w in POWERS_W.items():
         part = found[name]
@@ -49,7 +49,7 @@ def test_the_standard_error_of_the_regression_covers_the_truth() -> None:
         times, energy_j, spans = curve_of_steps(120, 0.5, seed)
         noise = np.random.default_rng(seed + 1000).normal(0, 2, len(times))
         noise[[0, -1]] = 0
-        part = by_phase(times, np.maximum.accumulate(energy_j + noise), spans)["optimiser"]
+        part = by_phase(times, np.maximum.accumulate(energy_j + noise), Timeline(spans))["optimiser"]
         covered += abs(part.energy_j - 150 * part.seconds) <= 2 * part.standard_error_j
     assert covered >= 50
 
@@ -62,7 +62,7 @@ def test_phases_that_always_come_together_are_not_told_apart_by_regression() -> 
         for n in range(200)
         for s in (("forward", n * 0.3, n * 0.3 + 0.2), ("optimiser", n * 0.3 + 0.2, n * 0.3 + 0.3))
     ]
-    found = by_phase(times, energy_j, spans)
+    found = by_phase(times, energy_j, Timeline(spans))
     assert {part.method for part in found.values()} == {"direct"}
     assert total(found) == pytest.approx(energy_j[-1], rel=1e-12)
 
@@ -70,7 +70,7 @@ def test_phases_that_always_come_together_are_not_told_apart_by_regression() -> 
 def test_long_phases_are_told_by_their_edges_with_an_error() -> None:
     times = np.arange(0.0, 101.0)
     energy_j = np.where(times < 60, 300 * times, 300 * 60 + 50 * (times - 60))
-    found = by_phase(times, energy_j, [("train_step", 0.0, 60.0), ("checkpoint", 60.0, 90.0)])
+    found = by_phase(times, energy_j, Timeline([("train_step", 0.0, 60.0), ("checkpoint", 60.0, 90.0)]))
     assert (found["train_step"].energy_j, found["checkpoint"].energy_j) == pytest.approx((18000, 1500))
     assert found[UNATTRIBUTED].energy_j == pytest.approx(500) and found[UNATTRIBUTED].seconds == pytest.approx(10)
     assert 0 < found["checkpoint"].standard_error_j < 150

@@ -1,0 +1,91 @@
+"""What an experiment will take, before anything starts: plan."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from orchestrator.commands import JSON, RUNS, SET, print_json
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@SET
+@RUNS
+@click.option("--sweep", "sweep_text", metavar="KEY=RANGE", help="One plan per value: cluster.nodes=8..256.")
+@click.option("--throughput", default="auto", show_default=True, metavar="FROM",
+              help="auto, runs, published, or a published system such as llama_paper.")  # fmt: skip
+@click.option("--mfu", type=float, help="Model FLOP utilisation to plan with (PaLM convention, 0 to 1).")
+@click.option("--tokens-per-s-per-gpu", type=float, help="Throughput to plan with.")
+@click.option("--gpu-hour-price", type=float, help="Price of a GPU-hour, in your currency.")
+@click.option("--budget", metavar="LIMIT", help="Show the plan against a limit: 500 MWh, 170 tCO2eq, 30 d.")
+@click.option("--failures-per-gpu-hour", type=float, help="Interruptions to expect.  [default: published]")
+@click.option("--checkpoint-bandwidth-gb-s", type=float, help="Of the whole storage.  [default: published]")
+@click.option("--restart-minutes", type=float, help="From an interruption to training again.  [default: published]")
+@JSON
+def plan(
+    spec: Path,
+    overrides: tuple[str, ...],
+    runs_dir: Path,
+    sweep_text: str | None,
+    throughput: str,
+    mfu: float | None,
+    tokens_per_s_per_gpu: float | None,
+    gpu_hour_price: float | None,
+    budget: str | None,
+    failures_per_gpu_hour: float | None,
+    checkpoint_bandwidth_gb_s: float | None,
+    restart_minutes: float | None,
+    as_json: bool,
+) -> None:
+    """Predicts FLOP, memory, time, energy, carbon and cost of SPEC, low to high; starts nothing.
+
+    Tokens/s come from earlier runs of the same model on the same hardware in --runs, else from published figures.
+    """
+    from orchestrator.plan import PlanOptions, Reliability, make_plan
+    from orchestrator.spec_file import load_experiment
+
+    options = PlanOptions(
+        throughput=throughput,
+        mfu=mfu,
+        tokens_per_s_per_gpu=tokens_per_s_per_gpu,
+        gpu_hour_price=gpu_hour_price,
+        budget=budget,
+        reliability=Reliability(failures_per_gpu_hour, checkpoint_bandwidth_gb_s, restart_minutes),
+    )
+    start_with = shlex.join(["hoofprint", "run", str(spec), *(part for each in overrides for part in ("--set", each))])
+    if sweep_text is not None:
+        _sweep(spec, overrides, runs_dir, sweep_text, options, start_with, as_json)
+        return
+    result = make_plan(load_experiment(spec, overrides), runs_dir, options)
+    if as_json:
+        print_json(result)
+        return
+    from rich.console import Console
+
+    from orchestrator.plan.screen import print_plan
+
+    print_plan(result, start_with, Console(highlight=False))
+
+
+def _sweep(
+    spec: Path, overrides: Sequence[str], runs_dir: Path, text: str, options: object, start_with: str, as_json: bool
+) -> None:
+    from orchestrator.plan import PlanOptions
+    from orchestrator.plan.sweep import NODES, parse_sweep, run_sweep
+    from orchestrator.spec_file import load_experiment
+
+    assert isinstance(options, PlanOptions)
+    sweep = parse_sweep(text)
+    name = load_experiment(spec, overrides).name
+    result = run_sweep(lambda more: load_experiment(spec, [*overrides, *more]), sweep, runs_dir, options)
+    if as_json:
+        print_json({"name": name, **result})
+        return
+    from rich.console import Console
+
+    from orchestrator.plan.sweep_screen import print_sweep
+
+    key = "cluster.workers" if sweep.key == NODES else sweep.key
+    print_sweep(result, name, f"{start_with} --set {key}=...", Console(highlight=False))

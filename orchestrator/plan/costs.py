@@ -1,0 +1,159 @@
+"""From device-hours to energy, carbon, embodied carbon and money. What is not known stays None, never zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from energy.factors import Accelerator, read_table
+from energy.formula import carbon_tco2eq, energy_facility_kwh, energy_it_kwh
+from orchestrator.plan.earlier_runs import Evidence
+from orchestrator.plan.ranges import Basis, Range
+from orchestrator.quantities import quantity
+from orchestrator.spec import EnergySpec
+
+HOURS_PER_YEAR = 8760.0
+_BUDGET_UNITS = {
+    "kWh": ("energy", 1.0), "MWh": ("energy", 1e3), "GWh": ("energy", 1e6),
+    "kgCO2eq": ("carbon", 1e-3), "tCO2eq": ("carbon", 1.0), "kg": ("carbon", 1e-3), "t": ("carbon", 1.0),
+    "GPUh": ("gpu_hours", 1.0), "d": ("wall_days", 1.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy in kWh and carbon in t CO2eq; `rated_it_kwh` is the IT energy at rated power, whatever was measured."""
+
+    power_w: Range | None
+    it_kwh: Range | None
+    rated_it_kwh: Range | None
+    facility_kwh: Range | None
+    carbon_tco2eq: Range | None
+
+
+def rated_power_w(spec: EnergySpec, device: Accelerator | None) -> tuple[float | None, str]:
+    """The rated power of one device in W and its source: the spec's, else the factor table's."""
+    if spec.device_rated_power is not None:
+        return spec.device_rated_power, str(spec.device_rated_power_source)
+    if device is not None and device.tdp_w is not None:
+        return device.tdp_w, f"{device.name}: {device.source}"
+    return None, ""
+
+
+def energy_of(
+    device_hours: Range | None, spec: EnergySpec, device: Accelerator | None, evidence: Evidence | None, basis: Basis
+) -> Energy:
+    """IT energy at the power that earlier runs drew, else at rated power; then PUE and grid intensity of the spec."""
+    rated, rated_source = rated_power_w(spec, device)
+    measured = evidence.power_w() if evidence is not None and evidence.same_shape else None
+    if measured is not None and evidence is not None:
+        boundary = evidence.runs[-1].power_boundary
+        source = f"measured: mean of the same earlier runs ({evidence.names()}), boundary {boundary}"
+        basis.assume("device_power_w", measured.likely, "W", source)
+        basis.sources["energy_it_kwh"] = f"{measured.likely:.3g} W, {evidence.count()}"
+    if rated is not None:
+        basis.assume("device_rated_power_w", rated, "W", rated_source)
+        if measured is None:
+            basis.sources["energy_it_kwh"] = f"rated {rated:g} W per device"
+    elif measured is None:
+        basis.missing.append("the power of a device: give energy.device_rated_power, or run it once")
+    power = measured or (None if rated is None else Range.exact(rated))
+
+    def it(watts: Range | None) -> Range | None:
+        if device_hours is None or watts is None:
+            return None
+        return Range(
+            *(energy_it_kwh(hours, power_w) for hours, power_w in zip(_three(device_hours), _three(watts), strict=True))
+        )
+
+    it_kwh = it(power)
+    if spec.pue is None:
+        basis.missing.append("facility energy: give energy.pue and energy.pue_source")
+    else:
+        basis.assume("pue", spec.pue, "1", str(spec.pue_source))
+        basis.sources["energy_facility_kwh"] = f"PUE {spec.pue:g}: {spec.pue_source}"
+    if spec.intensity is None:
+        basis.missing.append("carbon: give energy.intensity and energy.intensity_source (no location is guessed)")
+    else:
+        basis.assume("intensity_g_per_kwh", spec.intensity, "g CO2eq/kWh", str(spec.intensity_source))
+        basis.sources["carbon_tco2eq"] = f"{spec.intensity:g} g/kWh: {spec.intensity_source}"
+    pue, intensity = spec.pue, spec.intensity
+    facility = None if it_kwh is None or pue is None else it_kwh.map(lambda kwh: energy_facility_kwh(kwh, pue))
+    carbon = None if facility is None or intensity is None else facility.map(lambda kwh: carbon_tco2eq(kwh, intensity))
+    return Energy(power, it_kwh, it(None if rated is None else Range.exact(rated)), facility, carbon)
+
+
+def embodied_tco2eq(gpu_hours: Range | None, device: Accelerator | None, basis: Basis) -> Range | None:
+    """The share of making GPU and server that falls on these hours, t CO2eq, by calendar time (ISO/IEC 21031, SCI).
+
+    low: least mass over the longest life; high: most mass over the shortest; likely: central mass over the mean life.
+    None where no figure of the device is known.
+    """
+    if gpu_hours is None or device is None:
+        return None
+    rows = [row for row in read_table("embodied") if row["kgco2e_central"]]
+    gpu = next((row for row in rows if device.name.startswith(row["item"])), None)
+    server = next(row for row in rows if row["item"].startswith("server"))
+    if gpu is None:
+        basis.missing.append(f"embodied carbon: no figure is known for {device.name}, which does not mean zero")
+        return None
+    per_hour = _kg_per_hour(gpu, 1).plus(_kg_per_hour(server, 8))
+    source = f"{gpu['item']}: {gpu['source']}; an eighth of a {server['item']}: {server['source']}; calendar time"
+    basis.assume("embodied_g_per_gpu_hour", per_hour.likely * 1000, "g CO2eq/h", source)
+    basis.sources["embodied_tco2eq"] = f"{gpu['item']} and 1/8 server, calendar"
+    return gpu_hours.times(per_hour).times(1e-3)
+
+
+def _kg_per_hour(row: dict[str, str], shared_by: int) -> Range:
+    shortest, longest = (float(years) for years in row["lifetime_years"].split("-"))
+    central = float(row["kgco2e_central"])
+    least, most = float(row["kgco2e_low"]), float(row["kgco2e_high"] or central)
+    years = (longest, (shortest + longest) / 2, shortest)
+    return Range(
+        *(kg / shared_by / (life * HOURS_PER_YEAR) for kg, life in zip((least, central, most), years, strict=True))
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one quantity: kWh, t CO2eq, GPU-hours or days."""
+
+    quantity: str
+    limit: float
+    text: str
+
+
+def parse_budget(text: str) -> Budget:
+    """`500 MWh`, `170 tCO2eq`, `1000000 GPUh`, `30 d`; ValueError says what would have been understood."""
+    known = {unit: factor for unit, (_, factor) in _BUDGET_UNITS.items()}
+    try:
+        value = quantity(text, known, "500 MWh")
+    except ValueError as error:
+        raise ValueError(f"--budget: {error}") from None
+    unit = text.strip().lstrip("+-0123456789.,_eE ").strip()
+    if unit not in _BUDGET_UNITS or not value > 0:
+        raise ValueError(
+            f"--budget: expected a limit above 0 such as 500 MWh (units: {', '.join(known)}), got {text!r}"
+        )
+    return Budget(_BUDGET_UNITS[unit][0], value, text.strip())
+
+
+def budget_plan(text: str | None, ranges: dict[str, Range | None]) -> dict[str, Any] | None:
+    """The budget, and the share of it that the plan takes (facility energy where it is known, else IT energy)."""
+    if text is None:
+        return None
+    budget = parse_budget(text)
+    keys = {
+        "energy": ("energy_facility_kwh", "energy_it_kwh"), "carbon": ("carbon_tco2eq",),
+        "gpu_hours": ("gpu_hours",), "wall_days": ("wall_days",),
+    }[budget.quantity]  # fmt: skip
+    key = next((key for key in keys if ranges[key] is not None), keys[0])
+    planned = ranges[key]
+    share = None if planned is None else {
+        "low": planned.low / budget.limit, "likely": planned.likely / budget.limit, "high": planned.high / budget.limit
+    }  # fmt: skip
+    return {"text": budget.text, "key": key, "limit": budget.limit, "share": share}
+
+
+def _three(interval: Range) -> tuple[float, float, float]:
+    return interval.low, interval.likely, interval.high

@@ -1,0 +1,242 @@
+"""The plan of an experiment: its predicted FLOP, memory, time, energy, carbon and cost, before anything starts.
+
+A pure function of the spec, the factor tables and earlier run folders. Each quantity has a low, a likely and a high
+value of its own (the low of tokens/s belongs to the high of the hours); what cannot be known is None and is named in
+`missing`. Import nothing heavy here: `hoofprint plan` answers without torch and ray.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from energy.factors import Accelerator, accelerator
+from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of
+from orchestrator.plan.earlier_runs import Evidence, find_evidence, throughput_from
+from orchestrator.plan.failures import Reliability, failure_plan
+from orchestrator.plan.flop import CAUSAL, PALM, SIX_N, flop_per_token, recomputed_per_token
+from orchestrator.plan.memory import (
+    CHECKPOINTING,
+    RESERVE,
+    RESERVE_SOURCE,
+    batch_of,
+    fewest_workers,
+    memory_plan,
+    state_gb,
+)
+from orchestrator.plan.ranges import Basis, Range, positive, product
+from orchestrator.plan.scaling import loss_plan
+from orchestrator.plan.throughput import ASK, ASK_ON_CPU, Throughput, anchors_for, describe_kind, from_anchors, stated
+from orchestrator.spec import Experiment
+
+SCHEMA = "hoofprint/plan/1"
+# The contract's keys, and the quantities beside them that have an interval too.
+CONTRACT = (
+    "params", "tokens", "compute_flop", "flop_convention", "gpu_hours", "wall_days", "tokens_per_s_per_gpu", "mfu",
+    "memory_gb_per_gpu", "fits", "energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq",
+)  # fmt: skip
+BESIDE = ("tokens_per_s", "device_hours", "device_power_w", "energy_rated_it_kwh", "embodied_tco2eq", "cost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the command line adds to the spec.
+
+    throughput: `auto`, `runs`, `published`, or the name of a system in `throughput_anchors.csv`.
+    strict: refuse (ValueError) an accelerator's plan without a throughput; otherwise it is listed as missing.
+    """
+
+    throughput: str = "auto"
+    mfu: float | None = None
+    tokens_per_s_per_gpu: float | None = None
+    gpu_hour_price: float | None = None
+    budget: str | None = None
+    reliability: Reliability = field(default_factory=Reliability)
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        positive("--mfu", self.mfu, most=1.0)
+        positive("--tokens-per-s-per-gpu", self.tokens_per_s_per_gpu)
+        positive("--gpu-hour-price", self.gpu_hour_price, zero=True)
+
+
+def make_plan(
+    experiment: Experiment, runs_dir: Path | None = None, options: PlanOptions | None = None
+) -> dict[str, Any]:
+    """The plan as a JSON document (keys: `plan --json` of the contract, more beside them); reads, starts nothing.
+
+    ValueError for an unknown accelerator, an impossible option, or, when `options.strict`, a plan for an accelerator
+    that nothing gives a throughput for.
+    """
+    options = options or PlanOptions()
+    basis = Basis()
+    config = experiment.llama_config()
+    cluster, training = experiment.cluster, experiment.training
+    workers, cpu = cluster.workers, cluster.device == "cpu"
+    device = _device(experiment)
+    found, skipped = find_evidence(runs_dir, config, workers, device, socket.gethostname(), cpu)
+    basis.warnings += skipped
+    chosen, evidence = _throughput(experiment, device, found, options, basis)
+    device_type = "cpu" if cpu else "cuda" if device or cluster.device == "cuda" else None
+    device_type = device_type or (evidence.device_type if evidence else None)
+
+    flop = flop_per_token(config)
+    tokens = training.tokens
+    width = {"float32": 4, "bfloat16": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
+    batch = batch_of(experiment.batch_sequences, workers, training.micro_batch_sequences, config.sequence_length)
+    device_gb = device.memory_gb if device else None
+    wanted = getattr(training, "activation_checkpointing", None)
+    wanted = wanted if wanted in CHECKPOINTING else None
+    memory = memory_plan(config, workers, batch, width, device_gb, wanted, device_type != "cuda")
+    if device_gb is not None:
+        basis.assume("memory_reserve", RESERVE, "1", RESERVE_SOURCE)
+        if not memory["fits"]:
+            fewest = fewest_workers(
+                config, experiment.batch_sequences, training.micro_batch_sequences, width, device_gb
+            )
+            memory["fewest_workers"] = fewest
+    if device is not None:
+        basis.assume("peak_flops", device.peak_flops, "FLOP/s", f"{device.name}: {device.source}")
+
+    rate = chosen.tokens_per_s if chosen else None
+    step_hours = rate.times(workers).dividing(tokens / 3600) if rate else None
+    wall_hours = _with_overhead(step_hours, evidence, basis)
+    devices = workers if device_type == "cuda" else evidence.runs[-1].devices if evidence else None
+    device_hours = product(wall_hours, devices)
+    gpu_hours = Range.exact(0.0) if device_type == "cpu" else device_hours if device_type == "cuda" else None
+    energy = energy_of(device_hours, experiment.energy, device, evidence, basis)
+    price = options.gpu_hour_price
+    if price is not None:
+        basis.assume("gpu_hour_price", price, "per GPU-hour", "--gpu-hour-price")
+        basis.sources["cost"] = f"{price:g} per GPU-hour"
+    on_gpu = gpu_hours if device_type == "cuda" else None
+    ranges: dict[str, Range | None] = {
+        "gpu_hours": gpu_hours,
+        "device_hours": device_hours,
+        "wall_days": product(wall_hours, 1 / 24),
+        "tokens_per_s": product(rate, workers),
+        "tokens_per_s_per_gpu": rate if device_type == "cuda" else None,
+        "mfu": product(rate, flop.palm / device.peak_flops) if device else None,
+        "device_power_w": energy.power_w,
+        "energy_it_kwh": energy.it_kwh,
+        "energy_rated_it_kwh": energy.rated_it_kwh,
+        "energy_facility_kwh": energy.facility_kwh,
+        "carbon_tco2eq": energy.carbon_tco2eq,
+        "embodied_tco2eq": embodied_tco2eq(on_gpu, device, basis),
+        "cost": product(on_gpu, price),
+    }
+    exact: dict[str, Any] = {
+        "params": config.params,
+        "tokens": tokens,
+        "compute_flop": flop.palm * tokens,
+        "flop_convention": PALM,
+        "memory_gb_per_gpu": memory["memory_gb_per_gpu"],
+        "fits": memory["fits"],
+    }
+    checkpoint_s = (
+        None if rate is None else training.checkpoint_every_steps * training.batch_tokens / (rate.likely * workers)
+    )
+    failures = None
+    if on_gpu is not None and checkpoint_s is not None:
+        failures = failure_plan(on_gpu, workers, state_gb(config), checkpoint_s, options.reliability, basis)
+    return {
+        "schema": SCHEMA,
+        "name": experiment.name,
+        **_values(exact, ranges, "likely"),
+        "low": _values(exact, ranges, "low"),
+        "high": _values(exact, ranges, "high"),
+        "flop": {
+            "palm": {"flop": flop.palm * tokens, "convention": PALM},
+            "causal": {"flop": flop.causal * tokens, "convention": CAUSAL},
+            "six_n": {"flop": flop.six_n * tokens, "convention": SIX_N},
+            "recomputed": recomputed_per_token(config, memory["checkpointing"]) * tokens,
+        },
+        "steps": experiment.total_steps,
+        "workers": workers,
+        "devices": devices,
+        "device_type": device_type,
+        "accelerator": device.name if device else None,
+        **describe_kind(chosen),
+        "overhead": None if step_hours is None or wall_hours is None else wall_hours.likely / step_hours.likely,
+        "pue": experiment.energy.pue,
+        "intensity_g_per_kwh": experiment.energy.intensity,
+        "memory": memory,
+        "failures": _plain(failures),
+        "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),
+        "budget": budget_plan(_budget_text(experiment, options), ranges),
+        "assumptions": basis.assumptions,
+        "sources": basis.sources,
+        "missing": list(dict.fromkeys(basis.missing)),
+        "warnings": list(dict.fromkeys(basis.warnings)),
+    }
+
+
+def _device(experiment: Experiment) -> Accelerator | None:
+    name = experiment.cluster.accelerator
+    if name is None or experiment.cluster.device == "cpu":
+        return None
+    try:
+        return accelerator(name)
+    except ValueError as error:
+        raise ValueError(f"cluster.accelerator: {error}") from None
+
+
+def _throughput(
+    experiment: Experiment, device: Accelerator | None, found: Evidence | None, options: PlanOptions, basis: Basis
+) -> tuple[Throughput | None, Evidence | None]:
+    """The throughput by the order in `throughput.py`, and the earlier runs where it rests on them."""
+    config, workers, how = experiment.llama_config(), experiment.cluster.workers, options.throughput
+    chosen = stated(config, device, options.mfu, options.tokens_per_s_per_gpu)
+    evidence = None
+    if chosen is None and how in ("auto", "runs") and found is not None and found.same_shape:
+        chosen, evidence = throughput_from(found, config, workers), found
+    if chosen is None and how != "runs" and device is not None:
+        anchors = anchors_for(config, device, None if how in ("auto", "published") else how)
+        chosen = from_anchors(anchors, config, workers, basis) if anchors else None
+    if chosen is None and how in ("auto", "runs") and found is not None:
+        chosen, evidence = throughput_from(found, config, workers), found
+    if chosen is not None:
+        basis.assume("tokens_per_s_per_worker", chosen.tokens_per_s.likely, "tokens/s", chosen.source)
+        basis.sources["tokens_per_s_per_gpu"] = chosen.short
+        return chosen, evidence
+    if how != "auto" or (options.strict and device is not None):
+        where = f"on {device.name}" if device else "without a named accelerator"
+        raise ValueError(f"no {'' if how == 'auto' else how + ' '}throughput is known for this model {where}: {ASK}")
+    ask = ASK if device else ASK_ON_CPU
+    basis.missing.append(f"tokens/s, and with it time, energy and carbon: {ask}")
+    return None, None
+
+
+def _with_overhead(step_hours: Range | None, evidence: Evidence | None, basis: Basis) -> Range | None:
+    """Wall hours: the training steps, and start-up, evaluation and checkpoints as earlier runs had them."""
+    if step_hours is None:
+        return None
+    if evidence is None:
+        return step_hours
+    basis.sources["wall_days"] = "steps, and start-up and evaluation as before"
+    startup_s, share = evidence.startup_s(), evidence.other_share()
+    basis.assume("startup_s", startup_s, "s", f"median of the earlier runs ({evidence.names()})")
+    basis.assume("evaluation_and_checkpoint_share", share, "1", f"per second of training step ({evidence.names()})")
+    return step_hours.times(1 + share).plus(Range.exact(startup_s / 3600))
+
+
+def _values(exact: dict[str, Any], ranges: dict[str, Range | None], which: str) -> dict[str, Any]:
+    found = exact | {key: None if value is None else getattr(value, which) for key, value in ranges.items()}
+    return {key: found[key] for key in (*CONTRACT, *BESIDE)}
+
+
+def _plain(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Intervals as {low, likely, high}."""
+    if values is None:
+        return None
+    return {
+        key: {"low": v.low, "likely": v.likely, "high": v.high} if isinstance(v, Range) else v
+        for key, v in values.items()
+    }
+
+
+def _budget_text(experiment: Experiment, options: PlanOptions) -> str | None:
+    of_spec = getattr(experiment.energy, "budget", None)
+    return options.budget or (of_spec if isinstance(of_spec, str) else None)

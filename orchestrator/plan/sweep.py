@@ -1,0 +1,106 @@
+"""`--sweep key=range`: the same plan for every value of one key of the spec."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.plan.plan import CONTRACT, PlanOptions, make_plan
+from orchestrator.quantities import COUNT, quantity
+from orchestrator.spec import Experiment
+
+MOST = 200
+NODES = "cluster.nodes"  # not a key of the spec: nodes of `cluster.gpus_per_node` workers each
+EXAMPLE = "expected key=a..b (doubling), key=a..b:step or key=x,y,z, for example cluster.workers=8..256"
+_NEED_SOURCE = ("energy.intensity", "energy.pue", "energy.device_rated_power")
+_PLACE = re.compile(r"^.*?(:\d+:\d+: [\w.]+: | \(from --set or a default\): )")
+
+Load = Callable[[Sequence[str]], Experiment]  # the spec with further `a.b=c` overrides
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One key and the values that it takes, as text."""
+
+    key: str
+    values: list[str]
+
+
+def parse_sweep(text: str) -> Sweep:
+    """`cluster.workers=8..256` doubles, `..256:64` adds, commas list; ValueError says what was expected."""
+    key, equals, values = (part.strip() for part in text.partition("="))
+    if not key or not equals or not values:
+        raise ValueError(f"--sweep {text}: {EXAMPLE}")
+    if ".." not in values:
+        listed = [value.strip() for value in values.split(",")]
+        if not all(listed):
+            raise ValueError(f"--sweep {text}: a value is empty; {EXAMPLE}")
+        return Sweep(key, _few(text, listed))
+    ends, colon, step_text = values.partition(":")
+    try:
+        first, last = (quantity(end.strip(), COUNT, "8") for end in ends.split(".."))
+        step = quantity(step_text.strip(), COUNT, "8") if colon else None
+    except ValueError as error:
+        raise ValueError(f"--sweep {text}: {error}; {EXAMPLE}") from None
+    if first <= 0 or last < first or (step is not None and step <= 0):
+        raise ValueError(f"--sweep {text}: the range must rise from above 0 by a step above 0; {EXAMPLE}")
+    found = [first]
+    while len(found) <= MOST and (following := found[-1] * 2 if step is None else found[-1] + step) <= last:
+        found.append(following)
+    if step is None and found[-1] < last:
+        found.append(last)
+    return Sweep(key, _few(text, [f"{value:g}" if value < 1e6 else str(round(value)) for value in found]))
+
+
+def _few(text: str, values: list[str]) -> list[str]:
+    if len(values) > MOST:
+        raise ValueError(f"--sweep {text}: more than {MOST} values; take a larger step")
+    return values
+
+
+def run_sweep(
+    load: Load, sweep: Sweep, runs_dir: Path | None = None, options: PlanOptions | None = None
+) -> dict[str, Any]:
+    """{key, rows}: each row has `value`, the plan's main keys, how far its throughput was measured, or `error`.
+
+    A value that the spec refuses (a batch that does not divide over so many ranks) has its message in `error`; when
+    every value is refused, that is the caller's mistake: ValueError.
+    """
+    rows: list[dict[str, Any]] = []
+    first_error: ValueError | None = None
+    gpus_per_node = load([]).cluster.gpus_per_node if sweep.key == NODES else 1
+    for value in sweep.values:
+        try:
+            plan = make_plan(load(_overrides(sweep.key, value, gpus_per_node)), runs_dir, options)
+        except ValueError as error:
+            first_error = first_error or error
+            rows.append({"value": value, "error": _first_line(str(error))})
+            continue
+        keys = (*CONTRACT, "tokens_per_s", "workers", "throughput_basis", "extrapolated", "low", "high", "cost")
+        row = {"value": value, "error": None, **{key: plan[key] for key in keys}}
+        failures, memory = plan["failures"], plan["memory"]
+        row["checkpointing"] = memory["checkpointing"]
+        row["lost_share"] = failures["lost_share"] if failures else None
+        row["throughput"] = plan["sources"].get("tokens_per_s_per_gpu")
+        rows.append(row)
+    if first_error is not None and all(row["error"] for row in rows):
+        raise ValueError(f"--sweep {sweep.key}: no value can be planned; the first: {first_error}") from None
+    return {"key": sweep.key, "rows": rows}
+
+
+def _overrides(key: str, value: str, gpus_per_node: int) -> list[str]:
+    if key == NODES:
+        nodes = quantity(value, COUNT, "8")
+        return [f"cluster.workers={round(nodes * gpus_per_node)}"]
+    # Quoted, so that YAML reads neither NO (Norway) as false nor 1:30 as a number of seconds.
+    found = [f"{key}={json.dumps(value)}"]
+    return [*found, f'{key}_source="--sweep"'] if key in _NEED_SOURCE else found
+
+
+def _first_line(message: str) -> str:
+    """The fault without its place in the file, which holds the value that was replaced."""
+    return _PLACE.sub("", message.strip().splitlines()[0])

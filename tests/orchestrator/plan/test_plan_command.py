@@ -1,0 +1,127 @@
+"""`hoofprint plan` as a user and another program see it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plan_fakes import EXPERIMENTS
+
+from orchestrator.plan.plan import CONTRACT
+from orchestrator.plan.sweep import parse_sweep
+
+HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
+LLAMA, LAPTOP = str(EXPERIMENTS / "llama_7b.yaml"), str(EXPERIMENTS / "laptop.yaml")
+
+
+def hoofprint(*arguments: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
+    environment = {"COLUMNS": str(columns), "PATH": "", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run([*HOOFPRINT, *arguments], capture_output=True, text=True, timeout=120, env=environment,
+                          cwd=EXPERIMENTS.parent)  # fmt: skip
+
+
+def test_json_has_the_contract(tmp_path: Path) -> None:
+    done = hoofprint("plan", LLAMA, "--json", "--runs", str(tmp_path))
+    assert done.returncode == 0 and done.stderr == ""
+    plan = json.loads(done.stdout)
+    for side in (plan, plan["low"], plan["high"]):
+        assert set(CONTRACT) <= set(side)
+    for each in plan["assumptions"]:
+        assert set(each) == {"key", "value", "unit", "source"} and each["source"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("spec", [LLAMA, LAPTOP])
+def test_the_screen_fits(spec: str, columns: int, tmp_path: Path) -> None:
+    done = hoofprint("plan", spec, "--runs", str(tmp_path), "--gpu-hour-price", "2", columns=columns)
+    assert done.returncode == 0 and done.stderr == ""
+    *screen, last = done.stdout.rstrip().splitlines()
+    assert max(map(len, screen)) <= columns
+    assert "…" not in done.stdout  # nothing was cut off
+    assert screen[-1] == "Nothing was started. Start it with:" and last == f"  hoofprint run {spec}"
+    assert ("low" in done.stdout) == (spec == LLAMA)
+    assert "Budget" not in done.stdout
+
+
+def test_the_screen_shows_the_budget_and_the_overrides() -> None:
+    done = hoofprint("plan", LLAMA, "--budget", "30 MWh", "--set", "training.tokens=1.0T")
+    assert "121 % over the budget" in done.stdout
+    assert done.stdout.rstrip().endswith("--set training.tokens=1.0T")
+
+
+def test_sweep_json_marks_what_was_measured() -> None:
+    done = hoofprint("plan", LLAMA, "--sweep", "cluster.nodes=1..256", "--json")
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["workers"] for row in rows] == [8, 16, 32, 64, 128, 256, 512, 1024, 2048]
+    assert [row["extrapolated"] for row in rows] == [True] * 8 + [False]
+    days = [row["wall_days"] for row in rows]
+    assert days == sorted(days, reverse=True)
+
+
+def test_sweep_of_the_grid_scales_the_carbon_only() -> None:
+    done = hoofprint("plan", LLAMA, "--sweep", "energy.intensity=50,100 g/kWh,0.4 kg/kWh", "--json")
+    rows = json.loads(done.stdout)["rows"]
+    assert [round(row["carbon_tco2eq"] / rows[0]["carbon_tco2eq"], 6) for row in rows] == [1, 2, 8]
+    assert len({row["energy_facility_kwh"] for row in rows}) == 1
+
+
+def test_a_sweep_shows_the_values_that_the_spec_refuses() -> None:
+    done = hoofprint("plan", LLAMA, "--sweep", "cluster.workers=64,96")
+    assert done.returncode == 0
+    assert "96: batch of 2048 sequences does not divide over 96 ranks" in " ".join(done.stdout.split())
+    assert "measured on as many devices" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("cluster.workers=8..64", ["8", "16", "32", "64"]),
+        ("cluster.workers=8..48", ["8", "16", "32", "48"]),
+        ("cluster.workers=8..32:8", ["8", "16", "24", "32"]),
+        ("training.tokens=1M..4M", ["1000000", "2000000", "4000000"]),
+        ("energy.grid=FR, DE", ["FR", "DE"]),
+    ],
+)
+def test_ranges(text: str, values: list[str]) -> None:
+    assert parse_sweep(text).values == values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--set", "cluster.accelerator=A100-SXM4-81GB"], "A100-SXM4-80GB"),
+        (["--gpu-hour-price", "-1"], "--gpu-hour-price"),
+        (["--gpu-hour-price", "nan"], "--gpu-hour-price"),
+        (["--mfu", "1.2"], "--mfu"),
+        (["--mfu", "0"], "--mfu"),
+        (["--tokens-per-s-per-gpu", "-5"], "--tokens-per-s-per-gpu"),
+        (["--failures-per-gpu-hour", "-1"], "--failures-per-gpu-hour"),
+        (["--restart-minutes", "inf"], "--restart-minutes"),
+        (["--throughput", "guess"], "llama_paper"),
+        (["--budget", "a lot"], "--budget"),
+        (["--sweep", "cluster.workers"], "key=a..b"),
+        (["--sweep", "cluster.workers=64..8"], "must rise"),
+        (["--sweep", "cluster.workers=8..many"], "8..many"),
+        (["--sweep", "cluster.workers=1..1000:1"], "more than 200"),
+        (["--sweep", "cluster.workers=8,,16"], "empty"),
+        (["--sweep", "cluster.wrkers=8..16"], "did you mean workers?"),
+        (["--set", "cluster.accelerator=MI300X"], "--mfu"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], named: str) -> None:
+    done = hoofprint("plan", LLAMA, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert named in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--sweep", "cluster.workers=8..64"], ["--help"]])
+def test_nothing_heavy_is_imported(more: list[str]) -> None:
+    code = (
+        f"import sys; from orchestrator.cli import cli\ntry: cli({['plan', LLAMA, *more]!r})\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'ray', 'pandas', 'matplotlib', 'numpy') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "[]"

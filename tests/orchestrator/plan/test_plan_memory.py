@@ -1,0 +1,101 @@
+"""Memory: known cases, what must grow and shrink, and the block's own saved tensors."""
+
+import pytest
+import torch
+from plan_fakes import spec
+
+from model.config import LlamaConfig
+from model.init import init_weights
+from model.transformer import Llama
+from orchestrator.plan import make_plan
+from orchestrator.plan.memory import (
+    CHECKPOINTING,
+    CHUNK_BYTES,
+    COMPONENTS,
+    Batch,
+    activation_bytes_per_token,
+    batch_of,
+    fewest_workers,
+    memory_gb,
+)
+
+SMALL = LlamaConfig(dim=256, n_layers=2, n_heads=4, vocab_size=500, sequence_length=128)
+
+
+def test_a_block_keeps_what_the_formula_says() -> None:
+    """Bytes that autograd saves in one block on the CPU in float32, weights and rotary tables apart."""
+    torch.manual_seed(1)
+    model = Llama(SMALL)
+    init_weights(model, 1)
+    ours = {each.untyped_storage().data_ptr() for each in [*model.parameters(), model.cos, model.sin]}
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in ours:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = torch.randn(2, 128, SMALL.dim, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.blocks[0](x, model.cos, model.sin)
+    total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert total / (2 * 128) == activation_bytes_per_token(SMALL, "none", width=4, cpu=True)
+
+
+def test_the_loss_takes_no_larger_chunks_than_planned() -> None:
+    from model import loss
+
+    assert loss._CHUNK_BYTES["cpu"] <= CHUNK_BYTES["cpu"] and loss._CHUNK_BYTES_ELSEWHERE <= CHUNK_BYTES["cuda"]
+
+
+def test_state_is_16_bytes_a_parameter_over_the_workers() -> None:
+    config = spec("llama_7b").llama_config()
+    parts = memory_gb(config, 8, Batch(2048, 1), "full")
+    state = parts["parameters"] + parts["gradients"] + parts["optimizer"]
+    assert state == pytest.approx(16 * config.params / 8 / 1e9)
+    assert parts["total"] == pytest.approx(sum(parts[name] for name in COMPONENTS))
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "fits"),
+    [("llama_7b", 8, True), ("llama_7b", 1, False), ("llama_65b", 8, False), ("llama_65b", 2048, True)],
+)
+def test_what_is_known_to_fit(name: str, workers: int, fits: bool) -> None:
+    plan = make_plan(spec(name, f"cluster.workers={workers}"))
+    assert plan["fits"] is fits
+    assert plan["memory"]["choices"][plan["memory"]["checkpointing"]]["total"] == plan["memory_gb_per_gpu"]
+
+
+def test_the_fastest_choice_that_fits_is_planned() -> None:
+    memory = make_plan(spec("llama_7b", "cluster.workers=8"))["memory"]
+    chosen = CHECKPOINTING.index(memory["checkpointing"])
+    assert memory["choices"][CHECKPOINTING[chosen]]["fits"]
+    assert not any(memory["choices"][name]["fits"] for name in CHECKPOINTING[:chosen])
+
+
+def test_65b_does_not_fit_on_8_and_the_plan_says_from_where_it_does() -> None:
+    memory = make_plan(spec("llama_65b", "cluster.workers=8"))["memory"]
+    fewest = memory["fewest_workers"]
+    assert 8 < fewest <= 2048
+    assert make_plan(spec("llama_65b", f"cluster.workers={fewest}"))["fits"]
+    assert fewest_workers(spec("llama_65b").llama_config(), 2048, 8, 2, 10.0) is None
+
+
+def test_monotone() -> None:
+    config = spec("llama_7b").llama_config()
+
+    def total(
+        workers: int = 64, tokens: int = 4096, choice: str = "none", micro_batches: int = 1, width: int = 2
+    ) -> float:
+        return memory_gb(config, workers, Batch(tokens, micro_batches), choice, width)["total"]
+
+    assert total(workers=128) < total(workers=64) < total(workers=8)
+    assert total(tokens=2048) < total(tokens=4096)
+    assert total(choice="full") < total(choice="selective") < total(choice="none")
+    assert total(micro_batches=1) < total(micro_batches=2) == total(micro_batches=9)
+    assert total(width=2) < total(width=4)
+
+
+@pytest.mark.parametrize(("workers", "tokens", "times"), [(2048, 2048, 1), (256, 16384, 1), (8, 16384, 32)])
+def test_the_share_of_a_worker(workers: int, tokens: int, times: int) -> None:
+    assert batch_of(2048, workers, 8, 2048) == Batch(tokens, times)
