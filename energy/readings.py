@@ -182,7 +182,7 @@ def _run_of(data: bytes, first: ledger.Frame) -> tuple[NDArray[Any], int]:
     count = int(other[0]) if len(other) else count
     payloads = np.ascontiguousarray(matrix[:count, head:])
     sums = np.ascontiguousarray(matrix[:count, alike:head]).view("<u4")[:, 0].tolist()
-    whole, width = memoryview(payloads).cast("B"), size - head
+    whole, width = payloads.data.cast("B"), size - head
     seed = ledger.seed(first.kind, first.version)
     for number, checksum in enumerate(sums):
         if zlib.crc32(whole[number * width : (number + 1) * width], seed) != checksum:

@@ -114,15 +114,19 @@ def list_runs(directory: str | os.PathLike[str]) -> list[RunFolder]:
     return [folder for _, _, folder in sorted(found, key=lambda item: item[:2])]
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON document so that a crash leaves the old file or the new one, never half of one."""
+def write_json(path: Path, document: dict[str, Any], *, durable: bool = True) -> None:
+    """Write a JSON document so that a crash leaves the old file or the new one, never half of one.
+
+    durable: also through a power cut, at the cost of waiting for the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(document, file, indent=2, ensure_ascii=False)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(partial, path)
 
 

@@ -1,44 +1,70 @@
 """One meter actor per node, pinned to it, with no CPUs reserved: it outlives workers and can never break them."""
 
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from energy.runs import write_json
+
+LIVE_EVERY_S = 1.0  # how often a node's figures for screens are written
+
 
 class MeterActor:
-    """Hosts `energy.meter.Meter`; a restart of the actor reopens the same ledger and goes on."""
+    """Hosts `energy.meter.Meter`; a restart of the actor reopens the same ledger and goes on.
 
-    def __init__(self, run_dir: str, node_id: str, interval_s: float, attempt: int):
+    Every second it also replaces `live/<node>.json` in the run folder and Ray's own metrics, which screens read.
+    """
+
+    def __init__(self, run_dir: str, node_id: str, meter: dict[str, Any]):
         from energy.meter import Meter
+        from energy.sensors.declared import node_sensors
+        from orchestrator.ray_metrics import RayMetrics
 
-        node = f"{socket.gethostname()}-{node_id[:6]}"
-        self.node = socket.gethostname()
-        self.meter = Meter(
-            Path(run_dir) / "energy" / f"{node}.ledger",
-            node=self.node,
-            interval_s=interval_s,
-            attempt=attempt,
+        host = socket.gethostname()
+        name = f"{host}-{node_id[:6]}"
+        declared = meter.pop("declared")
+        self._meter = Meter(
+            Path(run_dir) / "energy" / f"{name}.ledger",
+            node=host,
             gpus="all",
+            sensors=node_sensors(host, **declared),
+            **meter,
         )
-        self.meter.start()
+        self._meter.start()
+        self._live = Path(run_dir) / "live" / f"{name}.json"
+        self._metrics = RayMetrics(host, Path(run_dir).name)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._tell, name="meter-live", daemon=True).start()
 
     def describe(self) -> dict[str, Any]:
-        return {"node": self.node, "sensors": self.meter.sensors, "warnings": self.meter.warnings}
+        return self._meter.describe()
 
-    def stop(self) -> None:
-        self.meter.stop()
+    def stop(self) -> dict[str, Any]:
+        """Ends the metering in good order; the meter's description with the warnings that came up meanwhile."""
+        self._stopped.set()
+        self._meter.stop()
+        return self._meter.describe()
+
+    def _tell(self) -> None:
+        while not self._stopped.wait(LIVE_EVERY_S):
+            try:
+                write_json(self._live, self._meter.live(), durable=False)
+            except OSError:
+                continue  # a full disk: the meter itself says so, and the next second may have room again
+            self._metrics.publish(self._meter.now())
 
 
-def start_meters(run_dir: Path, interval_s: float, attempt: int) -> list[Any]:
-    """A running meter on every live node of the cluster."""
+def start_meters(run_dir: Path, meter: dict[str, Any]) -> list[Any]:
+    """A running meter on every live node of the cluster. `meter`: interval_s, attempt, declared."""
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)(MeterActor)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return [
         actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            str(run_dir), node["NodeID"], interval_s, attempt
+            str(run_dir), node["NodeID"], dict(meter)
         )
         for node in nodes
     ]
@@ -48,12 +74,15 @@ def describe_meters(meters: list[Any]) -> list[dict[str, Any]]:
     return ray.get([meter.describe.remote() for meter in meters], timeout=60)
 
 
-def stop_meters(meters: list[Any]) -> list[str]:
-    """Stops each meter after a last reading; what could not be stopped is named, its ledger holds what was read."""
-    faults = []
+def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Stops each meter after a last reading; their descriptions, and what could not be stopped in order.
+
+    The ledger of such a meter holds what was read until then.
+    """
+    described, faults = [], []
     for meter in meters:
         try:
-            ray.get(meter.stop.remote(), timeout=10)
+            described.append(ray.get(meter.stop.remote(), timeout=10))
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
             faults.append(f"a meter could not be stopped in order: {type(error).__name__}")
-    return faults
+    return described, faults

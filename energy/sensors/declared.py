@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from energy.sensors import Reading
+from energy.sensors import Reading, Sensor
 
 _WATTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(k?)\s*(?:W\b|watts?\b)", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -100,6 +100,24 @@ class NodePowerSensor:
         return subprocess.run(
             shlex.split(self._command), capture_output=True, text=True, timeout=TIMEOUT_S, check=True
         ).stdout
+
+
+def node_sensors(
+    node: str,
+    *,
+    baseline_w: float | None = None,
+    baseline_source: str = "declared",
+    power_command: str | None = None,
+    power_file: str | None = None,
+) -> list[Sensor]:
+    """The sensors that somebody declared for this node; none where nothing was."""
+    sensors: list[Sensor] = []
+    if power_command is not None or power_file is not None:
+        file = None if power_file is None else Path(power_file)
+        sensors.append(NodePowerSensor(node, command=power_command, file=file))
+    if baseline_w is not None:
+        sensors.append(BaselineSensor(node, baseline_w, baseline_source))
+    return sensors
 
 
 def parse_watts(text: str) -> float:
