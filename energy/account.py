@@ -18,6 +18,7 @@ from energy.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoin
 from energy.readings import FINEST_BYTES, Session, read_sessions
 from energy.runs import RunFolder
 
+Stretch = tuple[dict[str, Any], Session, Curve, str]  # a device's description, where it was metered, its curve, ledger
 LOST, IDLE_DEVICES, GAP = "lost", "idle_devices", "gap"
 USEFUL = ("train_step",)
 
@@ -79,7 +80,7 @@ class _Books:
     attempts: dict[int, list[float]] = field(default_factory=dict)
     windows: list[tuple[int, float, float]] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
-    seen: dict[str, str] = field(default_factory=dict)
+    found: dict[str, list[Stretch]] = field(default_factory=dict)
 
 
 def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
@@ -100,7 +101,12 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
     for path in ledgers:
         sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
         account.damaged += damaged
-        _add_node(account, books, path, sessions, used)
+        _collect(account, books, path, sessions)
+    nodes: dict[str, list[list[Stretch]]] = {}
+    for stretches in books.found.values():
+        nodes.setdefault(stretches[0][0]["node"], []).append(stretches)
+    for devices in nodes.values():
+        _add_node(account, books, devices, used)
     account.warnings += account.damaged
     if not books.windows:
         account.warnings.append("nothing was metered: no reading in the run's ledgers")
@@ -141,10 +147,8 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _add_node(account: Account, books: _Books, path: Path, sessions: list[Session], used: set[str]) -> None:
-    """Add a ledger's devices, each counted once however many ledgers have it."""
-    found: dict[str, tuple[dict[str, Any], list[Curve], list[Gap]]] = {}
-    before: dict[str, tuple[Session, Curve]] = {}
+def _collect(account: Account, books: _Books, path: Path, sessions: list[Session]) -> None:
+    """Put the curves of a ledger beside those of the same devices in other ledgers."""
     for session in sessions:
         books.windows += _windows(session)
         for event in session.events:
@@ -154,24 +158,39 @@ def _add_node(account: Account, books: _Books, path: Path, sessions: list[Sessio
                 for key in ("peak_memory_mb", "cores"):
                     sofar[key] = max(sofar.get(key, 0.0), told[key])
         for place, about in enumerate(session.sensors):
-            uuid = about["uuid"]
-            if uuid in books.seen and books.seen[uuid] != path.name:
-                text = f"{uuid} is in {path.name} and in {books.seen[uuid]}: counted once"
-                if text not in account.warnings:
-                    account.warnings.append(text)
+            books.found.setdefault(about["uuid"], []).append((about, session, curve_of(place, session), path.name))
+
+
+def _add_device(account: Account, stretches: list[Stretch]) -> tuple[dict[str, Any], list[Curve], list[Gap]]:
+    """A device's curves in order of time, each moment once, with the gaps that crashes left between them."""
+    stretches.sort(key=lambda stretch: float(stretch[2].time_unix_s[0]))
+    about = stretches[-1][0]
+    named = f"{about['name']} ({about['uuid']})"
+    curves: list[Curve] = []
+    gaps: list[Gap] = []
+    last: Stretch | None = None
+    for stretch in stretches:
+        _, session, curve, ledger = stretch
+        if last is not None and float(curve.time_unix_s[0]) < float(last[2].time_unix_s[-1]):
+            account.warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once")
+            curve = curve.after(float(last[2].time_unix_s[-1]))
+            if not len(curve.time_unix_s):
                 continue
-            books.seen[uuid] = path.name
-            curve = curve_of(place, session)
-            _, curves, gaps = found.setdefault(uuid, (about, [], []))
-            account.warnings += [f"{about['name']} ({uuid}): {text}" for text in curve.warnings]
-            if uuid in before and not before[uuid][0].ended:
-                gap = gap_between(*before[uuid], session, curve, about)
-                gaps.append(gap)
-                account.warnings.append(f"{about['name']} ({uuid}): {gap.text}")
-            before[uuid] = (session, curve)
-            curves.append(curve)
-    whole = [entry for entry in found.values() if entry[0]["kind"] == "node"]
-    parts = [entry for entry in found.values() if entry[0]["kind"] != "node"]
+        elif last is not None and not last[1].ended:
+            gap = gap_between(last[1], last[2], session, curve, about)
+            gaps.append(gap)
+            account.warnings.append(f"{named}: {gap.text}")
+        account.warnings += [f"{named}: {text}" for text in curve.warnings]
+        curves.append(curve)
+        last = stretch
+    return about, curves, gaps
+
+
+def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], used: set[str]) -> None:
+    """Book the devices of one node; a sensor of the whole node adds what it has beyond them."""
+    found = [_add_device(account, stretches) for stretches in devices]
+    whole = [entry for entry in found if entry[0]["kind"] == "node"]
+    parts = [entry for entry in found if entry[0]["kind"] != "node"]
     for about, curves, gaps in parts:
         idle = bool(used) and about["kind"] == "gpu" and about["uuid"] not in used
         _book(books, curves, gaps, idle)

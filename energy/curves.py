@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,17 @@ class Curve:
     @property
     def energy_j(self) -> float:
         return float(self.cumulative_j[-1]) if len(self.cumulative_j) else 0.0
+
+    def after(self, unix_s: float) -> Curve:
+        """The part of the curve after a moment, its energy counted from there; without rows if it ends before."""
+        first = int(np.searchsorted(self.time_unix_s, unix_s, side="right"))
+        before_j = float(np.interp(unix_s, self.time_unix_s, self.cumulative_j))
+        return replace(
+            self,
+            **{key: getattr(self, key)[first:] for key in ("time_unix_s", "attempt", "power_w")},
+            **{key: getattr(self, key)[first:] for key in ("power_min_w", "power_max_w")},
+            cumulative_j=self.cumulative_j[first:] - before_j,
+        )
 
     def by_attempt(self) -> list[tuple[int, float]]:
         """Energy in J by attempt; an interval belongs to the attempt in which it began."""

@@ -14,6 +14,8 @@ operating system before `append` returns, so that kill -9 loses nothing; fsync b
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import struct
@@ -51,6 +53,12 @@ class Appender:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fsync_s, self._synced_s = fsync_s, time.monotonic()
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # Two writers of one file would take back each other's frames. A killed one leaves no lock.
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise OSError(errno.EBUSY, "another meter is writing it", str(self.path)) from None
         data = self.path.read_bytes()
         self._size = whole_size(data)
         self.cut_bytes = len(data) - self._size  # of a frame that a crash tore

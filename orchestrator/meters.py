@@ -1,7 +1,7 @@
 """One meter actor per node, pinned to it, with no CPUs reserved: it outlives workers and can never break them."""
 
-import socket
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,22 @@ class MeterActor:
     Every second it also replaces `live/<node>.json` in the run folder and Ray's own metrics, which screens read.
     """
 
-    def __init__(self, run_dir: str, node_id: str, meter: dict[str, Any]):
+    def __init__(self, run_dir: str, name: str, meter: dict[str, Any]):
         from energy.meter import Meter
         from energy.sensors.declared import node_sensors
         from orchestrator.ray_metrics import RayMetrics
 
-        host = socket.gethostname()
-        name = f"{host}-{node_id[:6]}"
         declared = meter.pop("declared")
         self._meter = Meter(
             Path(run_dir) / "energy" / f"{name}.ledger",
-            node=host,
+            node=name,
             gpus="all",
-            sensors=node_sensors(host, **declared),
+            sensors=node_sensors(name, **declared),
             **meter,
         )
         self._meter.start()
         self._live = Path(run_dir) / "live" / f"{name}.json"
-        self._metrics = RayMetrics(host, Path(run_dir).name)
+        self._metrics = RayMetrics(name, Path(run_dir).name)
         self._stopped = threading.Event()
         threading.Thread(target=self._tell, name="meter-live", daemon=True).start()
 
@@ -61,13 +59,27 @@ class MeterActor:
 def start_meters(run_dir: Path, meter: dict[str, Any]) -> list[Any]:
     """A running meter on every live node of the cluster. `meter`: interval_s, attempt, declared."""
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)(MeterActor)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     return [
-        actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            str(run_dir), node["NodeID"], dict(meter)
+        actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+            str(run_dir), name, dict(meter)
         )
-        for node in nodes
+        for node_id, name in node_names(ray.nodes()).items()
     ]
+
+
+def node_names(nodes: list[dict[str, Any]]) -> dict[str, str]:
+    """{Ray's node id: name} of the live nodes: the host's, with the address where hosts share one.
+
+    The same on every attempt, unlike Ray's ids: a node's ledger is continued when the run is.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    hosts = Counter(node["NodeManagerHostname"] for node in alive)
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        if hosts[node["NodeManagerHostname"]] == 1
+        else f"{node['NodeManagerHostname']}-{node['NodeManagerAddress']}"
+        for node in alive
+    }
 
 
 def describe_meters(meters: list[Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def meter_fake(
     )
     for index, held[0] in enumerate(times):
         meter.sample(last=stop and index == len(times) - 1)
+    if not stop and meter._writer is not None:
+        for appender in (meter._writer._main, meter._writer._raw, meter._writer._seconds):
+            os.close(appender._fd)  # as the kernel does for a process that is killed: nothing more is written
     return meter
 
 

@@ -6,6 +6,7 @@ import pytest
 from energy_fakes import FakeSensor, meter_fake, reading, write_phases
 
 from energy.account import Account, account_run
+from energy.meter import Meter
 from energy.runs import RunFolder, list_runs
 from energy.sensors import Reading
 
@@ -114,6 +115,31 @@ def test_another_boot_s_counter_is_not_compared(
     account = account_run(run)
     assert account.energy_j == pytest.approx(20)
     assert any("unknown and not in the total" in warning for warning in account.warnings)
+
+
+def test_one_gpu_in_two_ledgers_at_different_times_adds_up(run: RunFolder) -> None:
+    meter_fake(run, [FakeSensor("GPU-1", counter(0, 100))], [0.0, 1.0], node="n1", stop=False)
+    meter_fake(run, [FakeSensor("GPU-1", counter(500, 600))], [5.0, 6.0], attempt=2, node="n1-again")
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(600) and len(account.devices) == 1
+    assert account.phases["gap"]["energy_j"] == pytest.approx(400)
+    assert_sums(account)
+
+
+def test_a_clock_that_was_set_changes_no_energy(run: RunFolder) -> None:
+    times = [(float(n) + (3600.0 if n > 5 else 0.0) - (7200.0 if n > 8 else 0.0), float(n)) for n in range(12)]
+    held = [times[0]]
+    sensors = [
+        FakeSensor("GPU-1", [reading(energy_j=100.0 * n, power_w=100.0) for n in range(12)]),
+        FakeSensor("GPU-2", watts(*[50.0] * 12), method="integrated"),
+    ]
+    meter = Meter(run.ledger_file("n1"), interval_s=1.0, sensors=sensors, discover_sensors=False, clock=lambda: held[0])
+    for index, held[0] in enumerate(times):
+        meter.sample(last=index == 11)
+    account = account_run(run)
+    assert [device.energy_j for device in account.devices] == pytest.approx([1100, 550])
+    assert any("was set by +3600.0 s" in w for w in meter.warnings)
+    assert any("was set by -7200.0 s" in w for w in meter.warnings)
 
 
 def test_one_gpu_in_two_ledgers_counts_once(run: RunFolder) -> None:

@@ -231,6 +231,19 @@ def test_kill_9_keeps_every_reading_and_the_restart_goes_on(tmp_path: Path) -> N
     assert again[0].ticks["rows"]["counter_mj"][-1, 0] == sessions[0].ticks["rows"]["counter_mj"][-1, 0]
 
 
+def test_a_second_writer_of_a_ledger_is_refused_and_the_meter_goes_on(tmp_path: Path) -> None:
+    first = Appender(tmp_path / "n.ledger")
+    with pytest.raises(OSError, match="another meter"):
+        Appender(tmp_path / "n.ledger")
+    sensor = FakeSensor("GPU-1", [reading(energy_j=float(n)) for n in range(3)])
+    meter = Meter(tmp_path / "n.ledger", sensors=[sensor], discover_sensors=False)
+    meter.sample()
+    assert any("another meter is writing it" in warning for warning in meter.warnings)
+    first.close()
+    meter.sample(last=True)
+    assert len(read_ledger(tmp_path / "n.ledger")) == 1
+
+
 def test_frames_say_where_they_are() -> None:
     first, second = encode(RAW, b"one"), encode(EVENT, b"two!")
     assert list(frames(first + second, [])) == [
