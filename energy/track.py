@@ -21,6 +21,7 @@ FLAGS = {
 }  # fmt: skip
 
 OLDEST_TIMESTAMP_S = 10.0  # a driver timestamp further from now than this is not believed (a clock was set)
+LONG_SPAN_S = 0.25  # power registers update every 0.1 s or faster: beyond this some of them were not seen
 MEMORY = 0.95  # of the running share of power changes per sample, see `_doubt`
 
 
@@ -68,7 +69,7 @@ class Track:
         self._held_whole = True  # power was known ever since that point
         self._owed_mj = 0  # integrated energy already on the curve, which the counter's next growth contains
         self._power_at_s: float | None = None
-        self._changes = 1.0
+        self._changes, self._usual_w = 1.0, 0.0
         self._range_w = (float("inf"), float("-inf"))
         self._flags = self._n = 0
         self._power_low_w, self._power_high_w = float("inf"), float("-inf")
@@ -90,7 +91,7 @@ class Track:
         """Take one reading, made at unix time `unix_s` and monotonic time `now_s` (s)."""
         self._n += 1
         if reading.error is not None or (reading.energy_mj is None and reading.power_w is None):
-            self._miss(reading.error or "no value")
+            self._miss(reading.error or "no value", now_s)
             return
         if self.missing and self.points and not self.uses_counter:
             self._flags |= UNKNOWN  # a counter would tell what was used meanwhile
@@ -148,12 +149,32 @@ class Track:
         first = self.points[0]
         return first.energy_mj - (self.power_w or 0.0) * (first.at_s - at_s) * 1e3
 
-    def _miss(self, why: str) -> None:
+    def _miss(self, why: str, now_s: float) -> None:
+        if not self.missing and self.points:
+            self._hold_half(now_s)
         self.missing, self.why_missing = True, why
         self._power_at_s, self._held_whole = None, False
         self.power_w = None
         if not self.uses_counter and self.points:
             self._flags |= UNKNOWN
+
+    def _hold_half(self, now_s: float) -> None:
+        """A device was lost at some moment since its last reading: its power is held to the middle, give or take."""
+        last = self.points[-1]
+        span_s = now_s - last.at_s
+        if self.power_w is None or span_s <= 0:
+            return
+        half_j = self.power_w * span_s / 2
+        self._flags |= INTEGRATED
+        if self.uses_counter:
+            self._energy_mj += round(half_j * 1e3)
+            self._owed_mj += round(half_j * 1e3)  # if it comes back, its counter knows better
+            self._doubt_j += half_j
+        else:
+            self._held_j += half_j
+            self._held_doubt_j += half_j
+            self._energy_mj = self.held_mj
+        self.points.append(Point(last.at_s + span_s / 2, self._energy_mj))
 
     def _take_power(self, reading: Reading, at_s: float) -> None:
         power_w = reading.power_w
@@ -224,7 +245,11 @@ class Track:
         moved_w = abs(power_w - before_w)
         share = moved_w / (high - low) if high > low else 0.0
         self._changes = MEMORY * self._changes + (1 - MEMORY) * share
-        self._held_doubt_j += moved_w * span_s / 2 * self._changes
+        self._usual_w = MEMORY * self._usual_w + (1 - MEMORY) * moved_w
+        if span_s > LONG_SPAN_S:  # updates were missed: power may have moved there and back as it usually does
+            self._held_doubt_j += max(moved_w, 2 * self._usual_w) * span_s / 2
+        else:
+            self._held_doubt_j += moved_w * span_s / 2 * self._changes
 
     def _forget_interval(self) -> None:
         self._flags = self._n = 0

@@ -76,7 +76,8 @@ def test_a_lost_device_is_named_and_its_time_known(run: RunFolder) -> None:
     readings = [reading(power_w=100.0), lost, lost, reading(power_w=100.0), reading(power_w=100.0)]
     meter_fake(run, [FakeSensor("GPU-1", readings, method="integrated")], [0.0, 1.0, 2.0, 3.0, 4.0])
     account = account_run(run)
-    assert account.energy_j == pytest.approx(100)  # the unknown 3 s are not made up
+    # The unknown 3 s are not made up, but for the half of a reading's distance in which it was lost.
+    assert account.energy_j == pytest.approx(150) and account.devices[0].doubt_j == pytest.approx(50)
     assert account.devices[0].gap_s == pytest.approx(3) and account.devices[0].samples == 3
     assert any("could not be read for 3.0 s" in w and "fell off the bus" in w for w in account.warnings)
     assert any("3.0 s is unknown" in warning for warning in account.warnings)

@@ -53,7 +53,9 @@ def test_a_lost_gpu_is_named_missing(run: RunFolder, meter_gpus: Callable[..., s
     meter_gpus(run.ledger_file("n1"), GPU_A + f"gpu uuid=GPU-c power=200 lost=5 {EXACT}\n", 0, 10, 0.5)
     account = account_run(run)
     lost = next(device for device in account.devices if device.uuid == "GPU-c")
-    assert lost.energy_j == pytest.approx(900) and lost.gap_s == pytest.approx(5.5)
+    # It was lost between the readings at 4.5 and 5.0: held to the middle, with as much doubt.
+    assert lost.energy_j == pytest.approx(950) and lost.doubt_j == pytest.approx(50)
+    assert lost.gap_s == pytest.approx(5.5)
     assert any("GPU-c" in w and "could not be read for 5.5 s" in w and "GPU is lost" in w for w in account.warnings)
     assert not any("GPU-a" in warning for warning in account.warnings)
 
@@ -130,7 +132,8 @@ def test_the_host_model_is_marked_and_does_not_log(capfd: pytest.CaptureFixture[
         warnings += news
     assert sum("not measured" in warning for warning in warnings) == 2
     assert "codecarbon" not in capfd.readouterr().err
-    assert not any("Capture" in type(h).__name__ for h in logging.getLogger("codecarbon").handlers)
+    with host._LOOK_UP:  # another test's look-up may be under way
+        assert not any("Capture" in type(h).__name__ for h in logging.getLogger("codecarbon").handlers)
 
 
 def test_discovery_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
