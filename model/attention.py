@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import LlamaConfig
-from model.rope import apply_rope
+from model.kernels import rotate
 
 
 class KVCache:
@@ -48,8 +48,8 @@ class Attention(nn.Module):
         self, x_BLE: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None = None
     ) -> torch.Tensor:
         heads = (*x_BLE.shape[:2], -1, self.head_dim)
-        q_BHLD = apply_rope(self.wq(x_BLE).view(heads), cos, sin).transpose(1, 2)
-        k_BKLD = apply_rope(self.wk(x_BLE).view(heads), cos, sin).transpose(1, 2)
+        q_BHLD = rotate(self.wq(x_BLE).view(heads), cos, sin).transpose(1, 2)
+        k_BKLD = rotate(self.wk(x_BLE).view(heads), cos, sin).transpose(1, 2)
         v_BKLD = self.wv(x_BLE).view(heads).transpose(1, 2)
         if cache is not None:
             # `is_causal` aligns its mask with the first key, so it is right only for a prompt into an empty

@@ -15,10 +15,3 @@ def rope_tables(head_dim: int, length: int, theta: float) -> tuple[torch.Tensor,
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), frequency).unsqueeze(1)
     return angle.cos(), angle.sin()
-
-
-def apply_rope(x_BLHD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate queries or keys by their positions, in float32; the result has the dtype of `x`."""
-    first, second = x_BLHD.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.type_as(x_BLHD)

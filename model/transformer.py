@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.attention import Attention, KVCache
 from model.config import LlamaConfig
-from model.loss import cross_entropy_sum
+from model.kernels import rms_norm, swiglu
+from model.loss import linear_cross_entropy_sum
 from model.rope import rope_tables
 
 
 class RMSNorm(nn.Module):
-    """Scale by the reciprocal root mean square; `F.rms_norm` works in float32 inside, whatever the input."""
+    """Scale each position by the reciprocal of its root mean square, and each channel by a weight."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x_BLE, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x_BLE, self.weight, self.eps)
 
 
 class FeedForward(nn.Module):
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
         self.w_down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
-        return self.w_down(F.silu(self.w_gate(x_BLE)) * self.w_up(x_BLE))
+        return self.w_down(swiglu(self.w_gate(x_BLE), self.w_up(x_BLE)))
 
 
 class Block(nn.Module):
@@ -92,7 +92,7 @@ class Llama(nn.Module):
         targets_BL: torch.Tensor | None = None,
         caches: Sequence[KVCache] | None = None,
     ) -> torch.Tensor:
-        """Logits (B, L, V), or with `targets_BL` the summed loss in nats (see `cross_entropy_sum`).
+        """Logits (B, L, V), or with `targets_BL` the summed loss in nats (see `linear_cross_entropy_sum`).
 
         With `caches`, one per layer, the tokens follow the positions already cached.
         """
@@ -104,5 +104,7 @@ class Llama(nn.Module):
         x_BLE = self.embedding(tokens_BL)
         for layer, block in enumerate(self.blocks):
             x_BLE = block(x_BLE, cos, sin, caches[layer] if caches else None)
-        logits_BLV = self.output(self.norm(x_BLE))
-        return logits_BLV if targets_BL is None else cross_entropy_sum(logits_BLV, targets_BL)
+        x_BLE = self.norm(x_BLE)
+        if targets_BL is None:
+            return self.output(x_BLE)
+        return linear_cross_entropy_sum(x_BLE, self.output.weight, targets_BL)

@@ -1,0 +1,85 @@
+"""The fast paths of `model.kernels` against the plain formulas, and their backward against finite differences."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from model import kernels
+from model.config import LlamaConfig
+from model.init import init_weights
+from model.parallelize import parallelize
+from model.rope import rope_tables
+from model.transformer import Llama
+
+Case = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cases(dtype: torch.dtype) -> dict[str, Case]:
+    cos, sin = (table.to(dtype) for table in rope_tables(head_dim=6, length=5, theta=1e4))
+    wide = draw(2, 5, 12, seed=3).to(dtype)
+    # Slices and transposes, as a caller may pass: not contiguous.
+    return {
+        "rms_norm": (lambda x, w: kernels.rms_norm(x, w, 1e-5), (wide[..., :8], draw(8, seed=4).to(dtype))),
+        "swiglu": (kernels.swiglu, (wide[..., :6], wide[..., 6:])),
+        "rotate": (lambda x: kernels.rotate(x, cos, sin), (draw(2, 3, 5, 6, seed=5).to(dtype).transpose(1, 2),)),
+    }
+
+
+NAMES = list(cases(torch.float32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_backward_by_hand_equals_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_by_hand", lambda x: True)
+    function, inputs = cases(torch.float64)[name]
+    assert torch.autograd.gradcheck(function, tuple(x.detach().requires_grad_() for x in inputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_paths_have_the_same_values_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, inputs = cases(torch.float32)[name]
+    results = []
+    for by_hand in (True, False):
+        monkeypatch.setattr(kernels, "_by_hand", lambda x, by_hand=by_hand: by_hand)
+        leaves = tuple(x.detach().requires_grad_() for x in inputs)
+        out = function(*leaves)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), leaves)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
+
+
+def test_the_inputs_stay_as_they_were() -> None:
+    for function, inputs in cases(torch.float32).values():
+        before = [x.clone() for x in inputs]
+        leaves = tuple(x.detach().requires_grad_() for x in inputs)
+        function(*leaves).sum().backward()
+        torch.testing.assert_close(list(inputs), before, atol=0, rtol=0)
+
+
+def test_bfloat16_takes_the_plain_path_and_keeps_its_dtype() -> None:
+    for name, (function, inputs) in cases(torch.bfloat16).items():
+        assert function(*inputs).dtype == torch.bfloat16, name
+        assert not kernels._by_hand(inputs[0])
+
+
+def test_a_compiled_model_takes_the_plain_path_to_the_same_loss() -> None:
+    config = LlamaConfig(dim=24, n_layers=2, n_heads=2, ffn_hidden=33, vocab_size=97, sequence_length=16)
+    tokens = torch.randint(97, (2, 17), generator=torch.Generator().manual_seed(0))
+    results = []
+    torch._dynamo.reset()
+    for compile in (False, True):
+        model = Llama(config)
+        init_weights(model, seed=5)
+        parallelize(model, None)
+        if compile:
+            # A backend that needs no C++ compiler; `fullgraph` fails on a graph break.
+            for block in model.blocks:
+                block.compile(backend="aot_eager", fullgraph=True)
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        results.append((loss, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
