@@ -14,7 +14,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,6 +84,21 @@ def run(
         _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else BY_SIGNAL - code
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Lets no Ctrl-C and no polite kill break off what must be finished: a second one often follows the first."""
+    old: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            if signal.getsignal(polite) != signal.SIG_IGN:
+                old[polite] = signal.signal(polite, lambda *_: None)  # unlike SIG_IGN not inherited by a command
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 class _Signals:

@@ -59,14 +59,15 @@ class Measurement:
     exit_code: int
     window: Window
     factors: Factors
+    devices: list[DeviceWindow]
     warnings: list[str]
     faults: list[str] = field(default_factory=list)
 
     @property
     def counted(self) -> list[DeviceWindow]:
         """The devices in the total: all, or a sensor of the whole node in place of its parts."""
-        whole = [device for device in self.window.devices if device.kind == "node" and device.energy_j is not None]
-        return whole or [device for device in self.window.devices if device.kind != "node"]
+        whole = [device for device in self.devices if device.kind == "node" and device.energy_j is not None]
+        return whole or [device for device in self.devices if device.kind != "node"]
 
     def shares(self) -> dict[str, float | None]:
         """Which part of the energy was measured, modelled and assumed; None when there is none."""
@@ -105,7 +106,7 @@ class Measurement:
             "run": str(self.folder.path),
             "duration_s": window.duration_s,
             "exit_code": self.exit_code,
-            "devices": [{key: getattr(d, key) for key in keys} | {"note": d.note or None} for d in window.devices],
+            "devices": [{key: getattr(d, key) for key in keys} | {"note": d.note or None} for d in self.devices],
             **totals(window.energy_j),
             "low": totals(window.low_j),
             "high": totals(window.high_j),

@@ -1,5 +1,6 @@
 """Sharded checkpoints: complete or not there at all, and loadable by any number of ranks."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
+
+from orchestrator.saved import newest_complete as newest_complete
+
+PROBE_BYTES = 2**20
+
+
+class CheckpointNotSaved(RuntimeError):
+    """A checkpoint could not be written; nothing of it is left, and the ones before are untouched."""
 
 
 class TrainState(Stateful):
@@ -26,21 +36,26 @@ class TrainState(Stateful):
         self.progress.update(state["progress"])
 
 
-def newest_complete(folder: Path) -> Path | None:
-    """The checkpoint with the highest step; a folder without DCP's `.metadata` is not a checkpoint."""
-    complete = [path for path in folder.glob("step-*") if (path / ".metadata").exists()]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
-
-
 def save(state: TrainState, folder: Path, step: int) -> Path:
-    """Writes beside the final name and renames when every rank is done. A collective: all ranks call it."""
+    """Writes beside the final name and renames when every rank is done. A collective: all ranks call it.
+
+    CheckpointNotSaved, on every rank and with the same words, when one of them could not write.
+    """
     final, partial = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
     rank = dist.get_rank()
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    dcp.save({"app": state}, checkpoint_id=partial)
+    try:
+        dcp.save({"app": state}, checkpoint_id=partial)
+    except CheckpointException as error:  # dcp raises it on every rank, whichever failed
+        reason = [f"{_why(partial, error)}: the checkpoint of step {step} was not written to {folder}"]
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        # Nobody leaves before rank 0 has cleaned up: the first rank that fails takes the others down.
+        dist.broadcast_object_list(reason)
+        raise CheckpointNotSaved(reason[0]) from error
     dist.barrier()
     if rank == 0:
         shutil.rmtree(final, ignore_errors=True)
@@ -52,3 +67,17 @@ def save(state: TrainState, folder: Path, step: int) -> Path:
 def load(state: TrainState, path: Path) -> None:
     """Fills model, optimiser and progress from `path`, whatever number of ranks wrote it. A collective."""
     dcp.load({"app": state}, checkpoint_id=path)
+
+
+def _why(folder: Path, error: CheckpointException) -> str:
+    """The cause in words. torch's writer hides the system's answer behind "unexpected pos": ask the disk again."""
+    try:
+        with (folder / "probe").open("wb", buffering=0) as probe:
+            left = PROBE_BYTES
+            while left:
+                left -= probe.write(bytes(left))
+            os.fsync(probe.fileno())
+    except OSError as refusal:
+        return refusal.strerror or str(refusal)
+    first, _ = next(iter(error.failures.values()))
+    return str(first) or type(first).__name__

@@ -1,10 +1,15 @@
 """The command line: the group of commands, and how their failures become messages and exit codes."""
 
+import errno
+import os
 import sys
+import traceback
 
 import click
 
 from orchestrator.commands.formula import estimate, published
+from orchestrator.commands.metering import doctor, measure, readings
+from orchestrator.commands.planning import plan
 from orchestrator.commands.training import generate, report, run, schema
 
 
@@ -14,12 +19,12 @@ def cli() -> None:
     """Trains LLaMA on Ray and FSDP, and accounts for every joule, FLOP and gram of CO2 a run took."""
 
 
-for command in (run, report, generate, schema, estimate, published):
+for command in (run, plan, report, generate, schema, estimate, published, measure, readings, doctor):
     cli.add_command(command)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is a message and exit code 2, never a traceback."""
+    """Entry point: whatever goes wrong is a message and an exit code; the traceback is shown with -v."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -31,5 +36,25 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except ValueError as error:
-        click.echo(f"hoofprint: {error}", err=True)
+        _tell(str(error))
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain about it once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:
+        place = f": {error.filename}" if error.filename and error.strerror else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _tell(f"{error.strerror or error}{place}" + ("; free some space there and try again" if full else ""))
+        sys.exit(1)
+    except Exception as error:
+        _tell(f"unexpected {type(error).__name__}: {error}\n-v shows where; this is our fault: please report it")
+        sys.exit(1)
+
+
+def _tell(message: str) -> None:
+    arguments = sys.argv[1:]
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "-v" in own or "--verbose" in own:
+        traceback.print_exc()
+    click.echo(f"hoofprint: {message}", err=True)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.corpus import TokenizedCorpus
 from orchestrator.data.shards import Progress, TokenizerSpec, build
 from orchestrator.data.sources import SourceSpec
 from orchestrator.spec import Experiment
+from orchestrator.spec_file import NOTHING, BadInput
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,21 @@ def source_specs(experiment: Experiment) -> list[SourceSpec]:
 
 
 def prepare_corpus(experiment: Experiment, progress: Progress) -> PreparedCorpus:
-    """Tokenises the sources, or opens them from the cache; ValueError where text or tokenizer cannot be used."""
+    """Tokenises the sources, or opens them from the cache; BadInput where text or tokenizer cannot be used."""
     tokenizer = experiment.data.tokenizer
-    corpus = build(
-        source_specs(experiment),
-        TokenizerSpec(str(tokenizer.path) if tokenizer.path else None, tokenizer.vocab_size),
-        experiment.data.cache.resolve(),
-        experiment.data.validation_fraction,
-        progress,
-        seed=experiment.seed,
-        min_tokens=experiment.training.batch_tokens + 1,
-    )
+    try:
+        corpus = build(
+            source_specs(experiment),
+            TokenizerSpec(str(tokenizer.path) if tokenizer.path else None, tokenizer.vocab_size),
+            experiment.data.cache.resolve(),
+            experiment.data.validation_fraction,
+            progress,
+            seed=experiment.seed,
+            min_tokens=experiment.training.batch_tokens + 1,
+        )
+        _require_sequences(corpus, experiment.model.sequence_length)
+    except ValueError as error:
+        raise BadInput(f"{error}\n{NOTHING}") from error
     folder = Path(corpus.folder)
     description = {
         "train_tokens": corpus.train_tokens,
@@ -53,3 +59,18 @@ def prepare_corpus(experiment: Experiment, progress: Progress) -> PreparedCorpus
         "sources": corpus.sources,
     }
     return PreparedCorpus(folder, folder / "tokenizer.model", corpus.tokenizer.vocab_size, description)
+
+
+def _require_sequences(corpus: TokenizedCorpus, length: int) -> None:
+    """ValueError where a worker would find too little text: in its first step, or hours later in an evaluation."""
+    for part in corpus.parts:
+        if len(part.train) <= length:
+            raise ValueError(
+                f"source {part.name!r} has {len(part.train)} training tokens, fewer than one sequence of {length} + 1; "
+                "add text to it, or make model.sequence_length smaller"
+            )
+    if all(len(part.validation) <= length for part in corpus.parts):
+        raise ValueError(
+            f"the held-out text has {corpus.validation_tokens} tokens, no source has a sequence of {length} + 1; "
+            "raise data.validation_fraction, add text, or make model.sequence_length smaller"
+        )

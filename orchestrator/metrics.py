@@ -1,4 +1,4 @@
-"""What a rank writes while it trains: one JSON object a line, flushed, so that a kill loses at most the last line."""
+"""What a rank writes while it trains: one JSON object a line, at once, so that a kill loses at most the last line."""
 
 import json
 import time
@@ -11,13 +11,19 @@ MARK_EVERY_STEPS = 5  # an open train_step span is written out this often: what 
 
 
 class MetricsFile:
-    """The `Recorder` of one rank. Every rank marks its phases; rank 0 also writes steps and evaluations."""
+    """The `Recorder` of one rank. Every rank marks its phases; rank 0 also writes steps and evaluations.
+
+    While the disk refuses, lines wait in memory and training goes on: whoever frees the disk loses nothing. Only
+    `close` raises OSError, for lines that never reached it.
+    """
 
     def __init__(self, path: Path, attempt: int, rank: int, batch_tokens: int, started_unix_s: float):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._pending = bytearray()
         if self._file.tell():
-            self._file.write("\n")  # isolates a line that a kill tore
+            self._pending += b"\n"  # isolates a line that a kill tore
         self._attempt, self._rank, self._batch_tokens = attempt, rank, batch_tokens
         self._phase, self._phase_start, self._steps_open = "startup", started_unix_s, 0
         self._step_start = time.time()
@@ -51,12 +57,24 @@ class MetricsFile:
 
     def close(self) -> None:
         self._close_phase(time.time())
+        refusal = self._flush()
         self._file.close()
+        if refusal is not None:
+            raise OSError(refusal.errno, f"{refusal.strerror}: the last metrics were not written", str(self._path))
 
     def _close_phase(self, now: float) -> None:
         self._write(event="phase", phase=self._phase, start_unix_s=self._phase_start, end_unix_s=now)
         self._phase_start, self._steps_open = now, 0
 
     def _write(self, **fields: Any) -> None:
-        self._file.write(json.dumps({"attempt": self._attempt, **fields}) + "\n")
-        self._file.flush()
+        self._pending += json.dumps({"attempt": self._attempt, **fields}).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> OSError | None:
+        """Writes what waits, in order; the system's refusal, after which the rest still waits."""
+        try:
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
+        except OSError as refusal:
+            return refusal
+        return None

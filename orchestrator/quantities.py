@@ -1,10 +1,14 @@
 """What people write for numbers with units (`1.4T`, `400 W`, `30 min`), as pydantic types in base units."""
 
+import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 _NUMBER = re.compile(r"^\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s].*?)?\s*$")
 
@@ -19,12 +23,34 @@ def quantity(text: Any, units: dict[str, float], example: str) -> float:
     if isinstance(text, bool) or not isinstance(text, int | float | str):
         raise ValueError(f"expected a number such as {example}, got {text!r}")
     if isinstance(text, int | float):
-        return float(text)
-    match = _NUMBER.match(text)
-    if not match or (match[2] or "") not in units:
-        known = ", ".join(unit for unit in units if unit)
-        raise ValueError(f"expected a number such as {example} (units: {known}), got {text!r}")
-    return float(match[1].replace(",", "").replace("_", "")) * units[match[2] or ""]
+        value = float(text)
+    else:
+        match = _NUMBER.match(text)
+        if not match or (match[2] or "") not in units:
+            known = [unit for unit in units if unit]
+            hint = f" (units: {', '.join(known)})" if known else ""
+            raise ValueError(f"expected a number such as {example}{hint}, got {text!r}")
+        value = float(match[1].replace(",", "").replace("_", "")) * units[match[2] or ""]
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number such as {example}, got {text!r}")
+    return value
+
+
+# Bounds behind a parser reach the schema under pydantic's names for them.
+_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """Lets the JSON Schema accept what the parser does: a number, or text with one of the units."""
+
+    units: tuple[str, ...]
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        number = {_BOUNDS.get(key, key): value for key, value in handler(core).items()}
+        units = "|".join(re.escape(unit) for unit in self.units if unit)
+        pattern = r"^\s*[+-]?(\d[\d_,]*\.?\d*|\.\d+)([eE][+-]?\d+)?\s*" + (f"({units})?" if units else "") + r"\s*$"
+        return {"anyOf": [number, {"type": "string", "pattern": pattern}]}
 
 
 def _parser(units: dict[str, float], example: str) -> Callable[[Any], float]:
@@ -39,8 +65,8 @@ def _count(text: Any) -> int:
 
 
 # YAML 1.1 reads `3e-4` as a string, so plain numbers go through the same door.
-Number = Annotated[float, BeforeValidator(_parser({"": 1.0}, "3.0e-4"))]
-Count = Annotated[int, BeforeValidator(_count)]
-PowerW = Annotated[float, BeforeValidator(_parser(POWER, "400 W"))]
-DurationS = Annotated[float, BeforeValidator(_parser(DURATION, "30 min"))]
-IntensityGPerKwh = Annotated[float, BeforeValidator(_parser(INTENSITY, "385 g/kWh"))]
+Number = Annotated[float, BeforeValidator(_parser({"": 1.0}, "3.0e-4")), Written(())]
+Count = Annotated[int, BeforeValidator(_count), Written(tuple(COUNT))]
+PowerW = Annotated[float, BeforeValidator(_parser(POWER, "400 W")), Written(tuple(POWER))]
+DurationS = Annotated[float, BeforeValidator(_parser(DURATION, "30 min")), Written(tuple(DURATION))]
+IntensityGPerKwh = Annotated[float, BeforeValidator(_parser(INTENSITY, "385 g/kWh")), Written(tuple(INTENSITY))]

@@ -1,31 +1,52 @@
 """The driver of a run: data, Ray, meters, training, and in every case the record and the report at the end."""
 
 import importlib.metadata
-import os
 import platform
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from energy.factors import accelerator
 from energy.runs import RunFolder
-from orchestrator.corpus import prepare_corpus
+from orchestrator import attempts as attempt_files
+from orchestrator.attempts import Claim
+from orchestrator.corpus import PreparedCorpus, prepare_corpus
+from orchestrator.endings import advice, cause
+from orchestrator.reach import require_cluster
 from orchestrator.screen import RayLog, RunScreen
 from orchestrator.spec import Experiment
-from orchestrator.spec_file import BadInput, dump_experiment, load_experiment, missing_files
+from orchestrator.spec_file import BadInput, dump_experiment
+from orchestrator.stops import Stops
 
 PACKAGES = ("hoofprint", "torch", "ray", "codecarbon", "nvidia-ml-py", "sentencepiece")
-RESUMABLE = {
-    "training.evaluate_every_steps",
-    "training.checkpoint_every_steps",
-    "training.micro_batch_sequences",
-}
+RAY_LOG = Path("logs") / "ray.log"
+
+
+class _Ending:
+    """How the run ended; written to run.json once, by whoever gets there first."""
+
+    def __init__(self, claim: Claim, attempts: list[dict[str, Any]], screen: RunScreen):
+        self._claim, self._attempts, self._screen = claim, attempts, screen
+        self.status: str | None = None
+        self.error: str | None = None
+
+    def write(self, status: str, error: str | None = None) -> None:
+        if self.status is not None:
+            return
+        self.status, self.error = status, error
+        ended = time.time()
+        self._attempts[-1] |= {"ended_unix_s": ended, "status": status}
+        self._claim.free_space()
+        try:
+            self._claim.folder.update_run(status=status, attempts=self._attempts, ended_unix_s=ended, error=error)
+        except OSError as refusal:
+            self._screen.failed([f"run.json could not be written, it still says running: {refusal}"])
 
 
 def run_experiment(
@@ -34,129 +55,141 @@ def run_experiment(
     screen: RunScreen,
     run_id: str | None = None,
     resume: Path | None = None,
+    spec: Path | None = None,
 ) -> tuple[RunFolder, int]:
-    """Trains and accounts; the run folder and the exit code (0 done, 130 stopped by Ctrl-C, 1 failed)."""
-    faults = missing_files(experiment)
-    if faults:
-        raise BadInput("\n".join(faults) + "\nnothing was started")
+    """Trains and accounts; the run folder and the exit code (0 done, 130 stopped by Ctrl-C, 1 failed).
+
+    BadInput when the run cannot start; then nothing of it is left, and a resumed run is as it was.
+    """
     started = time.time()
+    # What a second look would find is refused first: building the corpus may take an hour.
+    if resume:
+        existing, changed = attempt_files.resumable(experiment, resume)
+    else:
+        path = attempt_files.run_path(runs_dir, run_id or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    require_cluster(experiment.cluster.address)
     prepared = prepare_corpus(experiment, screen.progress)
-    folder = _resume_folder(experiment, resume) if resume else _new_folder(experiment, runs_dir, run_id)
-    previous = folder.read_run() if resume else {}
-    attempts = previous.get("attempts", [])
-    attempts = [*attempts, {"attempt": len(attempts) + 1, "started_unix_s": started, "status": "running"}]
-    record = previous | _describe(experiment, folder, prepared, attempts)
-    folder.write_run(record)
-    (folder.path / "experiment.yaml").write_text(dump_experiment(experiment), encoding="utf-8")
-    (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
-    (folder.path / "stop").unlink(missing_ok=True)
-    error: str | None = None
-    complete = False
-    with RayLog(folder.path / "logs" / "ray.log"):
-        try:
-            complete, error = _train(experiment, folder, prepared.path, started, len(attempts), screen)
-        except BadInput as fault:
-            error = str(fault)
-        finally:
-            status = "completed" if complete else "failed" if error else "stopped"
-            ended = time.time()
-            attempts[-1] |= {"ended_unix_s": ended, "status": status}
-            folder.update_run(status=status, attempts=attempts, ended_unix_s=ended, error=error)
-    _account(folder, screen)
-    return folder, 0 if complete else 1 if error else 130
+    if resume:
+        claim = Claim(existing)
+    else:
+        claim = attempt_files.claim_new(path)
+    try:
+        if resume:
+            if attempt_files.settle(claim.folder):
+                screen.note(f"the attempt before was lost: {attempt_files.LOST}")
+            attempt_files.require_same_data(claim.folder, prepared.tokenizer_path, prepared.description)
+            if changed:
+                screen.note(f"changed since the run was started: {', '.join(changed)}")
+        return _run(experiment, claim, prepared, screen, started, spec, fresh=not resume)
+    finally:
+        claim.release()
+
+
+def _run(
+    experiment: Experiment,
+    claim: Claim,
+    prepared: PreparedCorpus,
+    screen: RunScreen,
+    started: float,
+    spec: Path | None,
+    fresh: bool,
+) -> tuple[RunFolder, int]:
+    folder = claim.folder
+    spec_file = folder.path / "experiment.yaml"
+    previous, previous_spec = ({}, "") if fresh else (folder.read_run(), spec_file.read_text(encoding="utf-8"))
+    attempts = [*previous.get("attempts", []), {"started_unix_s": started, "status": "running"}]
+    attempts[-1] |= {"attempt": len(attempts)}
+    ending = _Ending(claim, attempts, screen)
+    try:
+        claim.hold_space()
+        (folder.path / "stop").unlink(missing_ok=True)
+        (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
+        folder.write_run(previous | _describe(experiment, folder, prepared, attempts))
+        spec_file.write_text(dump_experiment(experiment), encoding="utf-8")
+    except OSError:
+        if fresh:
+            attempt_files.discard(folder.path)
+        raise
+    with Stops(folder.path / "stop", screen, lambda: ending.write("stopped")) as stops:
+        with RayLog(folder.path / RAY_LOG) as log:
+            try:
+                complete = _train(experiment, claim, prepared.path, started, len(attempts), screen, stops)
+                ending.write("completed" if complete else "stopped")
+            except BadInput:
+                if fresh:
+                    attempt_files.discard(folder.path)
+                else:
+                    folder.write_run(previous)
+                    spec_file.write_text(previous_spec, encoding="utf-8")
+                raise
+            except KeyboardInterrupt:
+                ending.write("stopped")
+            except Exception as error:
+                log.append(traceback.format_exc())
+                ending.write("failed", cause(error))
+        accounted = _account(folder, screen)
+    if ending.status != "completed":
+        what = f"the run failed: {ending.error}" if ending.error else "the run was stopped"
+        screen.failed([what, *advice(ending.error or "", folder.path, spec)], folder.path / RAY_LOG)
+    return folder, {"completed": 0 if accounted else 1, "stopped": 130}.get(ending.status or "", 1)
 
 
 def _train(
-    experiment: Experiment, folder: RunFolder, corpus: Path, started: float, attempt: int, screen: RunScreen
-) -> tuple[bool, str | None]:
+    experiment: Experiment,
+    claim: Claim,
+    corpus: Path,
+    started: float,
+    attempt: int,
+    screen: RunScreen,
+    stops: Stops,
+) -> bool:
+    """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail."""
     from orchestrator.launch import Training, choose_workers, start_ray
     from orchestrator.meters import describe_meters, start_meters, stop_meters
     from orchestrator.worker import Job
 
-    stops = _StopOnInterrupt(folder.path / "stop", screen)
-    start_ray(experiment)
+    folder = claim.folder
+    try:
+        start_ray(experiment)
+    except BadInput as error:  # the spec may be right: it is Ray or the machine that is not
+        raise RuntimeError(str(error)) from error
     import ray
 
-    stops.install()  # after ray.init, which installs handlers of its own
+    stops.install()  # again: ray.init puts a handler of its own
     meters: list[Any] = []
     try:
-        meters = start_meters(folder.path, experiment.energy.sample_interval, attempt)
-        described = describe_meters(meters)
         workers, device = choose_workers(experiment)
-        folder.update_run(meters=described, world_size=workers, device_type=device)
-        screen.opening(experiment, folder, described, workers, device)
+        meters = start_meters(folder.path, _metering(experiment, attempt))
+        described = describe_meters(meters)
+        run = folder.update_run(meters=described, world_size=workers, device_type=device)
+        screen.opening(experiment, run)
         job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started)
         training = Training(job, workers, device, str(folder.path / "logs"))
         training.start()
         with screen.live(experiment, folder):
             while training.is_alive():
                 training.join(timeout=0.5)
-                screen.update(folder)
+                if screen.update(folder):
+                    stops.gently()
+                for text in stops.notes():
+                    screen.note(text)
         if training.error is not None:
-            return False, _root_cause(training.error)
-        return bool(training.complete), None
+            raise training.error
+        return bool(training.complete)
     finally:
-        for fault in stop_meters(meters):
+        stops.finishing()
+        claim.free_space()  # before the last readings: a full disk still has room for them
+        described, faults = stop_meters(meters)
+        if described:
+            folder.update_run(meters=described)  # with what came up while they ran
+        for fault in faults:
             screen.note(fault)
-        stops.restore()
         ray.shutdown()
 
 
-class _StopOnInterrupt:
-    """Ctrl-C once: checkpoint, report, end. Twice: end now; the ledger and the last checkpoint stay."""
-
-    def __init__(self, stop_file: Path, screen: RunScreen):
-        self._stop_file, self._screen, self._count = stop_file, screen, 0
-        self._old: dict[int, Any] = {}
-
-    def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._handle)
-
-    def restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self._count += 1
-        if self._count > 1:
-            os._exit(130)
-        self._stop_file.touch()
-        self._screen.note("stopping: checkpoint and report first; Ctrl-C again ends at once")
-
-
-def _new_folder(experiment: Experiment, runs_dir: Path, run_id: str | None) -> RunFolder:
-    name = run_id or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = (runs_dir / name).resolve()
-    if path.exists():
-        raise BadInput(f"the run {path} exists; give another --name, or go on with it: --resume {path}")
-    path.mkdir(parents=True)
-    return RunFolder(path)
-
-
-def _resume_folder(experiment: Experiment, path: Path) -> RunFolder:
-    spec = path / "experiment.yaml"
-    if not spec.exists():
-        raise BadInput(f"{path} is not a run: it has no experiment.yaml")
-    before = _flat(load_experiment(spec).model_dump(mode="json"))
-    now = _flat(experiment.model_dump(mode="json"))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    refused = [
-        key for key in changed if key.split(".")[0] in ("model", "data", "training", "seed") and key not in RESUMABLE
-    ]
-    if refused:
-        raise BadInput(
-            f"the spec differs from the run's in {', '.join(refused)}: a resumed run would mean nothing; "
-            f"undo the change, or start a new run"
-        )
-    return RunFolder(path.resolve())
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {prefix: value}
-    return {k: v for key, child in items for k, v in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()}
+def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
+    """How each node is metered (orchestrator.meters)."""
+    return {"interval_s": experiment.energy.sample_interval, "attempt": attempt, "declared": {}}
 
 
 def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:
@@ -211,16 +244,18 @@ def _revision() -> str | None:
         return None
 
 
-def _root_cause(error: Exception) -> str:
-    """The last line of the innermost failure, which is what the user can act on; the rest is in logs/ray.log."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
-
-
-def _account(folder: RunFolder, screen: RunScreen) -> None:
+def _account(folder: RunFolder, screen: RunScreen) -> bool:
+    """Writes record and report; False, and what to do, when they could not be written."""
     from dashboards.report import write_report
     from energy.record import write_record
 
-    footprint = write_record(folder)
-    html, _ = write_report(folder)
+    try:
+        footprint = write_record(folder)
+        html, _ = write_report(folder)
+    except Exception as error:  # whatever it is, the run's files are there and the report can be had from them
+        screen.failed(
+            [f"the report could not be written: {cause(error)}", f"write it later: hoofprint report {folder.path}"]
+        )
+        return False
     screen.closing(folder, footprint, html)
+    return True

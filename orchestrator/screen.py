@@ -2,25 +2,29 @@
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from energy.human import human_carbon, human_energy, human_flop, percent
+from energy.factors import match_accelerator
+from energy.human import human_carbon, human_count, human_energy, human_flop, percent
 from energy.runs import RunFolder
+from orchestrator import view
+from orchestrator.progress import RunProgress, Tail
+from orchestrator.saved import newest_complete
 from orchestrator.spec import Experiment
 
 LINE_EVERY_S = 60.0
-SPARKS = "▁▂▃▄▅▆▇█"
+LOW_DISK_BYTES = 32 * 2**20
 
 
 class RayLog:
@@ -43,102 +47,128 @@ class RayLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         for target, saved in enumerate(self._saved, start=1):
             os.dup2(saved, target)
             os.close(saved)
+
+    def append(self, text: str) -> None:
+        with suppress(OSError):  # a full disk may eat these words, never the run's end
+            os.write(2, text.encode())
 
 
 class RunScreen:
     """Everything a run says to the user goes through here, on stderr."""
 
-    def __init__(self, quiet: bool = False):
-        self._console = Console(file=os.fdopen(os.dup(2), "w", buffering=1), quiet=quiet)
+    def __init__(self, quiet: bool = False, verbose: bool = False):
+        self._terminal = os.dup(2)
+        self._console = Console(file=os.fdopen(self._terminal, "w", buffering=1), highlight=False)
+        self._quiet, self._verbose = quiet, verbose
         self._live: Live | None = None
-        self._bar: Progress | None = None
+        self._stage = ""
+        self._tenth = -1
         self._last_line_unix_s = 0.0
-        self._last_text = ""
-        self._experiment: Experiment | None = None
-        self._first_step: int | None = None
+        self._tail: Tail | None = None
+        self._progress: RunProgress | None = None
+        self._low_disk = False
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        if not self._quiet:
+            self._say(Text(text))
+
+    def failed(self, lines: list[str], log: Path | None = None) -> None:
+        """What went wrong and what to do: shown however quiet the run is, and in whole lines to copy from."""
+        self._stop_live()
+        head, *rest = lines
+        self._console.print(Text(head, "bold"), soft_wrap=True)
+        for line in rest:
+            self._console.print(Text(f"  {line}"), soft_wrap=True)
+        if log is not None and self._verbose and log.exists():
+            self._console.print(Text(log.read_text(encoding="utf-8", errors="replace")), soft_wrap=True)
+        if log is not None:
+            self._console.print(Text(f"  what Ray and the workers said: {log}"), soft_wrap=True)
 
     def progress(self, done: float, total: float | None, text: str) -> None:
-        """A line for long preparation; a percentage each time it moves by ten."""
-        percent = f" {int(10 * done / total) * 10} %" if total else ""
-        line = f"{text}{percent}"
-        if line != self._last_text:
-            self._last_text = line
-            self.note(line)
+        """Long preparation: a bar on a terminal, else a line each time it moves by a tenth."""
+        if self._quiet:
+            return
+        new = text != self._stage
+        if self._console.is_terminal:
+            if new and self._stage:
+                self._stop_live()
+                self._say(Text(f"  {self._stage}: done", "dim"))
+            self._stage = text
+            self._draw([Text(f"  {text} ...")] if not done else view.preparing(text, done, total, self._width()), True)
+            return
+        tenth = int(10 * done / total) if total else -1
+        if new or tenth != self._tenth:
+            self._stage, self._tenth = text, tenth
+            self.note(f"{text} {tenth * 10} %" if total else text)
 
-    def opening(
-        self,
-        experiment: Experiment,
-        folder: RunFolder,
-        meters: list[dict[str, Any]],
-        workers: int,
-        device: str,
-    ) -> None:
-        self._experiment = experiment
-        kind = {"cuda": "GPU", "cpu": "CPU"}[device]
-        self.note(f"run {folder.path.name}: {workers} {kind} workers, {experiment.total_steps} steps")
-        for meter in meters:
-            by_method: dict[str, list[str]] = {}
-            for sensor in meter["sensors"]:
-                by_method.setdefault(sensor["method"], []).append(sensor["name"])
-            for method, names in by_method.items():
-                self.note(f"  {meter['node']}: {method}: {', '.join(names)}")
-            for warning in meter["warnings"]:
-                if not warning.startswith("host model:"):  # the names of modelled sensors say what they assume
-                    self.note(f"  {meter['node']}: {warning}")
+    def opening(self, experiment: Experiment, run: dict[str, Any]) -> None:
+        """What will be trained, on what, and what of it is measured; `run` is the contents of run.json."""
+        self._stop_live()
+        workers, cuda = run["world_size"], run["device_type"] == "cuda"
+        steps, batch = experiment.total_steps, experiment.training.batch_tokens
+        flop_per_token, peak = run["model"]["flop_per_token"], _peak_flops(run)
+        self._progress = RunProgress(
+            steps,
+            batch,
+            run["attempts"][-1]["started_unix_s"],
+            flop_per_token=flop_per_token,
+            peak_flops=peak * workers if cuda and peak else None,
+        )
+        params = human_count(run["model"]["params"])
+        self.note(
+            f"{run['run_id']}: {params} parameters, {human_count(steps * batch)} tokens in {steps:,} steps, "
+            f"{workers} {'GPU' if cuda else 'CPU'} worker{'s' if workers > 1 else ''}"
+        )
+        self._wrapped(view.metering(run["meters"], workers if cuda else 0))
+        for text in _reservations(run["meters"], cuda):
+            self._wrapped(text, "dim")
+        if self._verbose:
+            self.note("  Ray's log: logs/ray.log in the run folder")
 
     @contextmanager
     def live(self, experiment: Experiment, folder: RunFolder) -> Iterator[None]:
-        if not self._console.is_terminal:
+        """While the workers train; `update` draws."""
+        self._tail = Tail(folder.metrics_file(0))
+        try:
             yield
-            return
-        self._bar = Progress(
-            TextColumn("tokens"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
-        )
-        self._bar.add_task("tokens", total=experiment.total_steps)
-        with Live(Text("starting the workers ..."), console=self._console, refresh_per_second=4) as self._live:
-            yield
-        self._live = None
+        finally:
+            self.update(folder, last=True)
+            self._stop_live()
 
-    def update(self, folder: RunFolder) -> None:
-        steps = folder.steps()
-        if not steps:
-            return
-        assert self._experiment is not None
-        recent = steps[-20:]
-        seconds = sum(step["seconds"] for step in recent)
-        rate = self._experiment.training.batch_tokens * len(recent) / seconds if seconds else 0.0
-        evaluations = folder.evaluations()
-        facts = {
-            "step": f"{steps[-1]['step']}/{self._experiment.total_steps}",
-            "loss": f"{steps[-1]['loss']:.3f}",
-            "validation": f"{evaluations[-1]['validation_loss']:.3f}" if evaluations else "-",
-            "tokens_per_s": f"{rate:,.0f}",
-        }
-        if self._live is not None and self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=steps[-1]["step"])
-            table = Table.grid(padding=(0, 2))
-            table.add_row(*(f"{key} [bold]{value}[/bold]" for key, value in facts.items()))
-            table.add_row("loss", _spark([step["loss"] for step in steps]))
-            self._live.update(Group(table, self._bar))
-        elif time.time() - self._last_line_unix_s >= LINE_EVERY_S or self._last_line_unix_s == 0:
-            self._last_line_unix_s = time.time()
-            self.note(" ".join(f"{key}={value.replace(',', '')}" for key, value in facts.items()))
+    def update(self, folder: RunFolder, last: bool = False) -> bool:
+        """Reads what is new and draws it: in place on a terminal, else a line a minute. True from the first step on."""
+        assert self._tail is not None and self._progress is not None
+        progress, now = self._progress, time.time()
+        for event in self._tail.read():
+            if event.get("phase") == "checkpoint" and not _is_saved(folder, progress.step):
+                continue  # the time was spent, and the checkpoint failed
+            progress.feed(event)
+        progress.feed_power(folder.live_power())
+        self._watch_disk(folder, now)
+        trained = progress.step > 0
+        if self._quiet:
+            return trained
+        if self._console.is_terminal:
+            lines = view.training if trained else view.starting
+            self._draw(lines(progress, self._width(), now))
+        elif trained and (last or now - self._last_line_unix_s >= LINE_EVERY_S):
+            self._last_line_unix_s = now
+            self._console.print(Text(view.key_values(progress, now)), soft_wrap=True)
+        return trained
 
     def closing(self, folder: RunFolder, footprint: dict[str, Any], report: Path) -> None:
+        self._stop_live()
+        if self._quiet:
+            return
         energy, carbon, data = footprint["energy"], footprint["carbon"], footprint["data"]
         table = Table(title=f"Footprint of {folder.path.name}", title_justify="left", show_header=False)
-        status = footprint["run"]["status"]
-        if footprint["run"]["error"]:
-            status += f": {footprint['run']['error']}"
-        table.add_row("status", status)
+        table.add_row("status", footprint["run"]["status"])
         table.add_row("IT energy", human_energy(energy["energy_it_kwh"]))
         facility = energy["energy_facility_kwh"]
         table.add_row(
@@ -159,14 +189,87 @@ class RunScreen:
                 "validation loss",
                 f"{data['validation_loss']:.3f} nat/token; unigram entropy {data['unigram_entropy_nats']:.3f}",
             )
-        table.add_row("report", str(report))
         self._console.print(table)
-        if status != "completed":
-            self.note(f"go on with: hoofprint run SPEC --resume {folder.path}")
+        self._console.print(Text(f"report: {report}"), soft_wrap=True)
+
+    def release(self) -> None:
+        """Gives the terminal back as it was, for an end without goodbye."""
+        if self._console.is_terminal:
+            os.write(self._terminal, b"\x1b[?25h\r\n")
+
+    def blurt(self, text: str) -> None:
+        """A line past all buffers: for a signal handler, which may have interrupted a drawing."""
+        os.write(self._terminal, f"{text}\n".encode())
+
+    def _say(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
+
+    def _wrapped(self, text: str, style: str = "") -> None:
+        if self._quiet:
+            return
+        for line in textwrap.wrap(text, max(40, self._width() - 1), initial_indent="  ", subsequent_indent="    "):
+            self._console.print(Text(line, style))
+
+    def _width(self) -> int:
+        """Columns of the terminal as it is now; stdout, which rich would ask, may be a file."""
+        try:
+            return os.get_terminal_size(self._terminal).columns
+        except OSError:
+            return self._console.width
+
+    def _draw(self, lines: list[Text], transient: bool = False) -> None:
+        self._console.width = self._width()
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=transient,
+                redirect_stdout=False,  # both are Ray's while it runs
+                redirect_stderr=False,
+            )
+            self._live.start()
+        self._live.update(Group(*lines), refresh=True)
+
+    def _stop_live(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def _watch_disk(self, folder: RunFolder, now: float) -> None:
+        room = os.statvfs(folder.path)
+        low = room.f_bavail * room.f_frsize < LOW_DISK_BYTES
+        if low and not self._low_disk and self._progress is not None:
+            text = f"the disk of {folder.path} is nearly full: free some space before the next checkpoint"
+            self._progress.events.append((now, text))
+            if not self._console.is_terminal:
+                self.note(text)
+        self._low_disk = low
 
 
-def _spark(values: list[float], width: int = 40) -> str:
-    shown = values[:: max(1, len(values) // width)][-width:]
-    low, high = min(shown), max(shown)
-    span = (high - low) or 1.0
-    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1))] for value in shown)
+def _is_saved(folder: RunFolder, step: int) -> bool:
+    newest = newest_complete(folder.path / "checkpoints")
+    return newest is not None and int(newest.name.removeprefix("step-")) >= step
+
+
+def _reservations(meters: list[dict[str, Any]], cuda: bool) -> list[str]:
+    """What the models assume, and why something is not measured; each once, however many hosts say it."""
+    # A model that has not been asked yet is called just "CPU (model)": its assumptions follow a colon.
+    models = [s["name"] for m in meters for s in m["sensors"] if s["method"] == "modelled" and ":" in s["name"]]
+    warnings = [
+        warning
+        for meter in meters
+        for warning in meter["warnings"]
+        # The names of modelled sensors say what they assume; nobody misses a GPU on the CPU.
+        if not warning.startswith("host model:") and (cuda or not warning.startswith("NVML:"))
+    ]
+    return list(dict.fromkeys([*models, *warnings]))
+
+
+def _peak_flops(run: dict[str, Any]) -> float | None:
+    """Peak FLOP/s of one device: from the spec's accelerator, else by the name that the driver gives the GPUs."""
+    given = (run.get("accounting") or {}).get("peak_flops")
+    if given:
+        return float(given["value"])
+    names = {s["name"] for meter in run["meters"] for s in meter["sensors"] if s["kind"] == "gpu"}
+    known = match_accelerator(names.pop()) if len(names) == 1 else None
+    return known.peak_flops if known else None

@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from energy.factors import accelerator as known_accelerator
 from model.config import LlamaConfig
 from orchestrator.quantities import Count, DurationS, IntensityGPerKwh, Number, PowerW
 
 Positive = Annotated[Count, Field(gt=0)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
@@ -88,7 +90,7 @@ class TrainingSpec(Strict):
     peak_lr: Annotated[Number, Field(gt=0)]
     min_lr_fraction: Annotated[Number, Field(ge=0, le=1)] = 0.1
     warmup_steps: Annotated[Count, Field(ge=0)] = 2000
-    betas: tuple[Number, Number] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: Annotated[Number, Field(ge=0)] = 0.1
     gradient_clip: Annotated[Number, Field(gt=0)] = 1.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -105,6 +107,13 @@ class ClusterSpec(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     accelerator: str | None = None
     address: str | None = None
+
+    @field_validator("accelerator")
+    @classmethod
+    def _accelerator_is_known(cls, name: str | None) -> str | None:
+        if name is not None:
+            known_accelerator(name)  # its message names the near ones
+        return name
 
 
 class EnergySpec(Strict):
@@ -131,7 +140,7 @@ class Experiment(Strict):
 
     spec_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0)] = 1
     model: ModelSpec
     data: DataSpec
     training: TrainingSpec

@@ -42,15 +42,17 @@ class Job:
 
 
 def next_attempt(run_dir: Path) -> int:
-    """One more than the last attempt that rank 0 left marks of."""
-    path = run_dir / "metrics" / "rank-0.jsonl"
+    """The driver's attempt, or one more than the last one that rank 0 left marks of, whichever is later."""
+    path, run_file = run_dir / "metrics" / "rank-0.jsonl", run_dir / "run.json"
+    # An attempt that failed before its first mark counts too; without a driver (torchrun, pytest) there is no run.json.
+    driver = len(json.loads(run_file.read_text(encoding="utf-8"))["attempts"]) if run_file.exists() else 0
     last = 0
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             last = max(last, json.loads(line)["attempt"])
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # a line torn by a kill says nothing about the attempt that its neighbours do not
-    return last + 1
+    return max(last + 1, driver)
 
 
 class Rank:

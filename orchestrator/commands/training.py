@@ -15,7 +15,8 @@ from orchestrator.commands import JSON, RUNS, SET, print_json
 @JSON
 @click.option("--name", "run_id", help="Name of the run folder; default: the experiment's name and the time.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run from its newest checkpoint.")
-@click.option("-q", "--quiet", is_flag=True)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show Ray's log and, of an error, the traceback.")
 def run(
     spec: Path,
     overrides: tuple[str, ...],
@@ -24,17 +25,24 @@ def run(
     run_id: str | None,
     resume: Path | None,
     quiet: bool,
+    verbose: bool,
 ) -> None:
     """Trains the experiment SPEC on Ray, metered, and writes its footprint and report."""
-    from orchestrator.spec_file import load_experiment
+    from orchestrator.spec_file import load_experiment, require_files
 
+    if resume is not None and run_id is not None:
+        raise click.UsageError("--resume goes on with a run under its own name: leave --name out")
     experiment = load_experiment(spec, overrides)
+    require_files(experiment, spec)
+    if resume is not None and not resume.exists() and (runs_dir / resume).exists():
+        resume = runs_dir / resume
     from orchestrator.run import run_experiment
     from orchestrator.screen import RunScreen
 
-    folder, code = run_experiment(experiment, runs_dir, RunScreen(quiet), run_id, resume)
-    if as_json:
-        click.echo((folder.path / "footprint.json").read_text(encoding="utf-8"))
+    folder, code = run_experiment(experiment, runs_dir, RunScreen(quiet, verbose), run_id, resume, spec)
+    footprint = folder.path / "footprint.json"
+    if as_json and footprint.exists():
+        click.echo(footprint.read_text(encoding="utf-8"), nl=False)
     sys.exit(code)
 
 
@@ -43,11 +51,17 @@ def run(
 @JSON
 def report(run: Path, as_json: bool) -> None:
     """Writes the record and the report of RUN again, from its files alone."""
-    from dashboards.report import write_report
-    from energy.record import write_record
     from energy.runs import RunFolder
 
     folder = RunFolder(run.resolve())
+    if not folder.run_file.exists():
+        raise click.UsageError(f"{run} is not a run: it has no run.json")
+    from dashboards.report import write_report
+    from energy.record import write_record
+    from orchestrator.attempts import settle_if_dead
+
+    if settle_if_dead(folder):
+        click.echo("the run was lost: its process ended without a word; go on with it by --resume", err=True)
     footprint = write_record(folder)
     html, markdown = write_report(folder)
     if as_json:

@@ -66,7 +66,7 @@ def build(
     if corpus.train_tokens < min_tokens:
         raise ValueError(
             f"the corpus has {corpus.train_tokens} training tokens, fewer than the {min_tokens} of one "
-            "batch; add text or make the batch or the sequence length smaller"
+            "batch; add text, or make training.batch_tokens smaller"
         )
     return corpus
 

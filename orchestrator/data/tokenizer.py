@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,9 @@ class Tokenizer:
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"cannot train a vocabulary of {vocab_size} pieces on this text: {error}") from error
+            raise ValueError(
+                f"cannot train a vocabulary of {vocab_size} pieces on this text: {_advice(error)}"
+            ) from error
         tokenizer = cls(writer.getvalue())
         tokenizer.save(path)
         return tokenizer
@@ -156,6 +159,16 @@ class Tokenizer:
         if self._processor.is_control(token) or self._processor.is_unknown(token):
             return b""
         return piece.replace(SPACE_MARK, " ").encode()
+
+
+def _advice(error: Exception) -> str:
+    """SentencePiece's message in our words where it is about too large or too small a vocabulary."""
+    text = str(error)
+    for words, advice in ((r"set it to a value <= (\d+)", "at most"), (r"required_chars\. \d+ vs (\d+)", "at least")):
+        limit = re.search(words, text)
+        if limit:
+            return f"expected {advice} {limit[1]}; set data.tokenizer.vocab_size, or give other text"
+    return text
 
 
 def _sample(texts: Iterable[str], sample_bytes: int, total_bytes: int | None) -> Iterator[str]:

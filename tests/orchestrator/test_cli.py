@@ -1,11 +1,16 @@
 """The command line as another program sees it."""
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from tiny import write_spec
+
+from orchestrator.cli import cli, main
 
 LAPTOP = Path(__file__).parents[2] / "experiments" / "laptop.yaml"
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
@@ -53,3 +58,86 @@ def test_a_missing_data_folder_is_named() -> None:
     done = hoofprint("run", str(LAPTOP.parent / "llama_7b.yaml"))
     assert done.returncode == 2
     assert done.stderr.count("no such file or folder") == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "cluster.address=127.0.0.1:1"], "no Ray answers at 127.0.0.1:1 (cluster.address)"),
+        (["--set", "data.tokenizer.path=not_a_tokenizer"], "not_a_tokenizer: expected a tokenizer file"),
+        (["--set", "data.sources.0.path=empty"], "empty is empty"),
+        (["--set", "data.sources.0.path=blank"], "no document with text"),
+        (["--set", "data.sources.0.path=small"], "set data.tokenizer.vocab_size"),
+        (["--set", "training.batch_tokens=1M", "--set", "training.tokens=4M"], "make training.batch_tokens smaller"),
+        (["--set", "model.sequence_length=16384", "--set", "training.batch_tokens=16384"], "is less than one batch"),
+        (
+            [
+                *("--set=model.sequence_length=16384", "--set=training.batch_tokens=16384"),
+                "--set=training.tokens=16384",
+            ],
+            "raise data.validation_fraction",
+        ),
+        (["--resume", "nowhere"], "not a run"),
+        (["--resume", "x", "--name", "y"], "leave --name out"),
+        (["--name", "a/b"], "plain folder name"),
+        (["--name", "taken"], "exists; give another --name"),
+    ],
+)
+def test_what_cannot_start_leaves_nothing(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_spec(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("not_a_tokenizer", "hello"), ("blank/a.txt", ""), ("small/a.txt", "a b")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["hoofprint", "run", "spec.yaml", "--json", "--runs", "runs", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert said in err and "Traceback" not in err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "cache/x"), 1, "No space left on device: cache/x; free some"),
+        (KeyError("x"), 1, "unexpected KeyError: 'x'\n-v shows where"),
+        (BrokenPipeError(), 1, ""),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (ValueError("bad"), 2, "hoofprint: bad"),
+    ],
+)
+@pytest.mark.parametrize("verbose", [False, True])
+def test_failures_are_messages_and_exit_codes(
+    error: BaseException,
+    code: int,
+    said: str,
+    verbose: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli.commands["schema"], "callback", fail)
+    monkeypatch.setattr(sys, "argv", ["hoofprint", "schema"])
+    if verbose:
+        monkeypatch.setattr(
+            cli.commands["schema"], "params", [click.Option(["-v", "v"], is_flag=True, expose_value=False)]
+        )
+        monkeypatch.setattr(sys, "argv", ["hoofprint", "schema", "-v"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    err = capfd.readouterr().err
+    assert ended.value.code == code and said in err
+    assert ("Traceback" in err) == (verbose and not isinstance(error, BrokenPipeError | KeyboardInterrupt))
+
+
+def test_an_unknown_run_has_no_report(tmp_path: Path) -> None:
+    done = hoofprint("report", str(tmp_path))
+    assert done.returncode == 2 and "no run.json" in done.stderr

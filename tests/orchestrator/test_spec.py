@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from orchestrator.spec import Experiment
-from orchestrator.spec_file import BadInput, dump_experiment, load_experiment, missing_files
+from orchestrator.spec_file import BadInput, dump_experiment, load_experiment, missing_files, require_files
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAPTOP = EXPERIMENTS / "laptop.yaml"
@@ -60,6 +62,12 @@ def test_the_papers_four(size: str, params: int, flop_per_token: int, tokens: in
         ("sample_interval: 500 ms", "sample_interval: 5 W", "units: ms, s, min, h, d"),
         ("sample_interval: 500 ms", "pue: 1.1", "pue is given without pue_source"),
         ("name: laptop", "name: no/slash", "name"),
+        ("tokens: 1M", "tokens: .inf", "expected a finite number"),
+        ("tokens: 1M", "tokens: 1M\n  tokens: 2M", "the key stands already in line 20"),
+        ("workers: 2", "workers: 2\n  accelerator: H1000", "unknown accelerator 'H1000'; did you mean"),
+        ("seed: 1", "seed: -1", "greater than or equal to 0"),
+        ("peak_lr: 3.0e-3", "peak_lr: .nan", "expected a finite number"),
+        ("peak_lr: 3.0e-3", "peak_lr: 3.0e-3\n  betas: [0.9, 1.0]", "less than 1"),
     ],
 )
 def test_a_fault_is_named_where_it_stands(old: str, new: str, said: str, tmp_path: Path) -> None:
@@ -93,6 +101,25 @@ def test_overrides() -> None:
         load_experiment(LAPTOP, ["model.dims=64"])
     with pytest.raises(BadInput, match="expected key=value"):
         load_experiment(LAPTOP, ["model.dim"])
+    with pytest.raises(BadInput, match="is not valid YAML"):
+        load_experiment(LAPTOP, ["name=[a"])
+
+
+def test_a_fault_from_the_command_line_is_not_pointed_at_in_the_file() -> None:
+    with pytest.raises(BadInput) as raised:
+        load_experiment(LAPTOP, ["energy.sample_interval=5 W"])
+    message = str(raised.value)
+    assert message.startswith("--set energy.sample_interval: expected a number")
+    assert "500 ms" not in message  # what stands in the file is right
+
+
+def test_missing_files_are_pointed_at(tmp_path: Path) -> None:
+    spec = EXPERIMENTS / "llama_7b.yaml"
+    with pytest.raises(BadInput, match="7 faults; nothing was started") as raised:
+        require_files(load_experiment(spec), spec)
+    assert f"{spec}:16:40: data.sources.0.path: no such file or folder: data/commoncrawl" in str(raised.value)
+    assert str(raised.value).count("^") == 7
+    require_files(load_experiment(LAPTOP), LAPTOP)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00"])
@@ -101,6 +128,43 @@ def test_a_file_that_is_no_experiment(text: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(BadInput):
         load_experiment(path)
+
+
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft202012Validator:
+    validator = jsonschema.Draft202012Validator(Experiment.model_json_schema(mode="validation"))
+    validator.check_schema(validator.schema)
+    return validator
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_editors_accept_the_experiments_as_written(path: Path, schema: jsonschema.Draft202012Validator) -> None:
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert [error.message for error in schema.iter_errors(written)] == []
+    written["training"] |= {"tokens": "1_400_000", "peak_lr": "3e-4"}
+    written["energy"] |= {"sample_interval": "0.5 s", "intensity": "0.385 kg/kWh"}
+    assert schema.is_valid(written)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("training", "tokens", "1.4 parsec"),
+        ("training", "tokens", 0),
+        ("training", "peak_lr", "3e-4 W"),
+        ("energy", "intensity", "385 W"),
+        ("energy", "sample_interval", True),
+        ("model", "dims", 64),
+    ],
+)
+def test_editors_refuse_what_the_loader_refuses(
+    section: str, key: str, value: object, schema: jsonschema.Draft202012Validator
+) -> None:
+    written = yaml.safe_load(LAPTOP.read_text(encoding="utf-8"))
+    written[section][key] = value
+    assert len(list(schema.iter_errors(written))) == 1
+    with pytest.raises(BadInput):
+        load_experiment(LAPTOP, [f"{section}.{key}={value}"])
 
 
 def test_schema_has_every_section() -> None:

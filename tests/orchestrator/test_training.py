@@ -1,13 +1,18 @@
 """The training path without Ray: any number of ranks gives the same losses, and a resume changes nothing."""
 
+import json
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
+import torch.multiprocessing as mp
 from tiny import STEPS, train, write_spec
 
 from energy.runs import RunFolder
 from orchestrator.checkpoint import newest_complete
+from orchestrator.loop import StepResult
+from orchestrator.metrics import MetricsFile
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,43 @@ def test_the_stop_file_checkpoints_and_ends(whole: tuple[Path, RunFolder]) -> No
     folder = train(spec, stopped)
     assert list(losses(folder)) == [1]
     assert newest_complete(stopped / "checkpoints").name == "step-00000001"
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(whole: tuple[Path, RunFolder]) -> None:
+    spec, run = whole
+    full = run.path.parent / "full"
+    shutil.copytree(run.path / "checkpoints" / "step-00000008", full / "checkpoints" / "step-00000008")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # the ranks inherit it: room for metrics, not for more
+    try:
+        with pytest.raises(mp.ProcessRaisedException, match="File too large: the checkpoint of step 16 was not writ"):
+            train(spec, full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (full / "checkpoints").iterdir()] == ["step-00000008"]
+    assert list(losses(RunFolder(full)))[-1] == 16  # what was trained after it is in the metrics
+
+
+def test_metrics_wait_for_room_and_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics" / "rank-0.jsonl"
+    metrics = MetricsFile(path, 1, 0, 256, 0.0)
+    metrics.step(1, StepResult(5.0, 1.0, 0.1, False))
+    disk = metrics._file
+    with open("/dev/full", "ab", buffering=0) as full:
+        metrics._file = full
+        for step in (2, 3):
+            metrics.step(step, StepResult(4.0, 1.0, 0.1, False))
+        metrics._file = disk
+    metrics.step(4, StepResult(3.0, 1.0, 0.1, False))
+    metrics.close()
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event.get("step") for event in events] == [1, 2, 3, 4, None]
+
+
+def test_metrics_that_never_found_room_are_a_failure(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "rank-0.jsonl", 1, 0, 256, 0.0)
+    metrics._file.close()
+    metrics._file = open("/dev/full", "ab", buffering=0)
+    metrics.step(1, StepResult(5.0, 1.0, 0.1, False))
+    with pytest.raises(OSError, match="No space left on device: the last metrics were not written"):
+        metrics.close()

@@ -1,0 +1,192 @@
+"""Commands around the meter alone: measure, doctor, readings."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.commands import JSON, RUNS, print_json
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, metavar="-- CMD [ARGS]...")
+@click.option("--name", help="Name of the run folder; default: measure and the time.")
+@RUNS
+@click.option("--interval-s", type=click.FloatRange(0.05, 60), default=0.5, show_default=True, help="Between readings.")
+@click.option("--gpus", default="visible", show_default=True, metavar="WHICH",
+              help="visible (by CUDA_VISIBLE_DEVICES), all of the node, or UUIDs with commas between.")  # fmt: skip
+@click.option("--pue", type=float, help="Power usage effectiveness of the building, with --pue-source.")
+@click.option("--pue-source", help="Where that figure comes from.")
+@click.option("--intensity-g-per-kwh", type=float, help="Of the grid, g CO2eq per kWh, with --intensity-source.")
+@click.option("--intensity-source", help="Where that figure comes from.")
+@click.option("--prometheus", "port", type=click.IntRange(0, 65535), metavar="PORT",
+              help="Serve the figures on 127.0.0.1 while the command runs; 0 takes a free port.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True,
+              help="One JSON document on stdout at the end; the command's own stdout then goes to stderr.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
+def measure(
+    command: tuple[str, ...],
+    name: str | None,
+    runs_dir: Path,
+    interval_s: float,
+    gpus: str,
+    pue: float | None,
+    pue_source: str | None,
+    intensity_g_per_kwh: float | None,
+    intensity_source: str | None,
+    port: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Meters any command: its energy and carbon, device by device.
+
+    The command keeps its streams and gets every signal; its exit code is kept too (128 + N when signal N ended it, 127
+    when there is no such command, 126 when it may not be executed). The run folder holds the ledger of readings,
+    footprint.json and report.html.
+    """
+    from energy import child
+    from energy.measure import measure as measure_command
+    from energy.measurement import Factors
+
+    which = gpus if gpus in ("visible", "all") else [part.strip() for part in gpus.split(",") if part.strip()]
+
+    def opening(folder: Any, meter: Any, address: str | None) -> None:
+        from orchestrator import metering_screen
+
+        if not quiet:
+            for line in metering_screen.opening(meter.sensors, address):
+                _say(line)
+
+    try:
+        result = measure_command(
+            command,
+            runs_dir,
+            name=name,
+            interval_s=interval_s,
+            gpus=which,
+            factors=Factors(pue, pue_source, intensity_g_per_kwh, intensity_source),
+            prometheus_port=port,
+            stdout_to_stderr=as_json,
+            opening=opening,
+        )
+    except child.CannotStart as error:
+        _say(f"hoofprint: {error}")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        place, why = error.filename or runs_dir, error.strerror or error
+        _say(f"hoofprint: {place} cannot be written ({why}); give another folder with --runs")
+        sys.exit(2)
+    try:
+        report = _write_report(result)
+        if not quiet:
+            _print_measurement(result, report)
+        for fault in result.faults:
+            _say(f"hoofprint: {fault}; write it later: hoofprint report {result.folder.path}")
+        if as_json:
+            print_json(result.as_json())
+    except (OSError, KeyboardInterrupt, SystemExit):  # rich turns a broken pipe into an exit of its own
+        # A closed terminal, a reader that has gone, Ctrl-C once more: the command's exit code is what counts.
+        _close_streams()
+    except Exception as error:
+        _say(f"hoofprint: unexpected {type(error).__name__}: {error}; the record is in {result.folder.path}")
+    sys.exit(result.exit_code)
+
+
+def _write_report(result: Any) -> Path | None:
+    """The report's path; what keeps it from being written joins the faults."""
+    if result.faults:
+        return None
+    from dashboards.report import write_report
+
+    try:
+        html, _ = write_report(result.folder)
+    except Exception as error:  # whatever it is, the record is written and the report can be had from it
+        result.faults.append(f"the report could not be written: {error}")
+        return None
+    return html
+
+
+def _print_measurement(result: Any, report: Path | None) -> None:
+    from rich.console import Console
+
+    from orchestrator.metering_screen import print_measurement
+
+    print_measurement(result, report, Console(stderr=True, highlight=False))
+
+
+def _say(text: str) -> None:
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        return  # nobody reads it
+
+
+def _close_streams() -> None:
+    """Python would complain about them once more when it flushes at its end."""
+    import os
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+
+
+@click.command()
+@RUNS
+@JSON
+def doctor(runs_dir: Path, as_json: bool) -> None:
+    """Says which sensors, devices and factors work on this machine, what is missing, and what to do about it."""
+    from energy.doctor import examine, is_broken
+
+    checks = examine(runs_dir)
+    if as_json:
+        print_json({"broken": is_broken(checks), "checks": [check.as_json() for check in checks]})
+    else:
+        from rich.console import Console
+
+        from orchestrator.metering_screen import print_checks
+
+        print_checks(checks, Console(highlight=False))
+    sys.exit(1 if is_broken(checks) else 0)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="FILE.csv or FILE.parquet; default: CSV on stdout.")  # fmt: skip
+@click.option("--minutes", is_flag=True, help="One row a minute and device, in place of every reading that is kept.")
+def readings(run: Path, output: Path | None, minutes: bool) -> None:
+    """The meters' readings of RUN as one table, oldest first: CSV or Parquet.
+
+    A row is a device at a reading; energy_j is cumulative, power_w the mean since the row before.
+    """
+    from energy.runs import RunFolder
+    from orchestrator.spec_file import BadInput
+
+    if output is not None and output.suffix not in (".csv", ".parquet"):
+        raise BadInput(f"-o {output}: expected a name that ends in .csv or .parquet")
+    ledgers = RunFolder(run).ledgers()
+    if not ledgers:
+        raise BadInput(f"{run} has no ledger: there is no {Path('energy')}/*.ledger in it")
+    import pandas as pd
+
+    from energy.readings import read_ledger
+
+    tables = [read_ledger(path, fine=not minutes) for path in ledgers]
+    for table in tables:
+        for text in table.attrs.pop("damaged", []):
+            click.echo(f"hoofprint: {text}", err=True)
+    merged = pd.concat(tables, ignore_index=True).sort_values(["time", "uuid"], kind="stable", ignore_index=True)
+    if output is None:
+        merged.to_csv(sys.stdout, index=False)
+        return
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        if output.suffix == ".csv":
+            merged.to_csv(partial, index=False)
+        else:
+            merged.to_parquet(partial, index=False)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    click.echo(f"{output}: {len(merged):,} rows of {merged['uuid'].nunique()} devices", err=True)
