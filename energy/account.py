@@ -97,7 +97,7 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
         fine = sum(_size(path.with_suffix(".seconds")) for path in ledgers) <= FINEST_BYTES
         if not fine:
             account.warnings.append("phases are told by rows a minute apart: the finer files are too large together")
-    used = set((_run_or_nothing(run).get("devices_used")) or [])
+    used = run.devices_used()
     for path in ledgers:
         sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
         account.damaged += damaged
@@ -132,15 +132,9 @@ def lost_windows(steps: list[dict[str, Any]], phases: list[dict[str, Any]]) -> l
         if lost:
             start = max(kept) if kept else lost[0]["time_unix_s"] - (lost[0].get("seconds") or 0.0)
             ends = [span["end_unix_s"] for span in phases if span.get("attempt") == number]
-            windows.append((start, max([*ends, lost[-1]["time_unix_s"]])))
+            next_began = attempts[following][0]["time_unix_s"] - (attempts[following][0].get("seconds") or 0.0)
+            windows.append((start, min(max([*ends, lost[-1]["time_unix_s"]]), next_began)))
     return windows
-
-
-def _run_or_nothing(run: RunFolder) -> dict[str, Any]:
-    try:
-        return run.read_run()
-    except (OSError, ValueError):
-        return {}
 
 
 def _size(path: Path) -> int:

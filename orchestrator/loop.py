@@ -10,12 +10,16 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step over the global batch, the same on every rank; `stop` is rank 0's wish."""
+    """One optimiser step over the global batch; `stop` is rank 0's wish, `data_wait_s` what this rank waited for data.
+
+    All but the last are the same on every rank.
+    """
 
     loss: float
     grad_norm: float
     lr: float
     stop: bool
+    data_wait_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from energy.child import BY_SIGNAL
 from energy.human import digits, energy_scale, human_carbon, human_energy, human_time, percent
 from energy.measure import ending
 from energy.measurement import Measurement
@@ -84,9 +83,9 @@ def print_measurement(result: Measurement, report: Path | None, console: Console
 def _title(result: Measurement) -> Text:
     _, error = ending(result.exit_code)
     took = human_time(result.window.duration_s)
-    end = "exit code 0" if error is None else error.removeprefix("the command ").removeprefix("ended with ")
-    if result.exit_code > BY_SIGNAL and error is not None:
-        end = f"{end}, exit code {result.exit_code}"
+    end = (error or "exit code 0").removeprefix("the command ").removeprefix("was ").removeprefix("ended with ")
+    if "exit code" not in end:
+        end += f", exit code {result.exit_code}"
     text = Text(result.folder.path.name, "bold")
     return text.append(f"  {took}, {end}", "not bold")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.loop import StepResult
 
+LONG_WAIT_S = 0.05  # a shorter wait for data stays in its step: marks of microseconds would only fill the disk
 MARK_EVERY_STEPS = 5  # an open train_step span is written out this often: what a kill can leave unattributed
 
 
@@ -50,6 +51,15 @@ class MetricsFile:
                 lr=result.lr,
                 grad_norm=result.grad_norm,
             )
+
+        if result.data_wait_s >= LONG_WAIT_S:
+            # It began with the step: of two spans the shorter one inside has its time.
+            end = self._step_start + result.data_wait_s
+            self._write(event="phase", phase="data_wait", start_unix_s=self._step_start, end_unix_s=end)
+
+    def device(self, uuid: str) -> None:
+        """Notes which accelerator this rank trains on."""
+        self._write(event="device", uuid=uuid)
 
     def evaluation(self, step: int, validation_loss: float) -> None:
         if self._rank == 0:

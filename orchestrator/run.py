@@ -189,7 +189,14 @@ def _train(
 
 def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
     """How each node is metered (orchestrator.meters)."""
-    return {"interval_s": experiment.energy.sample_interval, "attempt": attempt, "declared": {}}
+    energy = experiment.energy
+    declared = {
+        "baseline_w": energy.node_baseline,
+        "baseline_source": energy.node_baseline_source,
+        "power_command": energy.node_power_command,
+        "power_file": str(energy.node_power_file) if energy.node_power_file else None,
+    }
+    return {"interval_s": energy.sample_interval, "attempt": attempt, "declared": declared}
 
 
 def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:
@@ -205,7 +212,7 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "run_id": folder.path.name,
         "name": experiment.name,
         "status": "running",
-        "purpose": "final",
+        "purpose": experiment.purpose,
         "created_unix_s": attempts[0]["started_unix_s"],
         "ended_unix_s": None,
         "error": None,

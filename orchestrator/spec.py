@@ -126,10 +126,21 @@ class EnergySpec(Strict):
     intensity_source: str | None = None
     device_rated_power: Annotated[PowerW, Field(gt=0)] | None = None
     device_rated_power_source: str | None = None
+    node_baseline: Annotated[PowerW, Field(gt=0)] | None = None  # fans, network, storage of a node: nothing reads them
+    node_baseline_source: str | None = None
+    node_power_command: str | None = None  # prints a node's whole power, such as `ipmitool dcmi power reading`
+    node_power_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _node_power_has_one_source(self) -> "EnergySpec":
+        given = [k for k in ("node_baseline", "node_power_command", "node_power_file") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} tell the same power of a node: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _figures_have_sources(self) -> "EnergySpec":
-        for key in ("pue", "intensity", "device_rated_power"):
+        for key in ("pue", "intensity", "device_rated_power", "node_baseline"):
             if getattr(self, key) is not None and not getattr(self, f"{key}_source"):
                 raise ValueError(f"{key} is given without {key}_source: say where the figure comes from")
         return self
@@ -140,6 +151,7 @@ class Experiment(Strict):
 
     spec_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    purpose: Literal["final", "development", "evaluation"] = "final"  # what a project's total books the run under
     seed: Annotated[int, Field(ge=0)] = 1
     model: ModelSpec
     data: DataSpec

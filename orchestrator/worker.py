@@ -96,7 +96,9 @@ class Rank:
         training, spec = self.spec.training, self.spec
         per_rank = spec.batch_sequences // self.world
         first = (step - 1) * spec.batch_sequences + self.rank * per_rank
+        waiting_since_s = time.time()
         batch = self.stream.batch(first, per_rank)
+        data_wait_s = time.time() - waiting_since_s
         lr = lr_at(
             step - 1,
             peak_lr=training.peak_lr,
@@ -122,7 +124,7 @@ class Rank:
         loss, stop_votes = (shared / torch.tensor([training.batch_tokens, 1.0], device=self.device)).tolist()
         if not np.isfinite(loss):
             raise FloatingPointError(f"the loss at step {step} is {loss}: lower training.peak_lr or inspect the data")
-        return StepResult(loss, float(norm), lr, stop_votes > 0)
+        return StepResult(loss, float(norm), lr, stop_votes > 0, data_wait_s)
 
     def evaluate(self) -> float:
         """Mean negative log-likelihood of the held-out sequences, in nats per token."""
@@ -158,7 +160,6 @@ class Rank:
 
 def run_rank(job: Job) -> bool:
     """Trains this rank's share of the job to its end; True when all planned tokens were trained."""
-    started = time.time()
     rank = Rank(job)
     attempt = [next_attempt(rank.run_dir)]
     dist.broadcast_object_list(attempt)
@@ -167,8 +168,10 @@ def run_rank(job: Job) -> bool:
         attempt[0],
         rank.rank,
         rank.spec.training.batch_tokens,
-        job.started_unix_s if attempt[0] == 1 else started,
+        job.started_unix_s,
     )
+    if rank.device.type == "cuda":
+        recorder.device(f"GPU-{torch.cuda.get_device_properties(rank.device).uuid}")
     try:
         training = rank.spec.training
         schedule = Schedule(rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps)

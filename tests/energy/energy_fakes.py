@@ -67,9 +67,9 @@ def meter_fake(
     return meter
 
 
-def write_phases(run: RunFolder, spans: list[tuple[str, float, float]]) -> None:
+def write_phases(run: RunFolder, spans: list[tuple[str, float, float]], attempt: int = 1) -> None:
     run.metrics_dir.mkdir(parents=True, exist_ok=True)
     with open(run.metrics_file(0), "a") as file:
         for phase, start, end in spans:
-            event = {"event": "phase", "phase": phase, "attempt": 1, "start_unix_s": start, "end_unix_s": end}
+            event = {"event": "phase", "phase": phase, "attempt": attempt, "start_unix_s": start, "end_unix_s": end}
             file.write(json.dumps(event) + "\n")

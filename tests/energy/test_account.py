@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -188,3 +189,30 @@ def test_run_folder_reads_what_a_crash_left(run: RunFolder) -> None:
     run.run_file.write_text("{")
     with pytest.raises(ValueError, match="run.json: not JSON"):
         run.read_run()
+
+
+def test_devices_that_no_rank_trains_on_are_idle(run: RunFolder) -> None:
+    meter_fake(run, [FakeSensor("GPU-1", counter(0, 100)), FakeSensor("GPU-2", counter(0, 30))], [0.0, 1.0])
+    write_phases(run, [("train_step", 0, 1)])
+    with open(run.metrics_file(0), "a") as file:
+        file.write('{"event": "device", "attempt": 1, "uuid": "GPU-1"}\n')
+    account = account_run(run)
+    assert account.phases["train_step"]["energy_j"] == pytest.approx(100)
+    assert account.phases["idle_devices"]["energy_j"] == pytest.approx(30)
+    assert account.useful_j == pytest.approx(100)
+    assert_sums(account)
+
+
+def test_work_that_is_done_again_is_lost(run: RunFolder) -> None:
+    meter_fake(run, [FakeSensor("GPU-1", counter(*(100.0 * n for n in range(21))))], [float(n) for n in range(21)])
+    run.metrics_dir.mkdir(parents=True)
+    steps = [(1, n, float(n)) for n in range(1, 9)] + [(2, n, 6.0 + n) for n in range(5, 13)]
+    with open(run.metrics_file(0), "w") as file:
+        for attempt, step, at in steps:
+            file.write(json.dumps({"event": "step", "attempt": attempt, "step": step, "time_unix_s": at}) + "\n")
+    write_phases(run, [("train_step", 0, 8)])
+    write_phases(run, [("train_step", 10, 18)], attempt=2)
+    account = account_run(run)
+    assert account.phases["lost"]["energy_j"] == pytest.approx(400)  # steps 5 to 8 of the first attempt
+    assert account.useful_j == pytest.approx(1200)
+    assert_sums(account)
