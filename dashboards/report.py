@@ -22,6 +22,10 @@ BOUNDARIES = {
     "node": "the devices below, as far as the nodes could be read or modelled; no network, no storage",
 }
 LABELS = {
+    "device_hours": "device-hours",
+    "energy_it_kwh": "IT energy (kWh)",
+    "energy_facility_kwh": "facility energy (kWh)",
+    "carbon_tco2eq": "carbon (t CO₂eq)",
     "pue": "power usage effectiveness (PUE)",
     "intensity_g_per_kwh": "grid carbon intensity",
     "device_rated_power_w": "rated power of one device",
@@ -126,6 +130,8 @@ def _environment() -> Environment:
         "method": lambda name: METHODS.get(name, name),
         "label": lambda key: LABELS.get(key, str(key).replace("_", " ")),
         "percent": human.percent,
+        "joule": human.human_joule,
+        "ratio": lambda value: "–" if value is None else f"{value:.3g}",
         "words": lambda name: str(name).replace("_", " "),
         "cell": lambda text: str(text).replace("|", "\\|"),
     }
@@ -141,6 +147,15 @@ def _read_record(run: RunFolder) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else write_record(run)
 
 
+def _outcome(run: RunFolder) -> dict[str, Any] | None:
+    """What became of the run's plan (plan.json), where it had one and something of it is known."""
+    file = Path(run.path) / "plan.json"
+    if not file.exists():
+        return None
+    outcome = json.loads(file.read_text(encoding="utf-8")).get("outcome")
+    return outcome if outcome and any(row["ratio"] is not None for row in outcome["factors"]) else None
+
+
 def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
     spec = Path(run.path) / "experiment.yaml"
     return {
@@ -149,6 +164,7 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "state": state_line(record),
         "boundary": BOUNDARIES[record["energy"]["boundary"]],
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
+        "plan": _outcome(run),
         "not_counted": [
             f"embodied carbon: {_reason(record['embodied'])}",
             f"water: {_reason(record['water'])}",

@@ -21,7 +21,6 @@ import socket
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from energy.measurement import Factors, Measurement
 from energy.meter import Meter
 from energy.runs import RunFolder
 from energy.sensors import discover
-from energy.windows import DeviceWindow, Window
+from energy.windows import Window
 
 KIND = "measure"
 COMMAND_PHASE = "command"
@@ -87,20 +86,13 @@ def measure(
                     ended=lambda: windows.append(meter.end(COMMAND_PHASE)),
                 )
                 meter.stop()
-                devices = _devices(windows[0], meter)
-                result = _account(Measurement(folder, code, windows[0], factors, devices, []), run, meter)
+                result = _account(Measurement(folder, code, windows[0], factors), run, meter)
                 at_end.close()
                 return result
     except BaseException:
         if not windows:  # the command never ran
             _discard(folder)
         raise
-
-
-def _devices(window: Window, meter: Meter) -> list[DeviceWindow]:
-    """The window's devices by the names that their sensors have by now: of a model, what it assumes."""
-    names = {sensor["uuid"]: sensor["name"] for sensor in meter.sensors}
-    return [replace(device, name=names[device.uuid]) for device in window.devices]
 
 
 def _account(measurement: Measurement, run: dict[str, Any], meter: Meter) -> Measurement:

@@ -59,22 +59,19 @@ class Measurement:
     exit_code: int
     window: Window
     factors: Factors
-    devices: list[DeviceWindow]
-    warnings: list[str]
+    warnings: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     @property
-    def counted(self) -> list[DeviceWindow]:
-        """The devices in the total: all, or a sensor of the whole node in place of its parts."""
-        whole = [device for device in self.devices if device.kind == "node" and device.energy_j is not None]
-        return whole or [device for device in self.devices if device.kind != "node"]
+    def devices(self) -> list[DeviceWindow]:
+        return self.window.devices
 
     def shares(self) -> dict[str, float | None]:
         """Which part of the energy was measured, modelled and assumed; None when there is none."""
         total_j = self.window.energy_j
         parts = {"share_measured": MEASURED, "share_modelled": ("modelled",), "share_assumed": ("assumed",)}
         return {
-            key: math.fsum(d.energy_j or 0.0 for d in self.counted if d.method in methods) / total_j
+            key: math.fsum(d.energy_j or 0.0 for d in self.window.counted if d.method in methods) / total_j
             if total_j
             else None
             for key, methods in parts.items()
@@ -83,7 +80,7 @@ class Measurement:
     @property
     def boundary(self) -> str:
         """gpu when nothing but accelerators is in the total, else node."""
-        return "node" if any(device.boundary == "node" for device in self.counted) else "gpu"
+        return "node" if any(device.boundary == "node" for device in self.window.counted) else "gpu"
 
     def as_json(self) -> dict[str, Any]:
         """What `hoofprint measure --json` prints; `low` and `high` bound the 95 % interval of the keys above them."""

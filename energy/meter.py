@@ -185,7 +185,7 @@ class Meter:
     def begin(self, name: str) -> Window:
         """Open a window. ValueError when one of this name is open."""
         edge = self._edge()
-        window = Window(name, edge, self.sensors, {c.uuid: c.share for c in self._channels})
+        window = Window(name, edge, self._channels)
         with self._names:
             if name in self._windows:
                 raise ValueError(f"a window called {name!r} is open already: end it, or give this one another name")

@@ -46,6 +46,11 @@ class Channel:
         return self.about["method"] in SLOW_METHODS
 
     @property
+    def is_pending(self) -> bool:
+        """Its sensor is being looked up, and its curve will be there afterwards."""
+        return self._pending_since_s is not None and not self.track.points and not self.track.missing
+
+    @property
     def needs_fast(self) -> bool:
         """Power alone, with no counter behind it: what happens between two readings is lost."""
         return self.about["kind"] == "gpu" and not self.track.uses_counter

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from energy.uncertainty import half_width
 from energy.units import JOULE_PER_KWH
 
 UPDATE_S = 0.1  # what an NVML energy counter takes between updates; an edge is uncertain by a part of it
+LATE_S = 10.0  # how long asking a window waits for models that are still being looked up
 SETTLE_S = 0.4  # a counter that has not updated this long after an edge is extended by its power
 
 
@@ -70,10 +72,10 @@ class DeviceWindow:
 class Window:
     """A stretch of metering. Reading `devices` or `energy_j` waits until both edges are known."""
 
-    def __init__(self, name: str, begin: Edge, sensors: list[dict[str, Any]], shares: dict[str, float]) -> None:
+    def __init__(self, name: str, begin: Edge, channels: Sequence[Channel]) -> None:
         self.name = name
         self._begin, self._end = begin, begin
-        self._sensors, self._shares = sensors, shares
+        self._channels = channels
         self._devices: list[DeviceWindow] | None = None
         self.is_open = True
 
@@ -104,13 +106,14 @@ class Window:
             for edge in (self._begin, self._end):
                 if not edge.ready.wait(timeout=10 * SETTLE_S):
                     raise RuntimeError(f"the window {self.name!r} has no readings: the meter is not running")
-            self._devices = [self._device(about) for about in self._sensors]
+            self._await_late()
+            self._devices = [self._device(channel.about, channel.share) for channel in self._channels]
         return self._devices
 
     @property
     def energy_j(self) -> float | None:
         """All devices together, each once, a whole-node sensor in place of its parts; None if nothing was read."""
-        known = [device for device in self._counted() if device.energy_j is not None]
+        known = [device for device in self.counted if device.energy_j is not None]
         return math.fsum(device.energy_j or 0.0 for device in known) if known else None
 
     @property
@@ -125,12 +128,14 @@ class Window:
     def high_j(self) -> float | None:
         return None if self.energy_j is None else self.energy_j + self._half_width_j()
 
-    def _counted(self) -> list[DeviceWindow]:
+    @property
+    def counted(self) -> list[DeviceWindow]:
+        """The devices that make up the total: of a node with a sensor of its own, that one and not its parts."""
         whole = [device for device in self.devices if device.kind == "node" and device.energy_j is not None]
         return whole or [device for device in self.devices if device.kind != "node"]
 
     def _half_width_j(self) -> float:
-        return half_width([(d.method, d.energy_j or 0.0, self._edges_j(d.uuid)) for d in self._counted()])
+        return half_width([(d.method, d.energy_j or 0.0, self._edges_j(d.uuid)) for d in self.counted])
 
     def _edges_j(self, uuid: str) -> float:
         """Half width in J that the edges and sampled power add to a device."""
@@ -142,18 +147,24 @@ class Window:
         )
         return (last.doubt_mj - first.doubt_mj) / 1e3 + watts * UPDATE_S / 4
 
-    def _device(self, about: dict[str, Any]) -> DeviceWindow:
-        uuid, method, share = about["uuid"], about["method"], self._shares.get(about["uuid"], 1.0)
+    def _await_late(self) -> None:
+        """Sensors that were being looked up when the window ended have their curve a little later."""
+        deadline_s = time.monotonic() + LATE_S
+        while time.monotonic() < deadline_s:
+            if all(channel.track.points or not channel.is_pending for channel in self._end.late.values()):
+                return
+            time.sleep(0.02)
+
+    def _device(self, about: dict[str, Any], share: float) -> DeviceWindow:
+        uuid, method = about["uuid"], about["method"]
         fixed = {"uuid": uuid, "name": about["name"], "kind": about["kind"], "boundary": about["boundary"]}
         first, last = self._begin.devices.get(uuid), self._end.devices.get(uuid)
-        if first is None or last is None or last.energy_mj is None:
+        start_mj, end_mj = (self._curve(edge, uuid) for edge in (self._begin, self._end))
+        if first is None or last is None or end_mj is None:
             why = (last and last.missing) or "no reading"
             return DeviceWindow(**fixed, method=method, energy_j=None, low_j=None, high_j=None, samples=0,
                                 gap_s=self.duration_s, share=share, note=f"missing: {why}")  # fmt: skip
-        start_mj = first.energy_mj
-        if start_mj is None and uuid in self._begin.late:
-            start_mj = self._begin.late[uuid].late_mj(self._begin.monotonic_s)
-        energy_j = max(0.0, last.energy_mj - (start_mj or 0.0)) / 1e3 * share
+        energy_j = max(0.0, end_mj - (start_mj or 0.0)) / 1e3 * share
         notes = []
         if start_mj is None:
             notes.append("not read at the beginning")
@@ -171,6 +182,15 @@ class Window:
         return DeviceWindow(**fixed, method=method, energy_j=energy_j, low_j=max(0.0, energy_j - half_j),
                             high_j=energy_j + half_j, samples=last.samples - first.samples, gap_s=gap_s, share=share,
                             note="; ".join(notes))  # fmt: skip
+
+    @staticmethod
+    def _curve(edge: Edge, uuid: str) -> float | None:
+        """A device's curve at an edge in mJ; of one that was not ready then, what was found out since."""
+        at_edge = edge.devices.get(uuid)
+        if at_edge is not None and at_edge.energy_mj is not None:
+            return at_edge.energy_mj
+        late = edge.late.get(uuid)
+        return None if late is None else late.late_mj(edge.monotonic_s)
 
 
 def resolve(edge: Edge, channels: Sequence[Channel]) -> None:

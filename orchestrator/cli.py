@@ -7,9 +7,12 @@ import traceback
 
 import click
 
+from orchestrator.commands.factors import check_table, factors
 from orchestrator.commands.formula import estimate, published
+from orchestrator.commands.listing import runs
 from orchestrator.commands.metering import doctor, measure, readings
 from orchestrator.commands.planning import plan
+from orchestrator.commands.reporting import verify
 from orchestrator.commands.training import generate, report, run, schema
 
 
@@ -19,7 +22,22 @@ def cli() -> None:
     """Trains LLaMA on Ray and FSDP, and accounts for every joule, FLOP and gram of CO2 a run took."""
 
 
-for command in (run, plan, report, generate, schema, estimate, published, measure, readings, doctor):
+for command in (
+    run,
+    plan,
+    report,
+    generate,
+    schema,
+    estimate,
+    published,
+    measure,
+    readings,
+    doctor,
+    verify,
+    runs,
+    factors,
+    check_table,
+):
     cli.add_command(command)
 
 

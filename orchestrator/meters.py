@@ -53,7 +53,7 @@ class MeterActor:
                 write_json(self._live, self._meter.live(), durable=False)
             except OSError:
                 continue  # a full disk: the meter itself says so, and the next second may have room again
-            self._metrics.publish(self._meter.now())
+            self._metrics.publish(self._meter.now(), self._meter.describe())
 
 
 def start_meters(run_dir: Path, meter: dict[str, Any]) -> list[Any]:

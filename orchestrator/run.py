@@ -1,6 +1,7 @@
 """The driver of a run: data, Ray, meters, training, and in every case the record and the report at the end."""
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.factors import accelerator
-from energy.runs import RunFolder
+from energy.runs import RunFolder, write_json
 from orchestrator import attempts as attempt_files
 from orchestrator.attempts import Claim
 from orchestrator.corpus import PreparedCorpus, prepare_corpus
@@ -24,6 +25,7 @@ from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, dump_experiment
 from orchestrator.stops import Stops
 
+PLAN = "plan.json"
 PACKAGES = ("hoofprint", "torch", "ray", "codecarbon", "nvidia-ml-py", "sentencepiece")
 RAY_LOG = Path("logs") / "ray.log"
 
@@ -106,6 +108,8 @@ def _run(
         (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
         folder.write_run(previous | _describe(experiment, folder, prepared, attempts))
         spec_file.write_text(dump_experiment(experiment), encoding="utf-8")
+        if fresh:
+            _write_plan(experiment, folder)
     except OSError:
         if fresh:
             attempt_files.discard(folder.path)
@@ -251,6 +255,24 @@ def _revision() -> str | None:
         return None
 
 
+def _write_plan(experiment: Experiment, folder: RunFolder) -> None:
+    """What is expected, from earlier runs beside this one or published figures, while nothing of it is known yet."""
+    from orchestrator.plan import PlanOptions, make_plan
+
+    plan = make_plan(experiment, folder.path.parent, PlanOptions(strict=False))
+    write_json(folder.path / PLAN, {"plan": plan, "outcome": None})
+
+
+def _compare_with_plan(folder: RunFolder, footprint: dict[str, Any]) -> None:
+    """Puts what happened, and why it differs, beside the plan. A run from before there were plans has none."""
+    from orchestrator.plan import compare
+
+    file = folder.path / PLAN
+    if file.exists():
+        plan = json.loads(file.read_text(encoding="utf-8"))["plan"]
+        write_json(file, {"plan": plan, "outcome": compare(plan, footprint)})
+
+
 def _account(folder: RunFolder, screen: RunScreen) -> bool:
     """Writes record and report; False, and what to do, when they could not be written."""
     from dashboards.report import write_report
@@ -258,6 +280,7 @@ def _account(folder: RunFolder, screen: RunScreen) -> bool:
 
     try:
         footprint = write_record(folder)
+        _compare_with_plan(folder, footprint)
         html, _ = write_report(folder)
     except Exception as error:  # whatever it is, the run's files are there and the report can be had from them
         screen.failed(

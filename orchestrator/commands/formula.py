@@ -1,5 +1,6 @@
 """Commands that compute from published figures alone: estimate, published."""
 
+import textwrap
 from typing import Any
 
 import click
@@ -13,6 +14,9 @@ from orchestrator.commands import JSON, print_json
 @click.option("--gpu-power-w", type=float)
 @click.option("--pue", type=float)
 @click.option("--intensity-g-per-kwh", type=float)
+@click.option(
+    "--grid", metavar="PLACE", help="Take the intensity of a country, US state or cloud region: FR, us-west-2."
+)
 @click.option("--preset", type=click.Choice(["llama_paper"]), help="0.385 kg/kWh, PUE 1.1, 400 W.")
 @JSON
 def estimate(
@@ -21,10 +25,12 @@ def estimate(
     gpu_power_w: float | None,
     pue: float | None,
     intensity_g_per_kwh: float | None,
+    grid: str | None,
     preset: str | None,
     as_json: bool,
 ) -> None:
     """The LLaMA paper's formula: GPU-hours x watts x PUE x grid intensity."""
+    from energy.checks import power_warning
     from energy.factors import accelerator
     from energy.formula import estimate
     from energy.formula import preset as named_preset
@@ -32,12 +38,26 @@ def estimate(
     known: dict[str, Any] = named_preset(preset) if preset else {}
     if gpu and not preset:
         known["gpu_power_w"] = accelerator(gpu).tdp_w
+    factor = None
+    if grid is not None and intensity_g_per_kwh is not None:
+        raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
+    if grid is not None:
+        from energy.grid import intensity
+
+        factor = intensity(grid)
+        intensity_g_per_kwh = factor.value
     given = {"gpu_power_w": gpu_power_w, "pue": pue, "intensity_g_per_kwh": intensity_g_per_kwh}
     figures = known | {key: value for key, value in given.items() if value is not None}
     missing = [f"--{key.replace('_', '-')}" for key in given if figures.get(key) is None]
     if missing:
         raise click.UsageError(f"missing {', '.join(missing)}; nothing is guessed (or take --preset llama_paper)")
     result = estimate(gpu_hours=gpu_hours, **figures)
+    odd = power_warning(result["gpu_power_w"], gpu)
+    result["warnings"] = [odd] if odd else []
+    if factor is not None:
+        result["intensity_factor"] = factor.as_dict()
+    for warning in result["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
         print_json(result)
         return
@@ -46,35 +66,53 @@ def estimate(
         f"x PUE {result['pue']:g} = {result['energy_facility_kwh'] / 1e3:,.2f} MWh; "
         f"x {result['intensity_g_per_kwh']:g} g/kWh = {result['carbon_tco2eq']:,.2f} tCO2eq"
     )
+    if factor is not None:
+        click.echo(f"intensity of {grid}: {factor}")
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 9999.5 else f"{value:,.2f}"
+
+
+def _printed(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.10g}"
 
 
 @click.command()
 @JSON
 def published(as_json: bool) -> None:
-    """Published footprints recomputed beside what was printed (LLaMA paper, Table 15)."""
+    """Published footprints recomputed beside what was printed, agreeing or explained.
+
+    Table 15 of the LLaMA paper, Patterson et al. 2021, Llama 2 and 3, BLOOM, OPT and OLMo.
+    """
     from energy.published import published
 
     rows = published()
     if as_json:
         print_json(rows)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "MWh printed", "recomputed", "t printed", "recomputed", "agrees")
-    notes = []
+    click.echo(
+        f"{'':<27}{'MWh':>9}{'':>11}{'tCO2eq':>9}\n{'':<27}{'printed':>9}{'again':>11}{'printed':>9}{'again':>11}"
+    )
+    notes: list[str] = []
+    source = ""
     for row in rows:
+        if row["source"] != source:
+            source = row["source"]
+            click.echo(source)
         if row["note"]:
             notes.append(row["note"])
-        table.add_row(
-            row["model"] + (f" [{len(notes)}]" if row["note"] else ""),
-            f"{row['printed_mwh']:g}",
-            f"{row['energy_facility_mwh']:.2f}",
-            f"{row['printed_tco2eq']:g}",
-            f"{row['carbon_tco2eq']:.2f}",
-            "yes" if row["agrees"] else "no",
+        name = row["model"] if len(row["model"]) <= 24 else row["model"][:23] + "…"
+        inside = row["energy_mwh"] is not None and row["energy_boundary"] != "facility"
+        again = _figure(row["energy_mwh"]) + ("*" if inside else " ")
+        agrees = {True: "yes", False: "no", None: "-"}[row["agrees"]] + (f" [{len(notes)}]" if row["note"] else "")
+        click.echo(
+            f"  {name:<25}{_printed(row['printed_mwh']):>9}{again:>11}{_printed(row['printed_tco2eq']):>9}"
+            f"{_figure(row['carbon_tco2eq']):>10}  {agrees}"
         )
-    console = Console(highlight=False)
-    console.print(table)
+    click.echo("* energy of the IT equipment or of the GPUs alone, before PUE")
     for number, note in enumerate(notes, start=1):
-        console.print(f"[{number}] {note}", markup=False)
+        mark = f"[{number}] "
+        click.echo(textwrap.fill(note, 80, initial_indent=mark, subsequent_indent=" " * len(mark)))
