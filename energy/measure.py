@@ -43,7 +43,7 @@ def measure(
     runs_dir: str | os.PathLike[str] = "runs",
     *,
     name: str | None = None,
-    interval_s: float = 0.5,
+    interval_s: float = 1.0,
     gpus: Collection[str] | str | None = "visible",
     factors: Factors | None = None,
     prometheus_port: int | None = None,

@@ -30,6 +30,7 @@ from energy.writer import LedgerWriter, Tick
 
 Clock = Callable[[], tuple[float, float]]
 
+READ_S = 0.35  # counters are read at least this often between rows: what a lost device leaves unknown is half of it
 FAST_S = 0.05  # power that no counter backs is read this often
 EDGE_S = 0.01  # how often the counters are read while an edge waits for them to update
 HANG_S = 2.0  # a sensor that has not answered for this long is left alone
@@ -55,7 +56,8 @@ class Meter:
     """Meters this node from `start()` to `stop()`, in a thread of its own.
 
     ledger: file to append to (continued if it exists), or None for windows alone.
-    interval_s: time between readings of the ledger. Edges of windows, and power without a counter, are read faster.
+    interval_s: time between rows of the ledger. Counters are read about three times a second whatever it is, the edges
+        of windows and power without a counter faster.
     gpus: "visible" to this process, "all" of the node, or UUIDs. host: also CPU and memory.
     sensors: further sensors, or (with `discover_sensors=False`) the only ones.
     """
@@ -65,7 +67,7 @@ class Meter:
         ledger: str | os.PathLike[str] | None = None,
         *,
         node: str | None = None,
-        interval_s: float = 0.5,
+        interval_s: float = 1.0,
         attempt: int = 1,
         gpus: Collection[str] | str | None = "visible",
         host: bool = True,
@@ -327,9 +329,7 @@ class Meter:
         fast = [channel for channel in self._channels if channel.needs_fast]
         _be_punctual()
         due_s = fast_due_s = time.monotonic()
-        between_s = (
-            math.inf
-        )  # a reading of everything halfway to the next row: bounds what a lost device leaves unknown
+        between_s = math.inf
         cpu_s = time.thread_time()
         while lock is self._lock and not self._closed:
             now_s = time.monotonic()
@@ -344,9 +344,9 @@ class Meter:
                     self._read_now = False
                     self._read_all(lock, last=self._stopping)
                     due_s = now_s + self._spaced(self.interval_s)
-                    between_s = (now_s + due_s) / 2
+                    between_s = now_s + self._spaced(READ_S) if self.interval_s > READ_S else math.inf
                 elif now_s >= between_s:
-                    between_s = math.inf
+                    between_s = now_s + self._spaced(READ_S)
                     self._read_some([c for c in self._channels if not c.is_slow])
                 else:
                     self._read_some(self._waiting_for_edges() if self._edges else fast)

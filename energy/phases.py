@@ -21,6 +21,7 @@ Span = tuple[str, float, float]  # phase, start and end in unix s
 
 SHORT = 3.0  # a phase whose median span is shorter than so many readings is told by regression
 UNATTRIBUTED = "unattributed"
+SINGULAR = 1e-10  # of a phase's own sum of squares: what the other phases leave unexplained must be more
 
 
 @dataclass
@@ -132,6 +133,31 @@ def _edge_errors(
     return errors
 
 
+def _sums(columns: Array) -> Array:
+    """The sum of each column, term by term in order: a library's fast sums differ in their last digits by processor,
+    and the record of a run must come out the same everywhere."""
+    return np.cumsum(columns, axis=0)[-1]
+
+
+def _products(design: Array) -> list[list[float]]:
+    """X'X of the normal equations."""
+    return [_sums(design * design[:, [k]]).tolist() for k in range(design.shape[1])]
+
+
+def _inverse(matrix: list[list[float]]) -> Array | None:
+    """The inverse of a small symmetric positive matrix by Gauss and Jordan; None where it has none worth the name."""
+    count = len(matrix)
+    rows = [[*matrix[k], *(float(k == j) for j in range(count))] for k in range(count)]
+    for k in range(count):
+        if rows[k][k] <= SINGULAR * matrix[k][k]:
+            return None
+        rows[k] = [value / rows[k][k] for value in rows[k]]
+        for j in range(count):
+            if j != k:
+                rows[j] = [value - rows[j][k] * own for value, own in zip(rows[j], rows[k], strict=True)]
+    return np.array([row[count:] for row in rows])
+
+
 def _regress(
     found: dict[str, PhaseEnergy],
     names: list[str],
@@ -147,12 +173,12 @@ def _regress(
     design = np.column_stack(columns)
     present = [k for k in range(len(names)) if design[:, k].sum() > 1e-9]
     design = design[:, present]
-    if len(used_j) < 3 * len(present) or np.linalg.matrix_rank(design) < len(present):
+    inverse = _inverse(_products(design)) if len(used_j) >= 3 * len(present) else None
+    if inverse is None:
         return  # too few intervals, or phases that always come in the same proportion: the edges must do
-    power_w, *_ = np.linalg.lstsq(design, used_j, rcond=None)
-    residual = used_j - design @ power_w
-    variance = float(residual @ residual) / (len(used_j) - len(present))
-    inverse = np.linalg.inv(design.T @ design)
+    power_w = (inverse * _sums(design * used_j[:, None])).sum(axis=1)
+    residual = used_j - np.sum([design[:, k] * power_w[k] for k in range(len(present))], axis=0)
+    variance = float(_sums((residual * residual)[:, None])[0]) / (len(used_j) - len(present))
     mine = [present.index(k) for k in short if k in present]
     if not mine:
         return

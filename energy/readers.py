@@ -35,15 +35,12 @@ class Channel:
         self.hung = False
         self.was_missing = False
         self.in_call_s: float | None = None  # since when its sensor's call is under way
+        self.is_slow: bool = self.about["method"] in SLOW_METHODS
         self._gap_s = 0.0
         self._missing_since_s: float | None = None
         self._asked_s = float("-inf")
         self._pending_since_s: float | None = None
         self._late_w = 0.0
-
-    @property
-    def is_slow(self) -> bool:
-        return self.about["method"] in SLOW_METHODS
 
     @property
     def is_pending(self) -> bool:
@@ -60,10 +57,11 @@ class Channel:
         if self.hung:
             self._take(Reading(error="its sensor does not answer"), *clock())
             return
-        now_s = clock()[1]
-        if self.is_slow and not forced and now_s - self._asked_s < SLOW_S:
-            return
-        self._asked_s = now_s
+        if self.is_slow:
+            now_s = clock()[1]
+            if not forced and now_s - self._asked_s < SLOW_S:
+                return
+            self._asked_s = now_s
         self.in_call_s = time.monotonic()
         try:
             reading = self._sensor.read()
@@ -71,7 +69,7 @@ class Channel:
             reading = Reading(error=f"{type(error).__name__}: {error}")
         self.in_call_s = None
         if reading.pending:
-            self._pending_since_s = self._pending_since_s or now_s
+            self._pending_since_s = self._pending_since_s or clock()[1]
             return
         if self.hung:  # answered at last, but a new thread reads by now: what is said is too old
             self.hung = False
@@ -110,9 +108,10 @@ class Channel:
             # The model is constant or an average: what it says first stands for the moments in which it was looked up.
             self._late_w = reading.power_w
             self.track.begin_at(self._pending_since_s)
-        before_s = self.track.points[-1].at_s if self.track.points else now_s
-        self.track.update(reading, unix_s, now_s)
-        if self.track.missing:
+        track = self.track
+        before_s = track.points[-1].at_s if track.points else now_s
+        track.update(reading, unix_s, now_s)
+        if track.missing:
             if self._missing_since_s is None:
                 self._missing_since_s = before_s
             return

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,50 +37,51 @@ def pack(tick: Tick) -> bytes:
     return head + b"".join([state(row[0], min(row[1], 65535), *row[2:]) for row in tick.rows])
 
 
-def merge(earlier: Sequence[Row], later: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows of a tick whose interval also covers that of an earlier tick, which is then left out."""
-    return tuple(
-        new._replace(
-            flags=new.flags | (old.flags & ~MISSING),
-            n=old.n + new.n,
-            power_min_w=_least(old.power_min_w, new.power_min_w),
-            power_max_w=-_least(-old.power_max_w, -new.power_max_w),
-        )
-        for old, new in zip(earlier, later, strict=True)
-    )
-
-
-def _least(first: float, second: float) -> float:
-    return first if first < second or second != second else second  # NaN: no power was read
-
-
 class Thinner:
-    """Passes on the ticks that are kept at a distance of at least `every_s`, and all changes of state."""
+    """Passes on the ticks that are kept at a distance of at least `every_s`, and all changes of state.
+
+    A row that is kept covers the time since the one kept before: extremes, counts and flags of those left out are
+    gathered in it.
+    """
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._kept_s: float | None = None
-        self._waiting: Tick | None = None  # the newest tick that was not kept, with what it covers
+        self._waiting: Tick | None = None  # the newest tick, not kept so far
+        self._gathered: list[list[Any]] = []  # of each device since the last kept row: flags, n, lowest and highest W
 
     def push(self, tick: Tick, changed: bool) -> list[Tick]:
-        kept: list[Tick] = []
-        if changed and self._waiting is not None:
-            kept.append(self._waiting)
-            self._waiting = None
-        if self._waiting is not None:
-            tick = tick._replace(rows=merge(self._waiting.rows, tick.rows))
+        kept = self.flush() if changed else []
+        gathered = self._gathered
+        if not gathered:
+            self._gathered = [[row.flags, row.n, row.power_min_w, row.power_max_w] for row in tick.rows]
+        else:
+            for sofar, row in zip(gathered, tick.rows, strict=True):
+                sofar[0] = sofar[0] & ~MISSING | row.flags
+                sofar[1] += row.n
+                # NaN (no power was read) loses every comparison, so that it must not be the one compared with.
+                if row.power_min_w < sofar[2] or sofar[2] != sofar[2]:
+                    sofar[2] = row.power_min_w
+                if row.power_max_w > sofar[3] or sofar[3] != sofar[3]:
+                    sofar[3] = row.power_max_w
+        self._waiting = tick
         # A shade early rather than late: jittered readings must not make a second last two.
         if changed or self._kept_s is None or tick.monotonic_s - self._kept_s >= 0.999 * self._every_s:
-            self._kept_s, self._waiting = tick.monotonic_s, None
-            kept.append(tick)
-        else:
-            self._waiting = tick
+            kept += self.flush()
         return kept
 
     def flush(self) -> list[Tick]:
         """What is still waiting: the newest tick."""
-        waiting, self._waiting = self._waiting, None
-        return [] if waiting is None else [waiting]
+        tick, self._waiting = self._waiting, None
+        if tick is None:
+            return []
+        gathered, self._gathered = self._gathered, []
+        self._kept_s = tick.monotonic_s
+        rows = tuple(
+            Row(flags, n, row.at_s, low, high, *row[5:])
+            for (flags, n, low, high), row in zip(gathered, tick.rows, strict=True)
+        )
+        return [tick._replace(rows=rows)]
 
 
 class LedgerWriter:
@@ -102,6 +102,7 @@ class LedgerWriter:
         self._block: list[Tick] = []
         self._by_second, self._by_minute = Thinner(1.0), Thinner(60.0)
         self._flags: tuple[int, ...] = ()
+        self._second_flags: tuple[int, ...] = ()
         self.session = self._take_over() + 1
 
     def header(self, document: dict[str, Any]) -> None:
@@ -120,18 +121,25 @@ class LedgerWriter:
         self._append_raw(pack(tick))
         flags = tuple(row.flags for row in tick.rows)
         changed, self._flags = flags != self._flags, flags
-        self._block += self._by_second.push(tick, changed)
-        kept_minutes = self._by_minute.push(tick, changed)
-        for kept in kept_minutes:
-            self._queue(MINUTE, pack(kept))
+        for second in self._by_second.push(tick, changed):
+            self._add_second(second)
         if len(self._block) >= 60:
             self._write_block()
 
+    def _add_second(self, tick: Tick) -> None:
+        """Rows of the minute file are thinned from those of the seconds file."""
+        self._block.append(tick)
+        flags = tuple(row.flags for row in tick.rows)
+        changed, self._second_flags = flags != self._second_flags, flags
+        for minute in self._by_minute.push(tick, changed):
+            self._queue(MINUTE, pack(minute))
+
     def close(self) -> None:
         """Write what was thinned away since the last minute and close the files."""
-        for kept in self._by_minute.flush():
-            self._queue(MINUTE, pack(kept))
-        self._block += self._by_second.flush()
+        for second in self._by_second.flush():
+            self._add_second(second)
+        for minute in self._by_minute.flush():
+            self._queue(MINUTE, pack(minute))
         self._write_block()
         for appender in (self._main, self._raw, self._seconds):
             if appender is not None:

@@ -12,8 +12,8 @@ from orchestrator.commands.formula import estimate, published
 from orchestrator.commands.listing import runs
 from orchestrator.commands.metering import doctor, measure, readings
 from orchestrator.commands.planning import plan
-from orchestrator.commands.reporting import verify
-from orchestrator.commands.training import generate, report, run, schema
+from orchestrator.commands.reporting import report, verify
+from orchestrator.commands.training import generate, run, schema
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -119,7 +119,7 @@ class ClusterSpec(Strict):
 class EnergySpec(Strict):
     """Accounting assumptions. What is not declared stays missing in the record: nothing is guessed."""
 
-    sample_interval: Annotated[DurationS, Field(ge=0.05, le=60)] = 0.5
+    sample_interval: Annotated[DurationS, Field(ge=0.05, le=60)] = 1.0
     pue: Annotated[Number, Field(ge=1, le=5)] | None = None
     pue_source: str | None = None
     intensity: Annotated[IntensityGPerKwh, Field(ge=0)] | None = None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 POWERCAP = Path("/sys/class/powercap")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What a sensor said once. With `error` the device is missing for this reading.
 
     energy_mj: a running counter in mJ (whole: counters count in mJ or mJ, and sums must be exact), or None.

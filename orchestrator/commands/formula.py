@@ -93,21 +93,21 @@ def published(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    click.echo(
-        f"{'':<27}{'MWh':>9}{'':>11}{'tCO2eq':>9}\n{'':<27}{'printed':>9}{'again':>11}{'printed':>9}{'again':>11}"
-    )
+    click.echo(f"{'':<27}{'MWh':>9}{'MWh ':>11}{'tCO2eq':>9}{'tCO2eq':>10}")
+    click.echo(f"{'':<27}{'printed':>9}{'again ':>11}{'printed':>9}{'again':>10}  agrees")
     notes: list[str] = []
     source = ""
     for row in rows:
         if row["source"] != source:
             source = row["source"]
             click.echo(source)
-        if row["note"]:
+        if row["note"] and row["note"] not in notes:
             notes.append(row["note"])
         name = row["model"] if len(row["model"]) <= 24 else row["model"][:23] + "…"
         inside = row["energy_mwh"] is not None and row["energy_boundary"] != "facility"
         again = _figure(row["energy_mwh"]) + ("*" if inside else " ")
-        agrees = {True: "yes", False: "no", None: "-"}[row["agrees"]] + (f" [{len(notes)}]" if row["note"] else "")
+        agrees = {True: "yes", False: "no", None: "-"}[row["agrees"]]
+        agrees += f" [{notes.index(row['note']) + 1}]" if row["note"] else ""
         click.echo(
             f"  {name:<25}{_printed(row['printed_mwh']):>9}{again:>11}{_printed(row['printed_tco2eq']):>9}"
             f"{_figure(row['carbon_tco2eq']):>10}  {agrees}"

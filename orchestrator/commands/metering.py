@@ -13,7 +13,7 @@ from orchestrator.commands import JSON, RUNS, print_json
 @click.argument("command", nargs=-1, required=True, metavar="-- CMD [ARGS]...")
 @click.option("--name", help="Name of the run folder; default: measure and the time.")
 @RUNS
-@click.option("--interval-s", type=click.FloatRange(0.05, 60), default=0.5, show_default=True, help="Between readings.")
+@click.option("--interval-s", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Between rows.")
 @click.option("--gpus", default="visible", show_default=True, metavar="WHICH",
               help="visible (by CUDA_VISIBLE_DEVICES), all of the node, or UUIDs with commas between.")  # fmt: skip
 @click.option("--pue", type=float, help="Power usage effectiveness of the building, with --pue-source.")

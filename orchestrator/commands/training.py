@@ -1,4 +1,4 @@
-"""Commands around a run of training: run, report, generate, schema."""
+"""Commands around a run of training: run, generate, schema."""
 
 import sys
 from pathlib import Path
@@ -44,30 +44,6 @@ def run(
     if as_json and footprint.exists():
         click.echo(footprint.read_text(encoding="utf-8"), nl=False)
     sys.exit(code)
-
-
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@JSON
-def report(run: Path, as_json: bool) -> None:
-    """Writes the record and the report of RUN again, from its files alone."""
-    from energy.runs import RunFolder
-
-    folder = RunFolder(run.resolve())
-    if not folder.run_file.exists():
-        raise click.UsageError(f"{run} is not a run: it has no run.json")
-    from dashboards.report import write_report
-    from energy.record import write_record
-    from orchestrator.attempts import settle_if_dead
-
-    if settle_if_dead(folder):
-        click.echo("the run was lost: its process ended without a word; go on with it by --resume", err=True)
-    footprint = write_record(folder)
-    html, markdown = write_report(folder)
-    if as_json:
-        print_json(footprint)
-    else:
-        click.echo(f"{html}\n{markdown}")
 
 
 @click.command()

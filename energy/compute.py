@@ -1,0 +1,140 @@
+"""Compute of a run: model FLOP and hardware FLOP, MFU and HFU, device-hours, what was useful and what was lost.
+
+Model FLOP are those that the mathematics of the model asks for, by a named convention; hardware FLOP also count what
+activation checkpointing computes a second time. MFU and HFU are their rates over the devices' peak, and say nothing
+without both names beside them. Tokens that a crash threw away were computed all the same: they are in the rates and in
+the hardware FLOP, and not in the model FLOP of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PALM = "PaLM: 6 N_matmul + 12 L d s per token, embedding look-up excluded"
+CAUSAL = "causal: 6 N_matmul + 6 L d s per token, the masked half of attention not counted"
+SIX_N = "6ND: 6 x all parameters per token, attention not counted"
+HARDWARE = {
+    "none": "nothing is computed twice",
+    "selective": "products and attention are kept; what is computed twice is element-wise and counts as 0",
+    "full": "every block's forward is computed twice: 2 N_blocks + 4 L d s per token on top",
+}
+NOT_COUNTED = "the forward passes of evaluations, and what is element-wise: norms, activations, the optimiser"
+
+Row = Mapping[str, Any]
+
+
+def checkpointing_of(run: Row) -> str | None:
+    """none, selective or full, as run.json or the spec in it says; None where neither does."""
+    for holder in (run, run.get("spec") or {}, run.get("experiment") or {}):
+        training = holder.get("training") if isinstance(holder, Mapping) else None
+        said = training.get("activation_checkpointing") if isinstance(training, Mapping) else None
+        if said is not None:
+            if said not in HARDWARE:
+                raise ValueError(
+                    f"training.activation_checkpointing is {said!r}, expected one of {', '.join(HARDWARE)}"
+                )
+            return str(said)
+    return None
+
+
+def flop_per_token(model: Row) -> dict[str, float | None]:
+    """Training FLOP per token, forward and backward, by convention: palm (Chowdhery et al. 2022, appendix B), causal
+    (half the attention, as FlashAttention counts: Dao 2023), six_n (Kaplan et al. 2020 with all parameters)."""
+    palm, matmul, params = (model.get(key) for key in ("flop_per_token", "matmul_params", "params"))
+    attention = None if palm is None or matmul is None else palm - 6 * matmul
+    return {
+        "palm": palm,
+        "causal": None if palm is None or attention is None else palm - attention / 2,
+        "six_n": None if params is None else 6 * params,
+    }
+
+
+def recomputed_per_token(model: Row, checkpointing: str | None) -> float | None:
+    """FLOP per token that activation checkpointing computes a second time; None where that is not known.
+
+    full: the forward of every block (Korthikanti et al. 2022), a third of 6 N and of 12 L d s, without the output
+    projection, which is not recomputed.
+    """
+    if checkpointing is None:
+        return None
+    if checkpointing != "full":
+        return 0.0
+    keys = ("matmul_params", "vocab_size", "dim", "n_layers", "sequence_length")
+    if any(model.get(key) is None for key in keys):
+        return None
+    matmul, vocabulary, dim, layers, length = (model[key] for key in keys)
+    return float(2 * (matmul - vocabulary * dim) + 4 * layers * dim * length)
+
+
+def tokens_of(steps: Sequence[Row]) -> tuple[float, float]:
+    """(tokens that count in the result, tokens computed, which include those that a crash threw away)."""
+    attempts: dict[Any, list[Row]] = {}
+    for step in steps:
+        attempts.setdefault(step.get("attempt"), []).append(step)
+    computed = 0.0
+    for rows in attempts.values():
+        first, last = rows[0], rows[-1]
+        of_first = first["tokens"] / max(1, first["step"])  # an attempt's first row holds the tokens before it too
+        computed += last["tokens"] - first["tokens"] + of_first
+    useful = float(steps[-1]["tokens"]) if steps else 0.0
+    return useful, max(useful, computed)
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return None if value is None or factor is None else value * factor
+
+
+def compute_account(
+    run: Row, steps: Sequence[Row], *, devices: int, peak_flops: float | None, device_hours: float
+) -> dict[str, Any]:
+    """The record's `compute`: a pure function of run.json and the steps of rank 0.
+
+    devices: how many carried the training. peak_flops: dense BF16 FLOP/s of one. device_hours: reserved, in h, all
+    attempts together. What is not known is None. A rate is over the time in steps, so that it compares between runs
+    of any length; `mfu_reserved` is over all device-hours and shows what waiting and crashes cost.
+    """
+    model = run.get("model") or {}
+    per_token = flop_per_token(model)
+    checkpointing = checkpointing_of(run)
+    twice = recomputed_per_token(model, checkpointing)
+    palm = per_token["palm"]
+    hardware = None if palm is None or twice is None else palm + twice
+    useful, computed = tokens_of(steps)
+    lost = computed - useful
+    step_s = float(sum(step.get("seconds") or 0.0 for step in steps))
+    tokens_per_s = computed / step_s if step_s else None
+    peak_all = peak_flops * devices if peak_flops and devices else None
+
+    def utilisation(flop: float | None) -> float | None:
+        return tokens_per_s * flop / peak_all if tokens_per_s and flop and peak_all else None
+
+    reserved_flop = peak_flops * device_hours * 3600 if peak_flops and device_hours else None
+    model_flop = _times(palm, useful)
+    return {
+        "compute_flop": model_flop,
+        "recomputed_flop": _times(palm, lost),
+        "flop_per_token": palm,
+        "flop_convention": PALM,
+        "compute_flop_causal": _times(per_token["causal"], useful),
+        "compute_flop_6nd": _times(per_token["six_n"], useful),
+        "flop_conventions": {"compute_flop": PALM, "compute_flop_causal": CAUSAL, "compute_flop_6nd": SIX_N},
+        "hardware_flop": _times(hardware, computed),
+        "hardware_flop_per_token": hardware,
+        "activation_checkpointing": checkpointing,
+        "hardware_convention": HARDWARE[checkpointing] if checkpointing else "not known: no checkpointing is declared",
+        "not_counted": NOT_COUNTED,
+        "tokens_useful": useful,
+        "tokens_lost": lost,
+        "useful_share": useful / computed if computed else None,
+        "tokens_per_s": tokens_per_s,
+        "mfu": utilisation(palm),
+        "hfu": utilisation(hardware),
+        "mfu_reserved": model_flop / reserved_flop if model_flop and reserved_flop else None,
+        "mfu_basis": "FLOP by the PaLM convention over dense BF16 peak, in the time of the steps",
+        "peak_flops": peak_flops,
+        "devices": devices,
+        "device_hours": device_hours,
+        "gpu_hours": device_hours if run.get("device_type") == "cuda" else 0.0,
+        "hardware_days": device_hours / 24,
+    }

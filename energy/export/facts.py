@@ -1,0 +1,146 @@
+"""What the exports read from a record, by one name each: the only place of theirs that knows where it stands."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+BOUNDARIES = {
+    "gpu": "the accelerators alone, at their own sensors; CPUs, memory, fans, network and cooling are not in it",
+    "node": "the devices of the nodes as far as they were read or modelled; network, storage and cooling are not in it",
+    "it": "all IT equipment of the run; cooling and power distribution are not in it",
+}
+METHODS = {
+    "counter": "energy counters of the devices",
+    "integrated": "power readings integrated over time",
+    "modelled": "a model of the device",
+    "assumed": "a constant that was given",
+}
+SECONDS_PER_DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A record's figures; None is not known. Masses in tonnes, energies in kWh, time in s, compute in FLOP."""
+
+    run_id: str
+    name: str
+    status: str
+    partial: bool
+    params: float | None
+    tokens: float | None
+    compute_flop: float | None
+    compute_flop_6nd: float | None
+    flop_convention: str
+    energy_it_kwh: float | None
+    energy_facility_kwh: float | None
+    pue: float | None
+    location_tco2eq: float | None
+    market_tco2eq: float | None
+    intensity_g_per_kwh: float | None
+    intensity_source: str | None
+    market_source: str | None
+    embodied_tco2eq: float | None
+    water_on_site_l: float | None
+    water_off_site_l: float | None
+    gpu_hours: float
+    device_hours: float
+    duration_s: float
+    started_unix_s: float
+    ended_unix_s: float
+    devices: str
+    boundary: str
+    boundary_text: str
+    methods: str
+    share_measured: float | None
+    region: str | None
+    provider: str | None
+    relative_error: float | None
+    attempts: int
+    recomputed_share: float | None
+    version: str | None
+
+    @property
+    def location_g(self) -> float | None:
+        return None if self.location_tco2eq is None else self.location_tco2eq * 1e6
+
+
+def facts_of(record: Mapping[str, Any]) -> Facts:
+    run, data, compute, energy, carbon, time = (
+        record[key] for key in ("run", "data", "compute", "energy", "carbon", "time")
+    )
+    trained, processed = data["tokens_trained"], data["tokens_processed"]
+    return Facts(
+        run_id=str(run.get("run_id") or "run"),
+        name=str(run.get("name") or run.get("run_id") or "run"),
+        status=str(run["status"]),
+        partial=bool(run["partial"]),
+        params=record["model"].get("params"),
+        tokens=trained or None,
+        compute_flop=compute["compute_flop"],
+        compute_flop_6nd=compute.get("compute_flop_6nd"),
+        flop_convention=compute["flop_convention"],
+        energy_it_kwh=energy["energy_it_kwh"],
+        energy_facility_kwh=energy["energy_facility_kwh"],
+        pue=energy["pue"],
+        location_tco2eq=carbon["carbon_tco2eq"],
+        market_tco2eq=carbon.get("carbon_market_tco2eq"),
+        intensity_g_per_kwh=carbon["intensity_g_per_kwh"],
+        intensity_source=carbon["source"],
+        market_source=carbon.get("market_source"),
+        embodied_tco2eq=record["embodied"]["carbon_tco2eq"],
+        water_on_site_l=record["water"]["on_site_l"],
+        water_off_site_l=record["water"]["off_site_l"],
+        gpu_hours=time["gpu_hours"],
+        device_hours=time["device_hours"],
+        duration_s=time["duration_s"],
+        started_unix_s=time["started_unix_s"],
+        ended_unix_s=time["ended_unix_s"],
+        devices=_devices(record),
+        boundary=energy["boundary"],
+        boundary_text=BOUNDARIES[energy["boundary"]],
+        methods=", ".join(METHODS[name] for name in METHODS if any(d["method"] == name for d in energy["devices"])),
+        share_measured=energy["share_measured"],
+        region=carbon.get("region"),
+        provider=carbon.get("provider"),
+        relative_error=record["uncertainty"]["relative"],
+        attempts=len(run.get("attempts") or []),
+        recomputed_share=(processed - trained) / processed if processed else None,
+        version=(run.get("versions") or {}).get("hoofprint"),
+    )
+
+
+def _devices(record: Mapping[str, Any]) -> str:
+    """'8 x NVIDIA A100-SXM4-80GB': what trained, the accelerators where there are any."""
+    devices = record["hardware"]["devices"]
+    kinds = {device["kind"] for device in devices}
+    kind = "gpu" if "gpu" in kinds else "cpu"
+    counted = Counter(device["name"] for device in devices if device["kind"] == kind)
+    return ", ".join(f"{count} x {name}" for name, count in sorted(counted.items())) or "not known"
+
+
+def utc(unix_s: float) -> str:
+    """A unix time as 2026-11-24T07:00:00Z."""
+    return datetime.fromtimestamp(int(unix_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def significant(value: float, figures: int) -> float:
+    """A number rounded to so many significant figures."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, figures - 1 - math.floor(math.log10(abs(value))))
+
+
+def figure(value: float, figures: int = 3) -> str:
+    """A number for people: so many significant figures, a power of ten beyond a million and below a thousandth."""
+    rounded = significant(value, figures)
+    if rounded == 0:
+        return "0"
+    if not 1e-3 <= abs(rounded) < 1e6:
+        return f"{rounded:.{figures - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    whole = abs(rounded) >= 10 ** (figures - 1)
+    return f"{rounded:,.0f}" if whole else f"{rounded:#.{figures}g}"

@@ -1,0 +1,66 @@
+"""SCI, ISO/IEC 21031:2024: (E x I + M) per R, with R a token, a FLOP and a parameter.
+
+E is the facility's energy with all that was reserved and idle, in kWh; I is location-based and takes no market
+instrument; M is the hardware's embodied carbon, its share of calendar time. For the training of a model the failed and
+intermediate runs count too: this is one run's, and says so. Without M there is no score: the operational part stands
+alone under its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from energy.export.facts import Facts, facts_of
+
+
+def embodied_g_per_hour(total_kg: float, lifetime_years: float) -> float:
+    """M for an hour of reserved hardware, g: its whole embodied carbon over its calendar life (8,760 h a year)."""
+    if total_kg < 0 or lifetime_years <= 0:
+        raise ValueError("embodied carbon must be at least 0 kg, and the lifetime more than 0 years")
+    return total_kg * 1000 / (lifetime_years * 8760)
+
+
+def _per(amount_g: float | None, units: float | None) -> float | None:
+    return amount_g / units if amount_g is not None and units else None
+
+
+def _rates(facts: Facts, units: float | None) -> dict[str, float | None]:
+    operational_g = facts.location_g
+    embodied_g = None if facts.embodied_tco2eq is None else facts.embodied_tco2eq * 1e6
+    whole_g = None if operational_g is None or embodied_g is None else operational_g + embodied_g
+    return {
+        "r": units,
+        "score_g": _per(whole_g, units),
+        "operational_g": _per(operational_g, units),
+        "embodied_g": _per(embodied_g, units),
+    }
+
+
+def document(record: Mapping[str, Any]) -> dict[str, Any]:
+    """E (kWh), I (g/kWh), M (g), and for each functional unit R its count and the grams per one of it."""
+    facts = facts_of(record)
+    flop = facts.compute_flop
+    missing = [
+        name
+        for name, value in (
+            ("E: facility energy (needs the measurement and a PUE)", facts.energy_facility_kwh),
+            ("I: grid intensity", facts.intensity_g_per_kwh),
+            ("M: embodied carbon", facts.embodied_tco2eq),
+        )
+        if value is None
+    ]
+    return {
+        "standard": "ISO/IEC 21031:2024 (SCI)",
+        "run_id": facts.run_id,
+        "E_kwh": facts.energy_facility_kwh,
+        "I_g_per_kwh": facts.intensity_g_per_kwh,
+        "I_source": facts.intensity_source,
+        "M_g": None if facts.embodied_tco2eq is None else facts.embodied_tco2eq * 1e6,
+        "per_token": _rates(facts, facts.tokens),
+        "per_flop": _rates(facts, flop) | {"flop_convention": facts.flop_convention},
+        "per_parameter": _rates(facts, facts.params),
+        "boundary": f"this run alone, its failed attempts and idle devices included; {facts.boundary_text}, times PUE",
+        "not_in_it": "other runs of the project: `hoofprint runs --total` sums them up",
+        "missing": missing,
+    }
