@@ -20,16 +20,23 @@ FLAGS = {
     NO_POWER: "no_power",
 }  # fmt: skip
 
+STAMP_LAG_S = 0.002  # a timestamp that lies further back than a call takes is that of an update
+TIGHT_S = 0.02  # an update whose moment is known to this is good for the edge of a window
+LONGEST_UPDATE_S = 0.1
 OLDEST_TIMESTAMP_S = 10.0  # a driver timestamp further from now than this is not believed (a clock was set)
 LONG_SPAN_S = 0.25  # power registers update every 0.1 s or faster: beyond this some of them were not seen
 MEMORY = 0.95  # of the running share of power changes per sample, see `_doubt`
 
 
 class Point(NamedTuple):
-    """Cumulative energy at a monotonic time in s: an update of the counter, or of the power register."""
+    """Cumulative energy at a monotonic time in s: an update of the counter, or of the power register.
+
+    loose_s: by how much the update may have come earlier, where the driver does not tell when it was.
+    """
 
     at_s: float
     energy_mj: int
+    loose_s: float = 0.0
 
 
 class Row(NamedTuple):
@@ -70,6 +77,8 @@ class Track:
         self._owed_mj = 0  # integrated energy already on the curve, which the counter's next growth contains
         self._power_at_s: float | None = None
         self._changes, self._usual_w = 1.0, 0.0
+        self._stamps_tell = False
+        self._read_at_s = self._unread_s = float("-inf")
         self._range_w = (float("inf"), float("-inf"))
         self._flags = self._n = 0
         self._power_low_w, self._power_high_w = float("inf"), float("-inf")
@@ -100,6 +109,9 @@ class Track:
         elif self.uses_counter:
             self._flags |= NO_POWER
             self._power_at_s, self._held_whole = None, False
+        self._unread_s, self._read_at_s = now_s - self._read_at_s, now_s
+        if reading.counter_unix_s is not None and unix_s - reading.counter_unix_s > STAMP_LAG_S:
+            self._stamps_tell = True  # of updates; some drivers stamp the moment of the call, which tells nothing
         if self.uses_counter:
             self._take_counter(reading.energy_mj, _moment(reading.counter_unix_s, unix_s, now_s), now_s)
         self.missing, self.why_missing = False, None
@@ -130,7 +142,12 @@ class Track:
 
     def is_settled(self, at_s: float) -> bool:
         """Whether the curve is known on both sides of a moment."""
-        return bool(self.points) and self.points[-1].at_s >= at_s
+        if not self.points or self.points[-1].at_s < at_s:
+            return False
+        return self._stamps_tell or not self.uses_counter or len(self._tight_after(at_s)) >= 2
+
+    def _tight_after(self, at_s: float) -> list[Point]:
+        return [point for point in self.points if point.at_s >= at_s and point.loose_s <= TIGHT_S]
 
     def energy_at(self, at_s: float) -> float | None:
         """Cumulative energy in mJ at a monotonic time, extended after the last point; None before the first reading."""
@@ -142,6 +159,10 @@ class Track:
         after = self.points[-1]
         for before in reversed(self.points):
             if before.at_s <= at_s:
+                if before.loose_s > TIGHT_S and len(tight := self._tight_after(at_s)) >= 2:
+                    # Nobody knows when `before` was true; the two updates after the moment are known, and lead back.
+                    slope = (tight[1].energy_mj - tight[0].energy_mj) / (tight[1].at_s - tight[0].at_s)
+                    return max(before.energy_mj, tight[0].energy_mj - slope * (tight[0].at_s - at_s))
                 span_s = after.at_s - before.at_s
                 share = (at_s - before.at_s) / span_s if span_s > 0 else 0.0
                 return before.energy_mj + share * (after.energy_mj - before.energy_mj)
@@ -217,7 +238,9 @@ class Track:
     def _restart(self, counter_mj: int, at_s: float) -> None:
         self._counter_mj, self._held_at_counter_mj, self._held_whole = counter_mj, self.held_mj, True
         self._held_doubt_at_counter_j = self._held_doubt_j
-        self.points.append(Point(max(at_s, self.points[-1].at_s) if self.points else at_s, self._energy_mj))
+        at_s = max(at_s, self.points[-1].at_s) if self.points else at_s
+        loose_s = 0.0 if self._stamps_tell else min(self._unread_s, LONGEST_UPDATE_S)
+        self.points.append(Point(at_s, self._energy_mj, loose_s))
 
     def _stand_in(self, now_s: float) -> None:
         """Put the integral since the counter's last point on the curve, as what the counter will be found to owe."""
@@ -241,6 +264,8 @@ class Track:
         """
         low, high = self._range_w
         low, high = min(low, power_w, before_w), max(high, power_w, before_w)
+        self._stamps_tell = False
+        self._read_at_s = self._unread_s = float("-inf")
         self._range_w = (low, high)
         moved_w = abs(power_w - before_w)
         share = moved_w / (high - low) if high > low else 0.0
