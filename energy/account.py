@@ -15,10 +15,12 @@ import numpy as np
 
 from energy.curves import Array, Curve, Gap, curve_of, gap_between
 from energy.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay
-from energy.readings import FINEST_BYTES, Session, read_sessions
+from energy.readings import FINEST_BYTES, Session, first_devices, read_sessions
 from energy.runs import RunFolder
 
 Stretch = tuple[dict[str, Any], Session, Curve, str]  # a device's description, where it was metered, its curve, ledger
+SLOT_S = 300.0  # grid intensities hold for five minutes or more
+POWER_POINTS = 4000  # what is kept of a device's power for drawing, once it has several times as many rows
 LOST, IDLE_DEVICES, GAP = "lost", "idle_devices", "gap"
 USEFUL = ("train_step",)
 
@@ -59,6 +61,7 @@ class Account:
     start_unix_s: float | None = None
     end_unix_s: float | None = None
     overhead: dict[str, float] = field(default_factory=dict)
+    curve: tuple[Array, Array] | None = None  # all devices: unix s on the five minutes, cumulative J
 
     @property
     def energy_j(self) -> float:
@@ -80,7 +83,8 @@ class _Books:
     attempts: dict[int, list[float]] = field(default_factory=dict)
     windows: list[tuple[int, float, float]] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
-    found: dict[str, list[Stretch]] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)  # the ledger that each device was found in
+    slots: dict[int, list[float]] = field(default_factory=dict)  # J by slot of SLOT_S since 1970
 
 
 def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
@@ -98,15 +102,17 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
         if not fine:
             account.warnings.append("phases are told by rows a minute apart: the finer files are too large together")
     used = run.devices_used()
-    for path in ledgers:
-        sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
-        account.damaged += damaged
-        _collect(account, books, path, sessions)
-    nodes: dict[str, list[list[Stretch]]] = {}
-    for stretches in books.found.values():
-        nodes.setdefault(stretches[0][0]["node"], []).append(stretches)
-    for devices in nodes.values():
-        _add_node(account, books, devices, used)
+    for group in _with_shared_devices(ledgers):
+        found: dict[str, list[Stretch]] = {}
+        for path in group:
+            sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
+            account.damaged += damaged
+            _collect(account, books, path, sessions, found)
+        nodes: dict[str, list[list[Stretch]]] = {}
+        for stretches in found.values():
+            nodes.setdefault(stretches[0][0]["node"], []).append(stretches)
+        for devices in nodes.values():
+            _add_node(account, books, devices, used)
     account.warnings += account.damaged
     if not books.windows:
         account.warnings.append("nothing was metered: no reading in the run's ledgers")
@@ -115,7 +121,23 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
     account.end_unix_s = max(end for _, _, end in books.windows)
     account.attempts = _attempts(books)
     account.phases = _phases(books, account)
+    account.curve = _curve(books)
     return account
+
+
+def _with_shared_devices(ledgers: list[Path]) -> list[list[Path]]:
+    """Ledgers that have a device in common, by their first headers, together; most stand alone.
+
+    Only one group's curves are in memory at a time: 256 nodes of a long run would not fit.
+    """
+    groups: list[tuple[set[str], list[Path]]] = []
+    for path in ledgers:
+        uuids, paths = first_devices(path), [path]
+        for group in [group for group in groups if group[0] & uuids]:
+            groups.remove(group)
+            uuids, paths = uuids | group[0], group[1] + paths
+        groups.append((uuids, paths))
+    return [paths for _, paths in groups]
 
 
 def lost_windows(steps: list[dict[str, Any]], phases: list[dict[str, Any]]) -> list[tuple[float, float]]:
@@ -141,7 +163,9 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _collect(account: Account, books: _Books, path: Path, sessions: list[Session]) -> None:
+def _collect(
+    account: Account, books: _Books, path: Path, sessions: list[Session], found: dict[str, list[Stretch]]
+) -> None:
     """Put the curves of a ledger beside those of the same devices in other ledgers."""
     for session in sessions:
         books.windows += _windows(session)
@@ -152,7 +176,14 @@ def _collect(account: Account, books: _Books, path: Path, sessions: list[Session
                 for key in ("peak_memory_mb", "cores"):
                     sofar[key] = max(sofar.get(key, 0.0), told[key])
         for place, about in enumerate(session.sensors):
-            books.found.setdefault(about["uuid"], []).append((about, session, curve_of(place, session), path.name))
+            uuid = about["uuid"]
+            if uuid not in found and uuid in books.seen:
+                account.warnings.append(
+                    f"{uuid} came up late in {path.name}, and is in {books.seen[uuid]}: counted once"
+                )
+                continue
+            found.setdefault(uuid, []).append((about, session, curve_of(place, session), path.name))
+    books.seen |= dict.fromkeys(found, path.name)
 
 
 def _add_device(account: Account, stretches: list[Stretch]) -> tuple[dict[str, Any], list[Curve], list[Gap]]:
@@ -208,10 +239,27 @@ def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = Fals
             books.phases.setdefault(name, []).append(part)
         for attempt, energy_j in curve.by_attempt():
             books.attempts.setdefault(attempt, []).append(sign * energy_j)
+        _add_to_slots(books, curve.time_unix_s, cumulative)
     for gap in gaps:
+        _add_to_slots(books, np.array([gap.start_unix_s, gap.end_unix_s]), np.array([0.0, gap.energy_j]))
         books.phases.setdefault(GAP, []).append(PhaseEnergy(gap.energy_j, 0.0))
         books.attempts.setdefault(gap.attempt, []).append(gap.energy_j)
         books.gaps.append(gap)
+
+
+def _add_to_slots(books: _Books, times: Array, cumulative_j: Array) -> None:
+    first, last = int(times[0] // SLOT_S), int(times[-1] // SLOT_S)
+    edges = np.arange(first, last + 2) * SLOT_S
+    for slot, energy_j in enumerate(np.diff(np.interp(edges, times, cumulative_j)).tolist(), start=first):
+        books.slots.setdefault(slot, []).append(energy_j)
+
+
+def _curve(books: _Books) -> tuple[Array, Array]:
+    slots = sorted(books.slots)
+    numbers = range(slots[0], slots[-1] + 1)
+    used = [math.fsum(books.slots.get(number, ())) for number in numbers]
+    edges = np.array([number * SLOT_S for number in [*numbers, slots[-1] + 1]], dtype=float)
+    return edges, np.concatenate([[0.0], np.cumsum(used)])
 
 
 def _add_rest(
@@ -309,7 +357,14 @@ def _attempts(books: _Books) -> list[dict[str, float]]:
 
 
 def _power(curves: list[Curve]) -> tuple[Array, Array]:
-    """Time and mean power of every row; NaN where the device was missing."""
+    """Time and mean power of every row, of very many rows of equal stretches; NaN where the device was missing."""
     if not curves:
         return np.empty(0), np.empty(0)
-    return np.concatenate([c.time_unix_s for c in curves]), np.concatenate([c.power_w for c in curves])
+    times, power_w = np.concatenate([c.time_unix_s for c in curves]), np.concatenate([c.power_w for c in curves])
+    if len(times) <= 4 * POWER_POINTS:
+        return times, power_w
+    edges = np.linspace(times[0], times[-1], POWER_POINTS + 1)
+    used = np.concatenate([[0.0], np.cumsum(np.nan_to_num(power_w[1:]) * np.diff(times))])
+    mean_w = np.diff(np.interp(edges, times, used)) / np.diff(edges)
+    missing = np.interp((edges[1:] + edges[:-1]) / 2, times, np.isnan(power_w)) > 0.5
+    return edges, np.concatenate([[np.nan], np.where(missing, np.nan, mean_w)])

@@ -237,6 +237,7 @@ class Meter:
     def _read_all(self, lock: threading.Lock, last: bool = False) -> None:
         """`lock` is the one that the caller holds: when it is no longer the meter's, another thread has taken over."""
         try:
+            self._note_silence()
             for channel in self._channels:
                 channel.read(self._clock, forced=last)
                 if lock is not self._lock:
@@ -247,7 +248,6 @@ class Meter:
 
     def _append(self, last: bool) -> None:
         unix_s, now_s = self._clock()
-        self._note_silence(unix_s, now_s)
         self._number += 1
         if self._path is not None and self._writer is None:
             self._open_writer()
@@ -298,7 +298,10 @@ class Meter:
             }
         )
 
-    def _note_silence(self, unix_s: float, now_s: float) -> None:
+    def _note_silence(self) -> None:
+        """Before anything is read: whether this process stood still (what it held must not stretch over that), or the
+        clock was set."""
+        unix_s, now_s = self._clock()
         before, self._last = self._last, (unix_s, now_s)
         if before is None:
             return
@@ -364,6 +367,7 @@ class Meter:
         return interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
 
     def _read_some(self, channels: Sequence[Channel]) -> None:
+        self._note_silence()
         for channel in channels:
             channel.read(self._clock)
 

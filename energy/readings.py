@@ -27,6 +27,7 @@ ROW = np.dtype(
     ]
 )  # fmt: skip
 assert ROW.itemsize == ledger.STATE.size
+HEADER_BYTES = 1 << 18
 FINEST_BYTES = 2_000_000_000  # more than this in seconds files is not read for an account unless asked
 
 
@@ -88,6 +89,15 @@ def read_sessions(
     for name in (".raw.old", ".raw") if fine else ():
         tables += _read_ticks(path.with_suffix(name), ledger.RAW, damaged)[0]
     return _join(tables, headers, events, between, damaged, path.name), damaged
+
+
+def first_devices(path: Path) -> set[str]:
+    """UUIDs of the devices in a ledger's first header; empty where that is damaged."""
+    with open(path, "rb") as file:
+        for frame in ledger.frames(file.read(HEADER_BYTES), []):
+            if frame.kind == ledger.HEADER:
+                return {sensor["uuid"] for sensor in json.loads(frame.payload)["sensors"]}
+    return set()
 
 
 def _join(

@@ -26,13 +26,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from energy.account import account_run
+from energy.factors.model import Basis
 from energy.footprint import make_footprint
 from energy.runs import RunFolder
+from energy.series import IntensitySeries
 
 FILE_NAME = "footprint.json"
 ENTRIES = "records.jsonl"
 SPEC = "experiment.yaml"
-SOURCES = ("energy/*.ledger", "energy/*.seconds", "energy/*.raw", "energy/*.raw.old", "metrics/*.jsonl", SPEC)
+SERIES = "grid/series.json"  # the grid's intensity over the run, where it is declared by the hour
+SOURCES = ("energy/*.ledger", "energy/*.seconds", "energy/*.raw", "energy/*.raw.old", "metrics/*.jsonl", SERIES, SPEC)
 FIRST = "first record"
 MOST_CHANGES = 12  # listed in an entry; the rest is counted
 BLOCK = 1 << 20
@@ -125,9 +128,23 @@ def chain_of(run: RunFolder, record: Mapping[str, Any], previous_sha256: str | N
 
 def compute_record(run: RunFolder, previous_sha256: str | None = None) -> dict[str, Any]:
     """The record as the run's files give it now; writes nothing."""
-    record = make_footprint(run.read_run(), account_run(run), run.steps(), run.evaluations())
+    record = make_footprint(run.read_run(), account_run(run), run.steps(), run.evaluations(), series_of(run))
     record["chain"] = chain_of(run, record, previous_sha256)
     return record
+
+
+def series_of(run: RunFolder) -> IntensitySeries | None:
+    """The intensities that were kept with the run; None where a constant holds. ValueError for a file that is none."""
+    path = Path(run.path) / SERIES
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        starts, ends, values = (tuple(stored[key]) for key in ("start_unix_s", "end_unix_s", "g_per_kwh"))
+        told = (stored["source"], Basis(**stored["basis"]), stored["geography"], tuple(stored["warnings"]))
+        return IntensitySeries(starts, ends, values, *told)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a series of intensities ({error})") from None
 
 
 def read_entries(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

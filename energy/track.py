@@ -24,6 +24,7 @@ STAMP_LAG_S = 0.002  # a timestamp that lies further back than a call takes is t
 TIGHT_S = 0.02  # an update whose moment is known to this is good for the edge of a window
 LONGEST_UPDATE_S = 0.1
 OLDEST_TIMESTAMP_S = 10.0  # a driver timestamp further from now than this is not believed (a clock was set)
+HIGHEST_POWER_W = 3000.0  # above what any accelerator draws: bounds what a counter can have counted
 LONG_SPAN_S = 0.25  # power registers update every 0.1 s or faster: beyond this some of them were not seen
 MEMORY = 0.95  # of the running share of power changes per sample, see `_doubt`
 
@@ -74,6 +75,7 @@ class Track:
         self._counter_mj: int | None = None
         self._held_at_counter_mj = 0  # held_mj at the last point of the counter
         self._held_whole = True  # power was known ever since that point
+        self._owed_doubt_j = 0.0
         self._owed_mj = 0  # integrated energy already on the curve, which the counter's next growth contains
         self._power_at_s: float | None = None
         self._changes, self._usual_w = 1.0, 0.0
@@ -191,6 +193,7 @@ class Track:
             self._energy_mj += round(half_j * 1e3)
             self._owed_mj += round(half_j * 1e3)  # if it comes back, its counter knows better
             self._doubt_j += half_j
+            self._owed_doubt_j += half_j
         else:
             self._held_j += half_j
             self._held_doubt_j += half_j
@@ -225,15 +228,22 @@ class Track:
                 self._flags |= RESET
                 if self._held_whole:
                     self._stand_in(now_s)
-                else:
+                else:  # what it has counted since it began again is known, what came before that is not
                     self._flags |= UNKNOWN
-            self._owed_mj = 0
+                    self._energy_mj += self._counted_since_restart(counter_mj, now_s)
+            self._owed_mj, self._owed_doubt_j = 0, 0.0
             self._restart(counter_mj, at_s)
         elif counter_mj > self._counter_mj:
             grown_mj = counter_mj - self._counter_mj - self._owed_mj
             self._owed_mj = max(0, -grown_mj)
+            self._doubt_j, self._owed_doubt_j = self._doubt_j - self._owed_doubt_j, 0.0  # it kept count all the while
             self._energy_mj += max(0, grown_mj)
             self._restart(counter_mj, at_s)
+
+    def _counted_since_restart(self, counter_mj: int, now_s: float) -> int:
+        """The new counter's value, if it can have come up since the last reading (a counter may also not begin at 0)."""
+        unread_s = now_s - self.points[-1].at_s
+        return counter_mj if counter_mj <= unread_s * HIGHEST_POWER_W * 1e3 else 0
 
     def _restart(self, counter_mj: int, at_s: float) -> None:
         self._counter_mj, self._held_at_counter_mj, self._held_whole = counter_mj, self.held_mj, True
@@ -245,7 +255,9 @@ class Track:
     def _stand_in(self, now_s: float) -> None:
         """Put the integral since the counter's last point on the curve, as what the counter will be found to owe."""
         grown_mj = self.held_mj - self._held_at_counter_mj
-        self._doubt_j += self._held_doubt_j - self._held_doubt_at_counter_j
+        doubt_j = self._held_doubt_j - self._held_doubt_at_counter_j
+        self._doubt_j += doubt_j
+        self._owed_doubt_j += doubt_j
         self._held_at_counter_mj, self._held_doubt_at_counter_j = self.held_mj, self._held_doubt_j
         self._flags |= INTEGRATED
         self._energy_mj += grown_mj

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 MEASURED_GAIN = 0.05
 MODELLED_ERROR = 0.50
 CONFIDENCE = 0.95
-NORMAL_Z = 1.959963984540054
 RULE = (
     f"95 % interval: ±{MEASURED_GAIN:.0%} gain of each measured device, independent of each other; edges and what "
     f"sampling may have missed, per device; ±{MODELLED_ERROR:.0%} on all that is modelled or assumed, moving together; "
@@ -29,12 +29,12 @@ MANY = 40
 MEASURED = ("counter", "integrated")
 
 
-def half_width(parts: Sequence[tuple[str, float, float]]) -> float:
-    """Half width in J of the 95 % interval of a sum of (method, energy in J, further half width in J)."""
+def half_width(parts: Sequence[tuple[str, float, float]], confidence: float = CONFIDENCE) -> float:
+    """Half width in J of the interval of a sum of (method, energy in J, further half width in J)."""
     errors = [MEASURED_GAIN * energy_j for method, energy_j, _ in parts if method in MEASURED]
     errors += [extra_j for _, _, extra_j in parts]
     errors.append(MODELLED_ERROR * math.fsum(energy_j for method, energy_j, _ in parts if method not in MEASURED))
-    return quantile([error for error in errors if error > 0])
+    return quantile([error for error in errors if error > 0], confidence)
 
 
 def quantile(half_widths: Sequence[float], confidence: float = CONFIDENCE) -> float:
@@ -46,7 +46,7 @@ def quantile(half_widths: Sequence[float], confidence: float = CONFIDENCE) -> fl
     if len(half_widths) == 1:
         return confidence * largest
     if len(half_widths) > MANY and largest < 0.5 * sigma * math.sqrt(3):
-        return min(NORMAL_Z * sigma, total)
+        return min(NormalDist().inv_cdf(0.5 + confidence / 2) * sigma, total)
     # In units of sigma; errors too small to matter (together below 1e-4 of the variance) are left out.
     scaled = sorted((a / sigma for a in half_widths), reverse=True)
     kept, rest = [], 3.0
@@ -58,7 +58,7 @@ def quantile(half_widths: Sequence[float], confidence: float = CONFIDENCE) -> fl
     if len(kept) == 1:
         return confidence * largest
     weights = _characteristic(kept)
-    low, high = 1.4, min(total / sigma, 2.2)  # one uniform error has its 95 % at 1.65 sigma, many have it at 1.96
+    low, high = 0.0, min(total / sigma, 4.0)
     while high - low > 1e-4:
         middle = (low + high) / 2
         low, high = (middle, high) if _probability(middle, weights) < confidence else (low, middle)

@@ -169,7 +169,7 @@ class Window:
         if start_mj is None:
             notes.append("not read at the beginning")
         if last.resets > first.resets:
-            notes.append("the counter was reset: that interval is from integrated power")
+            notes.append("the counter was reset in it")
         gap_s = max(0.0, last.gap_s - first.gap_s)
         if last.missing:
             notes.append(f"lost ({last.missing}): what it used since is not in the figure")

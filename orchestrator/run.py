@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from energy.factors import accelerator
 from energy.runs import RunFolder, write_json
 from orchestrator import attempts as attempt_files
+from orchestrator.accounting import accounting_of, keep_series
 from orchestrator.attempts import Claim
 from orchestrator.corpus import PreparedCorpus, prepare_corpus
 from orchestrator.endings import advice, cause
@@ -131,7 +131,7 @@ def _run(
             except Exception as error:
                 log.append(traceback.format_exc())
                 ending.write("failed", cause(error))
-        accounted = _account(folder, screen)
+        accounted = _account(experiment, folder, screen)
     if ending.status != "completed":
         what = f"the run failed: {ending.error}" if ending.error else "the run was stopped"
         screen.failed([what, *advice(ending.error or "", folder.path, spec)], folder.path / RAY_LOG)
@@ -205,13 +205,6 @@ def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
 
 def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:
     config = experiment.llama_config(prepared.vocab_size)
-    energy = experiment.energy
-
-    def figure(key: str) -> dict[str, Any] | None:
-        value = getattr(energy, key)
-        return None if value is None else {"value": value, "source": getattr(energy, f"{key}_source")}
-
-    known = accelerator(experiment.cluster.accelerator) if experiment.cluster.accelerator else None
     return {
         "run_id": folder.path.name,
         "name": experiment.name,
@@ -234,12 +227,7 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         },
         "data": prepared.description,
         "planned_tokens": experiment.total_steps * experiment.training.batch_tokens,
-        "accounting": {
-            "pue": figure("pue"),
-            "intensity_g_per_kwh": figure("intensity"),
-            "device_rated_power_w": figure("device_rated_power"),
-            "peak_flops": {"value": known.peak_flops, "source": known.source} if known else None,
-        },
+        **accounting_of(experiment),
         "meters": [],
         "command": shlex.join(["hoofprint", *sys.argv[1:]]),
     }
@@ -273,12 +261,14 @@ def _compare_with_plan(folder: RunFolder, footprint: dict[str, Any]) -> None:
         write_json(file, {"plan": plan, "outcome": compare(plan, footprint)})
 
 
-def _account(folder: RunFolder, screen: RunScreen) -> bool:
+def _account(experiment: Experiment, folder: RunFolder, screen: RunScreen) -> bool:
     """Writes record and report; False, and what to do, when they could not be written."""
     from dashboards.report import write_report
     from energy.record import write_record
 
     try:
+        for note in keep_series(experiment, folder, folder.read_run()["ended_unix_s"]):
+            screen.note(note)
         footprint = write_record(folder)
         _compare_with_plan(folder, footprint)
         html, _ = write_report(folder)

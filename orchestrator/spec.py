@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from energy.factors import Factor
 from energy.factors import accelerator as known_accelerator
+from energy.grid import intensity as grid_intensity
 from model.config import LlamaConfig
 from orchestrator.quantities import Count, DurationS, IntensityGPerKwh, Number, PowerW
 
@@ -116,6 +118,18 @@ class ClusterSpec(Strict):
         return name
 
 
+SOURCED = (
+    "pue",
+    "intensity",
+    "intensity_market",
+    "transmission_loss",
+    "wue",
+    "water_intensity",
+    "device_rated_power",
+    "node_baseline",
+)
+
+
 class EnergySpec(Strict):
     """Accounting assumptions. What is not declared stays missing in the record: nothing is guessed."""
 
@@ -124,6 +138,18 @@ class EnergySpec(Strict):
     pue_source: str | None = None
     intensity: Annotated[IntensityGPerKwh, Field(ge=0)] | None = None
     intensity_source: str | None = None
+    grid: str | None = None  # a place (FR, US-CA, aws us-west-2) or a preset, looked up in the factor tables
+    grid_series: Path | None = None  # a CSV or JSON file of intensities by the hour (UTC)
+    grid_zone: str | None = None  # a zone of Electricity Maps, asked after the run; the token is in the environment
+    intensity_market: Annotated[IntensityGPerKwh, Field(ge=0)] | None = None  # by contracts, beside the grid's
+    intensity_market_source: str | None = None
+    transmission_loss: Annotated[Number, Field(ge=0, lt=1)] | None = None  # share lost between power station and site
+    transmission_loss_source: str | None = None
+    wue: Annotated[Number, Field(ge=0)] | None = None  # litres on site per IT kWh
+    wue_source: str | None = None
+    water_intensity: Annotated[Number, Field(ge=0)] | None = None  # litres at power stations per facility kWh
+    water_intensity_source: str | None = None
+    embodied_convention: Literal["calendar", "busy-hour"] = "calendar"
     device_rated_power: Annotated[PowerW, Field(gt=0)] | None = None
     device_rated_power_source: str | None = None
     node_baseline: Annotated[PowerW, Field(gt=0)] | None = None  # fans, network, storage of a node: nothing reads them
@@ -138,9 +164,33 @@ class EnergySpec(Strict):
             raise ValueError(f"{' and '.join(given)} tell the same power of a node: give one of them")
         return self
 
+    @property
+    def intensity_factor(self) -> Factor | None:
+        """The grid's declared intensity in g/kWh, by place or as a constant; None where nothing is declared."""
+        if self.grid is not None:
+            return grid_intensity(self.grid)
+        if self.intensity is None:
+            return None
+        return Factor("intensity_g_per_kwh", self.intensity, "g CO2eq/kWh", str(self.intensity_source))
+
+    @field_validator("grid")
+    @classmethod
+    def _grid_is_known(cls, place: str | None) -> str | None:
+        if place is not None:
+            grid_intensity(place)  # its message names the near ones
+        return place
+
+    @model_validator(mode="after")
+    def _one_intensity(self) -> "EnergySpec":
+        if self.grid is not None and self.intensity is not None:
+            raise ValueError("grid and intensity both tell the grid's intensity: give one of them")
+        if self.grid_series is not None and self.grid_zone is not None:
+            raise ValueError("grid_series and grid_zone both tell the intensity by the hour: give one of them")
+        return self
+
     @model_validator(mode="after")
     def _figures_have_sources(self) -> "EnergySpec":
-        for key in ("pue", "intensity", "device_rated_power", "node_baseline"):
+        for key in SOURCED:
             if getattr(self, key) is not None and not getattr(self, f"{key}_source"):
                 raise ValueError(f"{key} is given without {key}_source: say where the figure comes from")
         return self

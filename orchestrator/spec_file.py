@@ -69,6 +69,7 @@ def _missing(experiment: Experiment) -> list[tuple[tuple[Any, ...], Path]]:
         (("data", "sources", i, "path"), source.path) for i, source in enumerate(experiment.data.sources)
     ]
     named.append((("data", "tokenizer", "path"), experiment.data.tokenizer.path))
+    named.append((("energy", "grid_series"), experiment.energy.grid_series))
     return [(location, path) for location, path in named if path is not None and not path.exists()]
 
 

@@ -65,6 +65,9 @@ class NvmlSensor:
         if code == self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND or code == self._nvml.NVML_ERROR_NOT_SUPPORTED:
             self._call = None
             return self._read_singly()
+        if code == self._nvml.NVML_ERROR_UNINITIALIZED and self._failed_s is None:
+            self._reopen()  # a driver that was loaded again answers at once
+            code = self._call(self._handle, self._count, self._pointer)
         if code:
             self._failed_s = self._failed_s or time.monotonic()
             return Reading(error=str(self._nvml.NVMLError(code)))

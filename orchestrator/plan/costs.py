@@ -72,12 +72,14 @@ def energy_of(
     else:
         basis.assume("pue", spec.pue, "1", str(spec.pue_source))
         basis.sources["energy_facility_kwh"] = f"PUE {spec.pue:g}: {spec.pue_source}"
-    if spec.intensity is None:
-        basis.missing.append("carbon: give energy.intensity and energy.intensity_source (no location is guessed)")
+    grid = spec.intensity_factor
+    if grid is None or grid.value is None:
+        basis.missing.append("carbon: give energy.grid, or energy.intensity with its source (no location is guessed)")
     else:
-        basis.assume("intensity_g_per_kwh", spec.intensity, "g CO2eq/kWh", str(spec.intensity_source))
-        basis.sources["carbon_tco2eq"] = f"{spec.intensity:g} g/kWh: {spec.intensity_source}"
-    pue, intensity = spec.pue, spec.intensity
+        basis.assume("intensity_g_per_kwh", grid.value, "g CO2eq/kWh", grid.source)
+        where = f"{grid.geography}, {grid.year}: " if grid.geography else ""
+        basis.sources["carbon_tco2eq"] = f"{grid.value:g} g/kWh: {where}{grid.source}"
+    pue, intensity = spec.pue, grid.value if grid else None
     facility = None if it_kwh is None or pue is None else it_kwh.map(lambda kwh: energy_facility_kwh(kwh, pue))
     carbon = None if facility is None or intensity is None else facility.map(lambda kwh: carbon_tco2eq(kwh, intensity))
     return Energy(power, it_kwh, it(None if rated is None else Range.exact(rated)), facility, carbon)

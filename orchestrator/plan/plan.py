@@ -161,7 +161,7 @@ def make_plan(
         **describe_kind(chosen),
         "overhead": None if step_hours is None or wall_hours is None else wall_hours.likely / step_hours.likely,
         "pue": experiment.energy.pue,
-        "intensity_g_per_kwh": experiment.energy.intensity,
+        "intensity_g_per_kwh": grid.value if (grid := experiment.energy.intensity_factor) else None,
         "memory": memory,
         "failures": _plain(failures),
         "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),

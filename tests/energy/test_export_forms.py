@@ -41,7 +41,7 @@ def llama(record: dict[str, Any]) -> dict[str, Any]:
     record["energy"] |= {"energy_facility_kwh": facility_kwh, "energy_it_kwh": hours * 0.4, "pue": 1.1}
     record["carbon"] |= {"carbon_tco2eq": facility_kwh * 385 / 1e6, "intensity_g_per_kwh": 385.0, "source": "paper"}
     record["data"] |= {"tokens_trained": 1.4e12, "tokens_processed": 1.4e12}
-    record["compute"] |= {"compute_flop": LLAMA_FLOP}
+    record["compute"] |= {"compute_flop": LLAMA_FLOP, "compute_flop_6nd": 6 * 65_285_660_672 * 1.4e12}
     record["model"] |= {"params": 65_285_660_672}
     record["time"] |= {"duration_s": 21 * 86400.0, "device_hours": hours, "gpu_hours": hours}
     return record

@@ -184,3 +184,45 @@ def test_power_without_a_counter_is_read_faster_than_the_interval() -> None:
     with meter_of(counted, integrated, interval_s=10.0):
         time.sleep(0.6)
     assert integrated.reads > 3 * counted.reads
+
+
+def by_hand(readings: list[Reading], times: list[float], method: str = "counter") -> float:
+    """The curve's end in J after the readings at those times."""
+    from energy.track import Track
+
+    track = Track(method == "counter")
+    for reading, now_s in zip(readings, times, strict=True):
+        track.update(reading, now_s, now_s)
+    return track.energy_mj / 1e3
+
+
+def test_a_counter_that_kept_counting_across_failures_leaves_no_doubt() -> None:
+    from energy.track import Track
+
+    track = Track(True)
+    for n in range(31):
+        failed = n % 3 == 1
+        track.update(Reading(error="timeout") if failed else Reading(300_000 * n, 300.0), float(n), float(n))
+    assert track.energy_mj == 9_000_000 and track.doubt_mj == 0
+
+
+def test_of_a_device_that_was_lost_and_reset_what_it_counted_since_is_known() -> None:
+    lost = Reading(error="lost")
+    readings = [Reading(5_000_000, 300.0), Reading(5_300_000, 300.0), lost, lost, Reading(510_000, 300.0)]
+    # 300 J before, half a reading's distance held, and the 510 J of the new counter.
+    assert by_hand(readings, [0.0, 1.0, 2.0, 3.0, 4.0]) == pytest.approx(300 + 150 + 510)
+
+
+def test_power_is_not_held_over_a_silence(tmp_path: Path) -> None:
+    run, now = RunFolder(tmp_path / "run"), [0.0]
+    board = Board("GPU-1", method="integrated")
+    board.read = lambda: Reading(power_w=300.0)  # type: ignore[method-assign]
+    meter = Meter(
+        run.ledger_file("n1"), sensors=[board], discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0])
+    )
+    for now[0] in [*map(float, range(11)), *map(float, range(40, 51))]:
+        meter.sample(last=now[0] == 50.0)
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(6000)
+    assert account.devices[0].gap_s == pytest.approx(30)
+    assert any("30.0 s is unknown" in warning for warning in account.warnings)

@@ -1,0 +1,69 @@
+"""What a spec declares about energy, as the figures of run.json and the series of intensities beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from energy.factors import Factor, accelerator
+from energy.grid import region_of
+from energy.runs import RunFolder, write_json
+from energy.series import IntensitySeries
+from orchestrator.spec import Experiment
+
+# Keys of the spec's energy section, and the accounting figures with their units that they become.
+FIGURES = {
+    "pue": ("pue", "1"),
+    "intensity_market": ("intensity_market_g_per_kwh", "g CO2eq/kWh"),
+    "transmission_loss": ("transmission_loss", "1"),
+    "wue": ("wue_l_per_kwh", "L/kWh"),
+    "water_intensity": ("water_intensity_l_per_kwh", "L/kWh"),
+    "device_rated_power": ("device_rated_power_w", "W"),
+}
+
+
+def accounting_of(experiment: Experiment) -> dict[str, Any]:
+    """{accounting, place, embodied_convention} for run.json: every figure with value, unit, source, and its hash."""
+    energy = experiment.energy
+    figures: dict[str, Any] = {}
+    for key, (name, unit) in FIGURES.items():
+        value = getattr(energy, key)
+        source = getattr(energy, f"{key}_source")
+        figures[name] = None if value is None else Factor(name, value, unit, source).as_dict()
+    declared = energy.intensity_factor
+    figures["intensity_g_per_kwh"] = declared.as_dict() if declared else None
+    if experiment.cluster.accelerator:
+        known = accelerator(experiment.cluster.accelerator)
+        source = f"{known.name}: {known.source}"
+        figures["peak_flops"] = Factor("peak_flops", known.peak_flops, "FLOP/s", source).as_dict()
+    region = region_of(energy.grid) if energy.grid else None
+    place = {"region": energy.grid, "provider": region.provider if region else None}
+    return {"accounting": figures, "place": place, "embodied_convention": energy.embodied_convention}
+
+
+def keep_series(experiment: Experiment, folder: RunFolder, ended_unix_s: float) -> list[str]:
+    """Puts the intensities of the run's hours, from the user's file or the provider, into its folder; returns notes.
+
+    A provider that fails ends nothing: the declared constant stands, and the note says so.
+    """
+    energy = experiment.energy
+    if energy.grid_series is not None:
+        from energy.series_file import read_series
+
+        series: IntensitySeries | None = read_series(energy.grid_series)
+        notes = list(series.warnings) if series else []
+    elif energy.grid_zone is not None:
+        from energy.providers import ElectricityMaps, series_or_declared
+
+        declared = folder.read_run()["accounting"].get("intensity_g_per_kwh")
+        constant = Factor.from_dict(declared) if declared else None
+        started = folder.read_run()["created_unix_s"]
+        provider = ElectricityMaps(cache_folder=folder.path / "grid")
+        series, _, notes = series_or_declared(provider, energy.grid_zone, started, ended_unix_s, constant)
+    else:
+        return []
+    if series is not None:
+        (folder.path / "grid").mkdir(exist_ok=True)
+        write_json(Path(folder.path) / "grid" / "series.json", asdict(series))
+    return notes
