@@ -11,7 +11,7 @@ from energy.sensors import Reading, Sensor
 from energy.track import Row, Track
 
 SLOW_METHODS = ("modelled", "assumed")  # they know nothing finer than the second in which they are asked
-SLOW_S = 2.0
+SLOW_S = 5.0
 
 
 def boot_id() -> str | None:

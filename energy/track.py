@@ -71,7 +71,7 @@ class Track:
         self.points: deque[Point] = deque(maxlen=24)  # enough for the edges of a window at ten readings a second
         self._energy_mj = 0
         self._held_j = self._held_doubt_j = 0.0
-        self._doubt_j = self._held_doubt_at_counter_j = 0.0
+        self._doubt_j = 0.0
         self._counter_mj: int | None = None
         self._held_at_counter_mj = 0  # held_mj at the last point of the counter
         self._held_whole = True  # power was known ever since that point
@@ -208,7 +208,7 @@ class Track:
         if before_s is not None and at_s > before_s:
             held_w = power_w if reading.covers_past or before_w is None else before_w
             self._held_j += held_w * (at_s - before_s)
-            if before_w is not None and not reading.covers_past:
+            if before_w is not None and not reading.covers_past and not self.uses_counter:
                 self._doubt(before_w, power_w, at_s - before_s)
         if before_s is None or at_s > before_s or power_w != before_w:
             self.power_w = power_w
@@ -241,13 +241,12 @@ class Track:
             self._restart(counter_mj, at_s)
 
     def _counted_since_restart(self, counter_mj: int, now_s: float) -> int:
-        """The new counter's value, if it can have come up since the last reading (a counter may also not begin at 0)."""
+        """The new counter's value, if it can have come up since the last reading: a counter may also not begin at 0."""
         unread_s = now_s - self.points[-1].at_s
         return counter_mj if counter_mj <= unread_s * HIGHEST_POWER_W * 1e3 else 0
 
     def _restart(self, counter_mj: int, at_s: float) -> None:
         self._counter_mj, self._held_at_counter_mj, self._held_whole = counter_mj, self.held_mj, True
-        self._held_doubt_at_counter_j = self._held_doubt_j
         at_s = max(at_s, self.points[-1].at_s) if self.points else at_s
         loose_s = 0.0 if self._stamps_tell else min(self._unread_s, LONGEST_UPDATE_S)
         self.points.append(Point(at_s, self._energy_mj, loose_s))
@@ -255,10 +254,13 @@ class Track:
     def _stand_in(self, now_s: float) -> None:
         """Put the integral since the counter's last point on the curve, as what the counter will be found to owe."""
         grown_mj = self.held_mj - self._held_at_counter_mj
-        doubt_j = self._held_doubt_j - self._held_doubt_at_counter_j
+        # Power may have changed at any moment of it, as far as it changed at all.
+        doubt_j = (
+            max(0.0, self._power_high_w - self._power_low_w) * (now_s - self.points[-1].at_s) / 2 if self.points else 0
+        )
         self._doubt_j += doubt_j
         self._owed_doubt_j += doubt_j
-        self._held_at_counter_mj, self._held_doubt_at_counter_j = self.held_mj, self._held_doubt_j
+        self._held_at_counter_mj = self.held_mj
         self._flags |= INTEGRATED
         self._energy_mj += grown_mj
         self._owed_mj += grown_mj
