@@ -147,13 +147,49 @@ def _read_record(run: RunFolder) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else write_record(run)
 
 
+def _beyond(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, how much, from what) of everything beside energy and location-based carbon that is known."""
+    carbon, made, water, sci = (record[key] for key in ("carbon", "embodied", "water", "sci"))
+    low, high = made.get("low_tco2eq"), made.get("high_tco2eq")
+    rows = [
+        ("carbon, market-based", carbon.get("carbon_market_tco2eq"), human.human_carbon, carbon.get("market_source")),
+        (
+            "carbon of losses on the grid",
+            carbon.get("carbon_transmission_tco2eq"),
+            human.human_carbon,
+            carbon.get("transmission_loss_source"),
+        ),
+        (
+            "embodied carbon",
+            made["carbon_tco2eq"],
+            lambda tonnes: human.human_carbon(tonnes, low, high),
+            f"{made['note']}; {made.get('convention')}",
+        ),
+        ("water on site", water["on_site_l"], lambda litres: f"{human.digits(litres)} L", water.get("wue_source")),
+        (
+            "water at power stations",
+            water["off_site_l"],
+            lambda litres: f"{human.digits(litres)} L",
+            water.get("water_intensity_source"),
+        ),
+        (
+            "SCI",
+            sci["score_g_per_million_tokens"],
+            lambda grams: f"{human.digits(grams)} g per million tokens",
+            "(operational + embodied) per token, ISO/IEC 21031:2024",
+        ),
+    ]
+    return [(name, said(value), str(source or "")) for name, value, said, source in rows if value is not None]
+
+
 def _outcome(run: RunFolder) -> dict[str, Any] | None:
     """What became of the run's plan (plan.json), where it had one and something of it is known."""
     file = Path(run.path) / "plan.json"
     if not file.exists():
         return None
-    outcome = json.loads(file.read_text(encoding="utf-8")).get("outcome")
-    return outcome if outcome and any(row["ratio"] is not None for row in outcome["factors"]) else None
+    outcome = json.loads(file.read_text(encoding="utf-8")).get("outcome") or {"totals": [], "factors": []}
+    known = {part: [row for row in outcome[part] if row["ratio"] is not None] for part in ("totals", "factors")}
+    return known if known["totals"] else None
 
 
 def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
@@ -165,9 +201,16 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "boundary": BOUNDARIES[record["energy"]["boundary"]],
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
         "plan": _outcome(run),
+        "beyond": _beyond(record),
         "not_counted": [
-            f"embodied carbon: {_reason(record['embodied'])}",
-            f"water: {_reason(record['water'])}",
+            *(
+                f"{name}: {_reason(record[part])}"
+                for name, part, key in (
+                    ("embodied carbon", "embodied", "carbon_tco2eq"),
+                    ("water", "water", "on_site_l"),
+                )
+                if record[part][key] is None
+            ),
             "network and storage outside the nodes, and the people and machines around the run",
             "development runs other than this one",
             *(["CPUs, memory and fans of the nodes"] if record["energy"]["boundary"] == "gpu" else []),

@@ -76,8 +76,9 @@ class Gap:
 
 def curve_of(device: int, session: Session) -> Curve:
     """The device's cumulative energy over a stretch, with a warning for all that was not read plainly."""
-    rows, times = session.ticks["rows"][:, device], session.device_times(device)
-    clock = session.ticks["monotonic_s"]
+    kept = _since_ready(session.ticks["rows"][:, device])
+    rows, times = session.ticks["rows"][kept, device], session.device_times(device)[kept]
+    clock = session.ticks["monotonic_s"][kept]
     flags = rows["flags"].astype(np.int64)
     share = float(session.sensors[device].get("share", 1.0))  # of the GPU that a MIG instance stands for
     energy_j = rows["energy_mj"] * (share / 1e3) if share < 1.0 else rows["energy_mj"] / 1e3
@@ -96,7 +97,7 @@ def curve_of(device: int, session: Session) -> Curve:
     curve = Curve(
         times,
         energy_j,
-        session.ticks["attempt"].astype(np.int64),
+        session.ticks["attempt"][kept].astype(np.int64),
         power_w,
         rows["power_min_w"].astype(float),
         rows["power_max_w"].astype(float),
@@ -114,6 +115,14 @@ def curve_of(device: int, session: Session) -> Curve:
     return curve
 
 
+def _since_ready(rows: Any) -> NDArray[np.bool_]:
+    """All rows but those in which a model was still being looked up; the first stays, as its curve begins there."""
+    asked = np.flatnonzero((rows["n"] > 0) | (rows["flags"] != 0))
+    kept = np.ones(len(rows), bool)
+    kept[1 : int(asked[0]) if len(asked) else 1] = False
+    return kept
+
+
 def _explain(curve: Curve, session: Session, about: dict[str, Any], flags: Any, missing: Any) -> None:
     if missing.any():
         why = next(
@@ -128,7 +137,7 @@ def _explain(curve: Curve, session: Session, about: dict[str, Any], flags: Any, 
         curve.warnings.append(f"the meter was silent {int(silent.sum())} times")
     for place in np.flatnonzero((flags & RESET) > 0):
         how = "unknown" if flags[place] & UNKNOWN else "taken from integrated power"
-        when = float(session.times()[place])
+        when = float(curve.time_unix_s[place])
         curve.warnings.append(f"the counter went backwards before {when:.3f}: a new epoch, that interval is {how}")
     stood_in = ((flags & INTEGRATED) > 0) & ((flags & RESET) == 0)
     if stood_in.any():

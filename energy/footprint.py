@@ -68,8 +68,17 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _interval(value: float | None, error: float) -> dict[str, float] | None:
-    return None if value is None else {"low": value * max(0.0, 1 - error), "high": value * (1 + error)}
+def _interval(value: float | None, error: float, error_90: float) -> dict[str, float] | None:
+    """The 95 % interval, and the 5th, 50th and 95th percentile: the law is symmetric about what was found."""
+    if value is None:
+        return None
+    return {
+        "low": value * max(0.0, 1 - error),
+        "high": value * (1 + error),
+        "p5": value * max(0.0, 1 - error_90),
+        "p50": value,
+        "p95": value * (1 + error_90),
+    }
 
 
 def _relative_error(account: Any, total_j: float, confidence: float = CONFIDENCE) -> float:
@@ -150,7 +159,7 @@ def make_footprint(
 
     planned = run.get("planned_tokens")
     fraction = trained / planned if planned else None
-    error = _relative_error(account, total_j)
+    error, error_90 = _relative_error(account, total_j), _relative_error(account, total_j, 0.90)
     figures = {
         "energy_it_kwh": it_kwh,
         "energy_facility_kwh": facility,
@@ -200,9 +209,9 @@ def make_footprint(
             tonnes, made["carbon_tco2eq"], trained, compute["compute_flop"], (run.get("model") or {}).get("params")
         ),
         "uncertainty": {
-            **{key: _interval(value, error) for key, value in figures.items()},
+            **{key: _interval(value, error, error_90) for key, value in figures.items()},
             "relative": error if measured_any else None,
-            "relative_90": _relative_error(account, total_j, 0.90) if measured_any else None,
+            "relative_90": error_90 if measured_any else None,
             "method": RULE,
         },
         "quality": {

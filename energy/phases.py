@@ -110,7 +110,8 @@ def by_phase(times: Array, cumulative_j: Array, timeline: Timeline) -> dict[str,
     energy_j.append(total_j - math.fsum(energy_j))
     seconds.append(max(0.0, float(times[-1] - times[0]) - math.fsum(seconds)))
     names.append(UNATTRIBUTED)
-    spacing_s = float(np.median(np.diff(times)))
+    passed_s = np.diff(times)
+    spacing_s = float(np.median(passed_s[passed_s > 0])) if (passed_s > 0).any() else 0.0
     errors_j = _edge_errors(owner, len(names), energy_j, seconds, spacing_s)
     found = {name: PhaseEnergy(energy_j[k], seconds[k], errors_j[k]) for k, name in enumerate(names)}
     short = [k for k in range(len(names) - 1) if seconds[k] > 0 and np.median(clipped[owner == k]) < SHORT * spacing_s]

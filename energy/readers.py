@@ -69,7 +69,8 @@ class Channel:
             reading = Reading(error=f"{type(error).__name__}: {error}")
         self.in_call_s = None
         if reading.pending:
-            self._pending_since_s = self._pending_since_s or clock()[1]
+            if self._pending_since_s is None:
+                self._pending_since_s = clock()[1]
             return
         if self.hung:  # answered at last, but a new thread reads by now: what is said is too old
             self.hung = False

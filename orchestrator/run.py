@@ -228,6 +228,7 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "data": prepared.description,
         "planned_tokens": experiment.total_steps * experiment.training.batch_tokens,
         **accounting_of(experiment),
+        "training": {"activation_checkpointing": "none", "dtype": experiment.training.dtype},
         "meters": [],
         "command": shlex.join(["hoofprint", *sys.argv[1:]]),
     }

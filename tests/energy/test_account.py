@@ -216,3 +216,15 @@ def test_work_that_is_done_again_is_lost(run: RunFolder) -> None:
     assert account.phases["lost"]["energy_j"] == pytest.approx(400)  # steps 5 to 8 of the first attempt
     assert account.useful_j == pytest.approx(1200)
     assert_sums(account)
+
+
+def test_a_model_that_is_looked_up_late_has_its_power_from_the_beginning(run: RunFolder) -> None:
+    model = Reading(power_w=100.0, covers_past=True)
+    readings = [Reading(pending=True)] * 4 + [model] * 4
+    sensor = FakeSensor("cpu@n1", readings, kind="cpu", method="modelled")
+    meter_fake(run, [sensor], [10.0 * n for n in range(8)])
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(7000) and account.devices[0].gap_s == 0
+    _, times, power_w = account.power[0]
+    assert times.tolist() == [0, 40, 50, 60, 70] and power_w[1:] == pytest.approx(100)
+    assert_sums(account)
