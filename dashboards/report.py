@@ -147,6 +147,12 @@ def _read_record(run: RunFolder) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else write_record(run)
 
 
+def _boundary(record: dict[str, Any]) -> str:
+    if any(device["kind"] in ("node", "baseline") for device in record["hardware"]["devices"]):
+        return "the devices below, with what was declared or read of the whole node; no network between nodes"
+    return BOUNDARIES[record["energy"]["boundary"]]
+
+
 def _beyond(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, how much, from what) of everything beside energy and location-based carbon that is known."""
     carbon, made, water, sci = (record[key] for key in ("carbon", "embodied", "water", "sci"))
@@ -198,7 +204,7 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "record": record,
         "headline": headline(record),
         "state": state_line(record),
-        "boundary": BOUNDARIES[record["energy"]["boundary"]],
+        "boundary": _boundary(record),
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
         "plan": _outcome(run),
         "beyond": _beyond(record),
@@ -211,6 +217,7 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
                 )
                 if record[part][key] is None
             ),
+            "preparing the data and starting Ray, before the meters run",
             "network and storage outside the nodes, and the people and machines around the run",
             "development runs other than this one",
             *(["CPUs, memory and fans of the nodes"] if record["energy"]["boundary"] == "gpu" else []),

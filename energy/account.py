@@ -167,14 +167,14 @@ def _collect(
     account: Account, books: _Books, path: Path, sessions: list[Session], found: dict[str, list[Stretch]]
 ) -> None:
     """Put the curves of a ledger beside those of the same devices in other ledgers."""
+    ends = [event for session in sessions for event in session.events if event.get("overhead")]
+    if ends:
+        told, sofar = [event["overhead"] for event in ends], account.overhead
+        sofar["cpu_s"] = sofar.get("cpu_s", 0.0) + math.fsum(each["cpu_s"] for each in told)
+        sofar["cores"] = sofar.get("cores", 0) + max(each["cores"] for each in told)
+        sofar["peak_memory_mb"] = max([sofar.get("peak_memory_mb", 0.0), *(each["peak_memory_mb"] for each in told)])
     for session in sessions:
         books.windows += _windows(session)
-        for event in session.events:
-            if event.get("event") == "end" and event.get("overhead"):
-                told, sofar = event["overhead"], account.overhead
-                sofar["cpu_s"] = sofar.get("cpu_s", 0.0) + told["cpu_s"]
-                for key in ("peak_memory_mb", "cores"):
-                    sofar[key] = max(sofar.get(key, 0.0), told[key])
         for place, about in enumerate(session.sensors):
             uuid = about["uuid"]
             if uuid not in found and uuid in books.seen:
@@ -249,6 +249,9 @@ def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = Fals
 
 def _add_to_slots(books: _Books, times: Array, cumulative_j: Array) -> None:
     first, last = int(times[0] // SLOT_S), int(times[-1] // SLOT_S)
+    if len(times) == 1:
+        books.slots.setdefault(first, []).append(float(cumulative_j[0]))
+        return
     edges = np.arange(first, last + 2) * SLOT_S
     for slot, energy_j in enumerate(np.diff(np.interp(edges, times, cumulative_j)).tolist(), start=first):
         books.slots.setdefault(slot, []).append(energy_j)
@@ -280,7 +283,12 @@ def _add_rest(
     rest = _device_energy({**about, "name": f"rest of the node, by {about['name']}"}, curves, [])
     rest.energy_j = rest_j
     account.devices.append(rest)
-    account.power.append((about["uuid"], *_power(curves)))
+    times, power_w = _power(curves)
+    for device in parts:
+        own_times, own_w = _power(device)
+        if len(own_times):
+            power_w = power_w - np.interp(times, own_times, np.nan_to_num(own_w))
+    account.power.append((about["uuid"], times, power_w))
 
 
 def _device_energy(about: dict[str, Any], curves: list[Curve], gaps: list[Gap]) -> DeviceEnergy:

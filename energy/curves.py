@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,9 +59,12 @@ class Curve:
 
     def by_attempt(self) -> list[tuple[int, float]]:
         """Energy in J by attempt; an interval belongs to the attempt in which it began."""
-        used = np.diff(self.cumulative_j, prepend=0.0)
-        owner = np.concatenate([self.attempt[:1], self.attempt[:-1]])
-        return [(int(a), float(used[owner == a].sum())) for a in np.unique(owner)]
+        # Attempts follow each other, so that each has the curve between its first row and the next one's.
+        starts = np.flatnonzero(np.diff(self.attempt, prepend=self.attempt[:1] - 1))
+        edges = [0.0, *self.cumulative_j[starts[1:]].tolist(), self.energy_j]
+        return [
+            (int(a), after - before) for a, before, after in zip(self.attempt[starts], edges, edges[1:], strict=False)
+        ]
 
 
 @dataclass
@@ -105,9 +109,9 @@ def curve_of(device: int, session: Session) -> Curve:
         first_counter_mj=int(counters[0]) if len(counters) else None,
         last_counter_mj=int(counters[-1]) if len(counters) else None,
         doubt_j=share * float(rows["doubt_mj"][-1]) / 1e3,
-        integrated_j=float(used_j[fallback].sum()),
-        gap_s=float(passed_s[unread].sum()),
-        unknown_s=float(passed_s[(flags & UNKNOWN) > 0].sum()),
+        integrated_j=math.fsum(used_j[fallback].tolist()),
+        gap_s=math.fsum(passed_s[unread].tolist()),
+        unknown_s=math.fsum(passed_s[(flags & UNKNOWN) > 0].tolist()),
     )
     _explain(curve, session, session.sensors[device], flags, missing)
     if session.sensors[device]["method"] == "counter":

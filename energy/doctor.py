@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from energy import factors
+from energy.factors import table_versions
 from energy.readers import boot_id
 from energy.sensors import POWERCAP, host, rapl, visible
 
 OK, MODELLED, MISSING, BROKEN = "ok", "modelled", "missing", "broken"
 LOOK_UP_S = 15.0  # codecarbon looks at the machine for so long at most
-TABLES = ("accelerators", "embodied", "failure_rates", "llama_table15", "scaling_laws", "throughput_anchors")
+TABLES = (*table_versions(), "failure_rates", "llama_table15", "scaling_laws", "throughput_anchors")
 PACKAGES = {"ray": "ray", "torch": "torch", "codecarbon": "codecarbon", "pynvml": "nvidia-ml-py"}
 
 

@@ -197,7 +197,7 @@ def make_footprint(
             "gpu_hours": device_hours if run.get("device_type") == "cuda" else 0.0,
             "device_hours": device_hours,
         },
-        "energy": _energy_block(account, total_j, it_kwh, facility, pue)
+        "energy": _energy_block(run, account, total_j, it_kwh, facility, pue)
         | {
             "joule_per_token": joule_per_token,
             "paper_method": _paper_method(device_hours, power_w, pue, carbon["intensity_g_per_kwh"], facility),
@@ -242,6 +242,10 @@ def _missing(
         texts.append("no grid intensity was given: carbon is not known (energy.grid or energy.intensity)")
     if not measured_any:
         texts.append("no sensor could be read: the energy is missing, not zero")
+    metered = {device.node for device in account.devices}
+    for node in sorted({meter["node"] for meter in run.get("meters") or []} - metered):
+        texts.append(f"no ledger of node {node} is here: its energy is missing, not zero (is the folder a shared one?)")
+    texts += run.get("grid_notes") or []
     for device in account.devices:
         if not device.samples:
             texts.append(f"{device.name} ({device.uuid}) could not be read: its energy is missing, not zero")
@@ -252,8 +256,10 @@ def _missing(
 
 
 def _energy_block(
-    account: Any, total_j: float, it_kwh: float | None, facility_kwh: float | None, pue: float | None
+    run: Row, account: Any, total_j: float, it_kwh: float | None, facility_kwh: float | None, pue: float | None
 ) -> dict[str, Any]:
+    status = {attempt.get("attempt"): attempt.get("status") for attempt in run.get("attempts") or []}
+
     def share(*methods: str) -> float | None:
         part = math.fsum(d.energy_j for d in account.devices if d.method in methods)
         return part / total_j if total_j else None
@@ -285,6 +291,7 @@ def _energy_block(
         "attempts": [
             {
                 "attempt": int(part["attempt"]),
+                "status": status.get(int(part["attempt"])),
                 "energy_kwh": part["energy_j"] / JOULE_PER_KWH,
                 "seconds": part["seconds"],
             }

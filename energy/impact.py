@@ -57,6 +57,7 @@ def carbon_block(
     notes: list[str] = []
     if series is not None:
         source, intensity, tonnes = series.source, None, None
+        notes += series.warnings
         if facility_kwh and pue is not None and curve is not None and len(curve[0]) > 1:
             fallback = stored_factor(run, "intensity_g_per_kwh")
             told = carbon(curve[0], [energy_j * pue for energy_j in curve[1]], series, fallback)

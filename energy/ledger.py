@@ -59,10 +59,14 @@ class Appender:
         except BlockingIOError:
             os.close(self._fd)
             raise OSError(errno.EBUSY, "another meter is writing it", str(self.path)) from None
-        data = self.path.read_bytes()
-        self._size = whole_size(data)
-        self.cut_bytes = len(data) - self._size  # of a frame that a crash tore
-        os.ftruncate(self._fd, self._size)
+        try:
+            data = self.path.read_bytes()
+            self._size = whole_size(data)
+            self.cut_bytes = len(data) - self._size  # of a frame that a crash tore
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            os.close(self._fd)
+            raise
 
     @property
     def size(self) -> int:

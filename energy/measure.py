@@ -19,7 +19,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from energy.measurement import Factors, Measurement
 from energy.meter import Meter
 from energy.runs import RunFolder
 from energy.sensors import discover
+from energy.sensors.declared import node_sensors
 from energy.windows import Window
 
 KIND = "measure"
@@ -46,16 +47,18 @@ def measure(
     interval_s: float = 1.0,
     gpus: Collection[str] | str | None = "visible",
     factors: Factors | None = None,
+    declared: Mapping[str, Any] | None = None,
     prometheus_port: int | None = None,
     stdout_to_stderr: bool = False,
     opening: Callable[[RunFolder, Meter, str | None], object] = lambda folder, meter, address: None,
 ) -> Measurement:
     """Run `command` to its end, metered, and account for it.
 
-    interval_s, gpus: as for `Meter`. `opening` is told what will be metered before the command starts: the folder, the
-    meter and the address of the Prometheus endpoint. Raises, with nothing left behind and nothing started: ValueError
-    for what cannot be (a name that is taken, a GPU that is not here, a port in use), OSError for a folder that cannot
-    be written, child.CannotStart for a command that does not exist.
+    interval_s, gpus: as for `Meter`. declared: what the node has beyond its counters, as for
+    `energy.sensors.declared.node_sensors`. `opening` is told what will be metered before the command starts: the
+    folder, the meter and the address of the Prometheus endpoint. Raises, with nothing left behind and nothing started:
+    ValueError for what cannot be (a name that is taken, a GPU that is not here, a port in use), OSError for a folder
+    that cannot be written, child.CannotStart for a command that does not exist.
     """
     child.find(command[0])
     factors = factors or Factors()
@@ -64,7 +67,7 @@ def measure(
     try:
         with ExitStack() as at_end:
             at_end.callback(os.close, _lock(folder))
-            meter = _meter(folder, interval_s, gpus)
+            meter = _meter(folder, interval_s, gpus, declared or {})
             at_end.callback(meter.stop)
             _require_gpus(gpus, meter)
             address = None
@@ -206,13 +209,16 @@ def _lock(folder: RunFolder) -> int:
     return lock
 
 
-def _meter(folder: RunFolder, interval_s: float, gpus: Collection[str] | str | None) -> Meter:
+def _meter(
+    folder: RunFolder, interval_s: float, gpus: Collection[str] | str | None, declared: Mapping[str, Any]
+) -> Meter:
     """A meter whose sensors are ready: of a command that is shorter than their look-up nothing would be known else."""
     node = socket.gethostname()
     sensors, warnings = discover(node, gpus=gpus)
+    sensors = [*sensors, *node_sensors(node, **declared)]
     give_up_s = time.monotonic() + LOOK_UP_S
     for sensor in sensors:
-        if sensor.describe()["method"] == "modelled":
+        if sensor.describe()["method"] == "modelled" or sensor.describe()["kind"] == "node":
             while sensor.read().pending and time.monotonic() < give_up_s:
                 time.sleep(0.01)
     meter = Meter(folder.ledger_file(node), node=node, interval_s=interval_s, sensors=sensors, discover_sensors=False)

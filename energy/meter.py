@@ -11,7 +11,6 @@ readings say which device was missing. A sensor whose call hangs is left alone b
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import random
@@ -24,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from energy.readers import Channel, boot_id
+from energy.readers import Alarm, Channel, be_punctual, boot_id
 from energy.sensors import Sensor, discover
 from energy.windows import SETTLE_S, Edge, Window, resolve
 from energy.writer import LedgerWriter, Tick
@@ -36,36 +35,13 @@ FAST_S = 0.05  # power that no counter backs is read this often
 EDGE_S = 0.01  # how often the counters are read while an edge waits for them to update
 HANG_S = 2.0  # a sensor that has not answered for this long is left alone
 JITTER = 0.2  # readings come this share of the interval early or late, so that periodic loads are not aliased
-SILENT_INTERVALS, SILENT_S = 10, 5.0  # a silence of more than both is a gap
+SILENT_S = 5.0  # ten readings left out are a gap
 CLOCK_JUMP_S = 0.5
 
 
 def system_clock() -> tuple[float, float]:
     """(unix seconds, monotonic seconds): the first places a reading, the second measures between readings."""
     return time.time(), time.monotonic()
-
-
-class _Alarm:
-    """What the reading thread sleeps on: a bare lock, because waking from an Event costs half as much as a reading."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def wait(self, timeout_s: float) -> None:
-        self._lock.acquire(timeout=timeout_s)
-
-    def set(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._lock.release()
-
-
-def _be_punctual() -> None:
-    """Let the calling thread run before the trainer's own, where the system allows it: late readings miss changes."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
-    except (OSError, AttributeError):  # only root may, and only Linux counts threads as processes
-        return
 
 
 class Meter:
@@ -105,7 +81,7 @@ class Meter:
         self._edges: list[Edge] = []
         self._lock = threading.Lock()  # of the thread that reads now
         self._names = threading.Lock()  # windows and edges
-        self._wake, self._first, self._done = _Alarm(), threading.Event(), threading.Event()
+        self._wake, self._first, self._done = Alarm(), threading.Event(), threading.Event()
         self._stopping = self._read_now = False
         self._generation = 0
         self._closed = False
@@ -272,6 +248,8 @@ class Meter:
             if self._writer is not None:
                 rows = tuple(channel.row(now_s) for channel in self._channels)
                 self._writer.tick(Tick(self._writer.session, self._number, unix_s, now_s, self.attempt, rows))
+                for fault in self._writer.faults:
+                    self._warn(fault)
         if last:
             self._closed = True
             if self._writer is not None:
@@ -322,7 +300,7 @@ class Meter:
         if before is None:
             return
         passed_s, shown_s = now_s - before[1], unix_s - before[0]
-        if passed_s > max(SILENT_S, SILENT_INTERVALS * self.interval_s):
+        if passed_s > SILENT_S:
             for channel in self._channels:
                 channel.silence(passed_s)
         if abs(shown_s - passed_s) > CLOCK_JUMP_S:
@@ -346,7 +324,7 @@ class Meter:
 
     def _run(self, lock: threading.Lock) -> None:
         fast = [channel for channel in self._channels if channel.needs_fast]
-        _be_punctual()
+        be_punctual()
         due_s = fast_due_s = time.monotonic()
         between_s = math.inf
         cpu_s = time.thread_time()
@@ -365,9 +343,9 @@ class Meter:
                     between_s = now_s + self._spaced(READ_S) if self.interval_s > READ_S else math.inf
                 elif now_s >= between_s:
                     between_s = now_s + READ_S if due_s - now_s > 1.5 * READ_S else math.inf
-                    self._read_some([c for c in self._channels if not c.is_slow])
+                    self._read_some(lock, [c for c in self._channels if not c.is_slow])
                 else:
-                    self._read_some(self._waiting_for_edges() if self._edges else fast)
+                    self._read_some(lock, self._waiting_for_edges() if self._edges else fast)
                 if now_s >= fast_due_s:
                     fast_due_s = now_s + self._spaced(FAST_S)
             if lock is self._lock:
@@ -381,10 +359,15 @@ class Meter:
     def _spaced(self, interval_s: float) -> float:
         return interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
 
-    def _read_some(self, channels: Sequence[Channel]) -> None:
-        self._note_silence()
-        for channel in channels:
-            channel.read(self._clock)
+    def _read_some(self, lock: threading.Lock, channels: Sequence[Channel]) -> None:
+        try:
+            self._note_silence()
+            for channel in channels:
+                channel.read(self._clock)
+                if lock is not self._lock:
+                    return
+        except Exception as error:  # the trainer must never die of its meter
+            self._warn(f"meter of {self.node}: a reading failed ({error!r})")
 
     def _waiting_for_edges(self) -> list[Channel]:
         latest_s = max(edge.monotonic_s for edge in self._edges)
@@ -395,6 +378,9 @@ class Meter:
         for edge in list(self._edges):
             waiting = [c for c in self._channels if not (c.is_slow or c.hung or c.track.is_settled(edge.monotonic_s))]
             if not waiting or self._closed or now_s - edge.monotonic_s > SETTLE_S:
+                for channel in self._channels:  # a model's last word may be seconds old
+                    if channel.is_slow and not channel.hung and not channel.track.is_settled(edge.monotonic_s):
+                        channel.read(self._clock, forced=True)
                 resolve(edge, self._channels)
                 with self._names:
                     self._edges.remove(edge)

@@ -99,7 +99,7 @@ class Timeline:
 
 def by_phase(times: Array, cumulative_j: Array, timeline: Timeline) -> dict[str, PhaseEnergy]:
     """Energy of a curve by phase, what no span covers included; the energies sum to the curve's."""
-    total_j = float(cumulative_j[-1] - cumulative_j[0]) if len(times) else 0.0
+    total_j = float(cumulative_j[-1] - (cumulative_j[0] if len(times) > 1 else 0.0)) if len(times) else 0.0
     if len(times) < 2 or not timeline.spans:
         return {UNATTRIBUTED: PhaseEnergy(total_j, float(times[-1] - times[0]) if len(times) else 0.0)}
     edges, owner, names = timeline.edges, timeline.owner, list(timeline.names)

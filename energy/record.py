@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from energy.account import account_run
+from energy.factors import table_versions
 from energy.factors.model import Basis
 from energy.footprint import make_footprint
 from energy.runs import RunFolder
@@ -130,6 +131,7 @@ def compute_record(run: RunFolder, previous_sha256: str | None = None) -> dict[s
     """The record as the run's files give it now; writes nothing."""
     record = make_footprint(run.read_run(), account_run(run), run.steps(), run.evaluations(), series_of(run))
     record["chain"] = chain_of(run, record, previous_sha256)
+    record["chain"]["tables"] = table_versions()
     return record
 
 
@@ -201,6 +203,11 @@ def write_record(run: RunFolder, reason: str | None = None) -> dict[str, Any]:
             replace_text(path, text)
         return record
     old = _parsed(old_text) if old_text is not None else {}
+    if old.get("schema") not in (None, record["schema"]):
+        raise ValueError(
+            f"{path}: a record of {old['schema']}, which this version ({record['schema']}) does not know: it is left "
+            "as it is; use the version of hoofprint that wrote it"
+        )
     if last is not None:
         record["chain"]["previous_sha256"] = last["record_sha256"]
         text = canonical(record)

@@ -79,10 +79,8 @@ class RunFolder:
         return [event for event in self.events(rank) if event.get("event") == "phase"]
 
     def devices_used(self) -> set[str]:
-        """UUIDs of the accelerators that the ranks say they train on; empty where none says so."""
-        files = sorted(self.metrics_dir.glob("rank-*.jsonl"))
-        events = (event for path in files for event in _first_events(path))
-        return {event["uuid"] for event in events if event.get("event") == "device" and "uuid" in event}
+        """UUIDs of the accelerators that the ranks of all attempts trained on; empty where rank 0 does not say."""
+        return {uuid for event in self.events() if event.get("event") == "devices" for uuid in event.get("uuids", [])}
 
     def live_power(self) -> dict[str, float] | None:
         """{power_w, energy_j, time_unix_s} over all devices as the meters wrote them last; None before they did.
@@ -134,13 +132,6 @@ def write_json(path: Path, document: dict[str, Any], *, durable: bool = True) ->
             file.flush()
             os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def _first_events(path: Path, size: int = 4096) -> list[dict[str, Any]]:
-    """The events in the first bytes of a metrics file: what a rank says of itself comes before its steps."""
-    with open(path, "rb") as file:
-        lines = file.read(size).split(b"\n")
-    return [event for line in lines if (event := _parse(line)) is not None]
 
 
 def _read_or_nothing(path: Path) -> bytes:

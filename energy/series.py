@@ -152,7 +152,7 @@ def carbon(
     unknown = [(start, end, joules) for start, end, joules, g in pieces if g is None]
     covered_g = math.fsum(joules * g for _, joules, g in known) / JOULE_PER_KWH
     missing_j = math.fsum(joules for *_, joules in unknown)
-    spans = _joined([(start, end) for start, end, joules in unknown if joules > 0 or end > start])
+    spans = _joined([(start, end) for start, end, joules in unknown if joules > 0])
     notes: list[str] = []
     fallback_g: float | None = None
     if spans:

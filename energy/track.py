@@ -98,8 +98,8 @@ class Track:
     def held_mj(self) -> int:
         return int(self._held_j * 1e3)
 
-    def update(self, reading: Reading, unix_s: float, now_s: float) -> None:
-        """Take one reading, made at unix time `unix_s` and monotonic time `now_s` (s)."""
+    def update(self, reading: Reading, unix_s: float, now_s: float, began_unix_s: float | None = None) -> None:
+        """Take one reading that ended at unix time `unix_s` and monotonic time `now_s`, begun at `began_unix_s` (s)."""
         self._n += 1
         if reading.error is not None or (reading.energy_mj is None and reading.power_w is None):
             self._miss(reading.error or "no value", now_s)
@@ -112,7 +112,8 @@ class Track:
             self._flags |= NO_POWER
             self._power_at_s, self._held_whole = None, False
         self._unread_s, self._read_at_s = now_s - self._read_at_s, now_s
-        if reading.counter_unix_s is not None and unix_s - reading.counter_unix_s > STAMP_LAG_S:
+        began_unix_s = unix_s if began_unix_s is None else began_unix_s
+        if reading.counter_unix_s is not None and began_unix_s - reading.counter_unix_s > STAMP_LAG_S:
             self._stamps_tell = True  # of updates; some drivers stamp the moment of the call, which tells nothing
         if self.uses_counter:
             self._take_counter(reading.energy_mj, _moment(reading.counter_unix_s, unix_s, now_s), now_s)
@@ -278,8 +279,6 @@ class Track:
         """
         low, high = self._range_w
         low, high = min(low, power_w, before_w), max(high, power_w, before_w)
-        self._stamps_tell = False
-        self._read_at_s = self._unread_s = float("-inf")
         self._range_w = (low, high)
         moved_w = abs(power_w - before_w)
         share = moved_w / (high - low) if high > low else 0.0

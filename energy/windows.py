@@ -145,7 +145,8 @@ class Window:
         watts = max(
             abs((first.power_w or 0.0) - (last.power_w or 0.0)), 0.2 * max(first.power_w or 0, last.power_w or 0)
         )
-        return (last.doubt_mj - first.doubt_mj) / 1e3 + watts * UPDATE_S / 4
+        share = next(channel.share for channel in self._channels if channel.uuid == uuid)
+        return share * (max(0, last.doubt_mj - first.doubt_mj) / 1e3 + watts * UPDATE_S / 4)
 
     def _await_late(self) -> None:
         """Sensors that were being looked up when the window ended have their curve a little later."""
@@ -178,7 +179,7 @@ class Window:
         if share < 1.0:
             method, text = "assumed", f"{share:.0%} of its GPU: a MIG instance's share by compute slices"
             notes.append(text)
-        half_j = half_width([(method, energy_j, self._edges_j(uuid) * share)])
+        half_j = half_width([(method, energy_j, self._edges_j(uuid))])
         return DeviceWindow(**fixed, method=method, energy_j=energy_j, low_j=max(0.0, energy_j - half_j),
                             high_j=energy_j + half_j, samples=last.samples - first.samples, gap_s=gap_s, share=share,
                             note="; ".join(notes))  # fmt: skip

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from energy import ledger, seconds
 from energy.ledger import MINUTE, RAW, SECONDS, Appender, encode_json
-from energy.track import MISSING, Row
+from energy.track import MISSING, RESET, UNKNOWN, Row
 
-RAW_BYTES = 8_000_000  # two raw files of this size: about five hours of ten devices at two readings a second
+RAW_BYTES = 8_000_000  # two raw files of this size: about four hours of ten devices at two readings a second
+CHANGES = MISSING | RESET | UNKNOWN  # a row at which one of these comes or goes is kept at every distance
+MOST_CHANGES = 10  # of them in a minute, in the minute file
 BACKLOG = 512  # frames that wait in memory while the disk takes none; beyond it every second minute is dropped
 
 
@@ -95,14 +98,19 @@ class LedgerWriter:
         self.path = Path(path)
         self.faults: list[str] = []
         self._pending: list[tuple[bytes, bytes]] = []
-        self._main = Appender(self.path, fsync_s)
         self._raw_path = self.path.with_suffix(".raw")
-        self._raw: Appender | None = Appender(self._raw_path, fsync_s)
-        self._seconds = Appender(self.path.with_suffix(".seconds"), 60.0)
+        with ExitStack() as opened:  # what is open already is let go when one of them cannot be had
+            self._main = Appender(self.path, fsync_s)
+            opened.callback(self._main.close)
+            self._raw: Appender | None = Appender(self._raw_path, fsync_s)
+            opened.callback(self._raw.close)
+            self._seconds = Appender(self.path.with_suffix(".seconds"), 60.0)
+            opened.pop_all()
         self._block: list[Tick] = []
         self._by_second, self._by_minute = Thinner(1.0), Thinner(60.0)
         self._flags: tuple[int, ...] = ()
         self._second_flags: tuple[int, ...] = ()
+        self._minute, self._changes = -1, 0
         self.session = self._take_over() + 1
 
     def header(self, document: dict[str, Any]) -> None:
@@ -119,7 +127,7 @@ class LedgerWriter:
     def tick(self, tick: Tick) -> None:
         """Append one reading of all devices."""
         self._append_raw(pack(tick))
-        flags = tuple(row.flags for row in tick.rows)
+        flags = tuple(row.flags & CHANGES for row in tick.rows)
         changed, self._flags = flags != self._flags, flags
         for second in self._by_second.push(tick, changed):
             self._add_second(second)
@@ -129,8 +137,13 @@ class LedgerWriter:
     def _add_second(self, tick: Tick) -> None:
         """Rows of the minute file are thinned from those of the seconds file."""
         self._block.append(tick)
-        flags = tuple(row.flags for row in tick.rows)
+        flags = tuple(row.flags & CHANGES for row in tick.rows)
         changed, self._second_flags = flags != self._second_flags, flags
+        if int(tick.monotonic_s // 60) != self._minute:
+            self._minute, self._changes = int(tick.monotonic_s // 60), 0
+        self._changes += changed
+        # A device that comes and goes all the time must not fill the small file: its seconds tell the rest.
+        changed = changed and self._changes <= MOST_CHANGES
         for minute in self._by_minute.push(tick, changed):
             self._queue(MINUTE, pack(minute))
 

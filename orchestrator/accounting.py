@@ -42,28 +42,35 @@ def accounting_of(experiment: Experiment) -> dict[str, Any]:
     return {"accounting": figures, "place": place, "embodied_convention": energy.embodied_convention}
 
 
-def keep_series(experiment: Experiment, folder: RunFolder, ended_unix_s: float) -> list[str]:
-    """Puts the intensities of the run's hours, from the user's file or the provider, into its folder; returns notes.
-
-    A provider that fails ends nothing: the declared constant stands, and the note says so.
-    """
-    energy = experiment.energy
-    if energy.grid_series is not None:
+def keep_series_file(experiment: Experiment, folder: RunFolder) -> None:
+    """Puts the user's intensities by the hour into the run's folder before anything is trained. ValueError if unfit."""
+    if experiment.energy.grid_series is not None:
         from energy.series_file import read_series
 
-        series: IntensitySeries | None = read_series(energy.grid_series)
-        notes = list(series.warnings) if series else []
-    elif energy.grid_zone is not None:
-        from energy.providers import ElectricityMaps, series_or_declared
+        _keep(folder, read_series(experiment.energy.grid_series))
 
-        declared = folder.read_run()["accounting"].get("intensity_g_per_kwh")
-        constant = Factor.from_dict(declared) if declared else None
-        started = folder.read_run()["created_unix_s"]
-        provider = ElectricityMaps(cache_folder=folder.path / "grid")
-        series, _, notes = series_or_declared(provider, energy.grid_zone, started, ended_unix_s, constant)
-    else:
-        return []
+
+def ask_for_series(experiment: Experiment, folder: RunFolder) -> None:
+    """Puts the provider's intensities of the run's hours into its folder; what was not to be had is noted in run.json.
+
+    A provider that fails ends nothing: the declared constant stands, and the record says so.
+    """
+    if experiment.energy.grid_zone is None:
+        return
+    from energy.providers import ElectricityMaps, series_or_declared
+
+    run = folder.read_run()
+    constant = experiment.energy.intensity_factor
+    provider = ElectricityMaps(cache_folder=folder.path / "grid")
+    span = (run["created_unix_s"], run["ended_unix_s"])
+    try:
+        series, _, notes = series_or_declared(provider, experiment.energy.grid_zone, *span, constant)
+    except OSError as error:
+        series, notes = None, [f"the grid's intensity could not be kept ({error}): the declared constant stands"]
     if series is not None:
-        (folder.path / "grid").mkdir(exist_ok=True)
-        write_json(Path(folder.path) / "grid" / "series.json", asdict(series))
-    return notes
+        _keep(folder, series)
+    folder.update_run(grid_notes=notes)
+
+
+def _keep(folder: RunFolder, series: IntensitySeries) -> None:
+    write_json(Path(folder.path) / "grid" / "series.json", asdict(series))

@@ -27,6 +27,12 @@ STATES = {"ok": ("ok", "green"), "modelled": ("modelled", "yellow"), "missing": 
 STATES |= {"broken": ("BROKEN", "bold red")}
 
 
+def _boundary(result: Measurement) -> str:
+    if any(device.kind in ("node", "baseline") for device in result.devices):
+        return "the devices above, with what was declared of the node; no network"
+    return BOUNDARIES[result.boundary]
+
+
 def opening(sensors: Sequence[dict[str, Any]], address: str | None) -> list[str]:
     """What is metered, in a line or two, before the command starts."""
     by_method: dict[str, list[str]] = {}
@@ -66,7 +72,7 @@ def print_measurement(result: Measurement, report: Path | None, console: Console
     covered = [f"{percent(share)} {key.removeprefix('share_')}" for key, share in result.shares().items() if share]
     table.add_row(Text("total", "bold"), *_energy(scale, window.energy_j, window.low_j, window.high_j, "bold"), "")
     console.print(Padding(table, (0, 0, 0, 2)))
-    rows = [("of it", ", ".join(covered) or "nothing was read"), ("boundary", BOUNDARIES[result.boundary])]
+    rows = [("of it", ", ".join(covered) or "nothing was read"), ("boundary", _boundary(result))]
     factors = result.factors
     if totals["energy_facility_kwh"] is not None:
         rows.append(("facility", f"{human_energy(totals['energy_facility_kwh'])}, PUE {factors.pue:g}"))

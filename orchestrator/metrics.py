@@ -57,9 +57,10 @@ class MetricsFile:
             end = self._step_start + result.data_wait_s
             self._write(event="phase", phase="data_wait", start_unix_s=self._step_start, end_unix_s=end)
 
-    def device(self, uuid: str) -> None:
-        """Notes which accelerator this rank trains on."""
-        self._write(event="device", uuid=uuid)
+    def devices(self, uuids: list[str]) -> None:
+        """Notes which accelerators the ranks of this attempt train on."""
+        if self._rank == 0:
+            self._write(event="devices", uuids=uuids)
 
     def evaluation(self, step: int, validation_loss: float) -> None:
         if self._rank == 0:

@@ -15,7 +15,7 @@ from typing import Any
 
 from energy.runs import RunFolder, write_json
 from orchestrator import attempts as attempt_files
-from orchestrator.accounting import accounting_of, keep_series
+from orchestrator.accounting import accounting_of, ask_for_series, keep_series_file
 from orchestrator.attempts import Claim
 from orchestrator.corpus import PreparedCorpus, prepare_corpus
 from orchestrator.endings import advice, cause
@@ -63,7 +63,6 @@ def run_experiment(
 
     BadInput when the run cannot start; then nothing of it is left, and a resumed run is as it was.
     """
-    started = time.time()
     # What a second look would find is refused first: building the corpus may take an hour.
     if resume:
         existing, changed = attempt_files.resumable(experiment, resume)
@@ -82,7 +81,7 @@ def run_experiment(
             attempt_files.require_same_data(claim.folder, prepared.tokenizer_path, prepared.description)
             if changed:
                 screen.note(f"changed since the run was started: {', '.join(changed)}")
-        return _run(experiment, claim, prepared, screen, started, spec, fresh=not resume)
+        return _run(experiment, claim, prepared, screen, spec, fresh=not resume)
     finally:
         claim.release()
 
@@ -92,11 +91,10 @@ def _run(
     claim: Claim,
     prepared: PreparedCorpus,
     screen: RunScreen,
-    started: float,
     spec: Path | None,
     fresh: bool,
 ) -> tuple[RunFolder, int]:
-    folder = claim.folder
+    folder, started = claim.folder, time.time()  # the corpus is made by now: what it took is no training time
     spec_file = folder.path / "experiment.yaml"
     previous, previous_spec = ({}, "") if fresh else (folder.read_run(), spec_file.read_text(encoding="utf-8"))
     attempts = [*previous.get("attempts", []), {"started_unix_s": started, "status": "running"}]
@@ -110,7 +108,8 @@ def _run(
         spec_file.write_text(dump_experiment(experiment), encoding="utf-8")
         if fresh:
             _write_plan(experiment, folder)
-    except OSError:
+            keep_series_file(experiment, folder)
+    except (OSError, ValueError):
         if fresh:
             attempt_files.discard(folder.path)
         raise
@@ -165,7 +164,9 @@ def _train(
         workers, device = choose_workers(experiment)
         meters = start_meters(folder.path, _metering(experiment, attempt))
         described = describe_meters(meters)
-        run = folder.update_run(meters=described, world_size=workers, device_type=device)
+        run = folder.update_run(
+            meters=described, hosts=[meter["node"] for meter in described], world_size=workers, device_type=device
+        )
         screen.opening(experiment, run)
         job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started)
         training = Training(job, workers, device, str(folder.path / "logs"))
@@ -268,8 +269,7 @@ def _account(experiment: Experiment, folder: RunFolder, screen: RunScreen) -> bo
     from energy.record import write_record
 
     try:
-        for note in keep_series(experiment, folder, folder.read_run()["ended_unix_s"]):
-            screen.note(note)
+        ask_for_series(experiment, folder)
         footprint = write_record(folder)
         _compare_with_plan(folder, footprint)
         html, _ = write_report(folder)

@@ -1,7 +1,7 @@
 """The experiment: one YAML file, checked as a whole before anything starts. An unknown key is an error."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -172,6 +172,13 @@ class EnergySpec(Strict):
         if self.intensity is None:
             return None
         return Factor("intensity_g_per_kwh", self.intensity, "g CO2eq/kWh", str(self.intensity_source))
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _norway_is_a_place(cls, place: Any) -> Any:
+        if isinstance(place, bool):
+            raise ValueError("YAML reads NO as false: quote it, 'NO'")
+        return place
 
     @field_validator("grid")
     @classmethod

@@ -171,7 +171,9 @@ def run_rank(job: Job) -> bool:
         job.started_unix_s,
     )
     if rank.device.type == "cuda":
-        recorder.device(f"GPU-{torch.cuda.get_device_properties(rank.device).uuid}")
+        uuids: list[Any] = [None] * rank.world
+        dist.all_gather_object(uuids, f"GPU-{torch.cuda.get_device_properties(rank.device).uuid}")
+        recorder.devices(uuids)
     try:
         training = rank.spec.training
         schedule = Schedule(rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps)

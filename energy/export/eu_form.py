@@ -81,11 +81,11 @@ def _methodology(facts: Facts, pue: float | None) -> str:
     error = "" if facts.relative_error is None else f" 95 % interval: ±{100 * facts.relative_error:.0f} %."
     return (
         f"Electricity of this run from {utc(facts.started_unix_s)[:10]} to {utc(facts.ended_unix_s)[:10]}, read on "
-        f"every node by {facts.methods}{share}. Boundary: {facts.boundary_text}. All between the first attempt's start "
-        "and the last one's end is included: compilation, data waits, checkpoints, evaluation, idle devices, work lost "
-        f"in crashes. {facility}{error} Checksummed ledgers keep the readings, from which the figure can be computed "
-        "again. Not included: other experiments, data preparation, inference and embodied emissions. No certificates "
-        "or offsets are deducted."
+        f"every node by {facts.methods}{share}. Boundary: {facts.boundary_text}. All from the start of metering in "
+        "each attempt to its end is included: compilation, data waits, checkpoints, evaluation, idle devices, work "
+        f"lost in crashes. {facility}{error} Checksummed ledgers keep the readings, from which the figure can be "
+        "computed again. Not included: other experiments, data preparation, inference and embodied emissions. No "
+        "certificates or offsets are deducted."
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from energy.sensors import Reading, Sensor
 
 _WATTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(k?)\s*(?:W\b|watts?\b)", re.IGNORECASE)
+_REDFISH = re.compile(r'"PowerConsumedWatts"\s*:\s*([0-9.]+)')
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 PREFERRED = ("instantaneous", "current", "consumedwatts", "present")  # lines of ipmitool and Redfish that are meant
 TIMEOUT_S = 10.0
@@ -128,6 +129,9 @@ def parse_watts(text: str) -> float:
     bare = text.strip()
     if _NUMBER.fullmatch(bare):
         return float(bare)
+    redfish = _REDFISH.search(bare)
+    if redfish:
+        return float(redfish[1])
     lines = bare.splitlines()
     preferred = [line for line in lines if any(word in line.lower() for word in PREFERRED)]
     for line in [*preferred, *lines]:

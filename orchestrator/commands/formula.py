@@ -36,7 +36,7 @@ def estimate(
     from energy.formula import preset as named_preset
 
     known: dict[str, Any] = named_preset(preset) if preset else {}
-    if gpu and not preset:
+    if gpu:  # named by the user: it takes the place of the preset's
         known["gpu_power_w"] = accelerator(gpu).tdp_w
     factor = None
     if grid is not None and intensity_g_per_kwh is not None:

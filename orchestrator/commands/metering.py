@@ -20,6 +20,11 @@ from orchestrator.commands import JSON, RUNS, print_json
 @click.option("--pue-source", help="Where that figure comes from.")
 @click.option("--intensity-g-per-kwh", type=float, help="Of the grid, g CO2eq per kWh, with --intensity-source.")
 @click.option("--intensity-source", help="Where that figure comes from.")
+@click.option("--grid", metavar="PLACE", help="Where the grid is (FR, US-CA, us-west-2): its intensity by the tables.")
+@click.option("--node-baseline-w", type=click.FloatRange(0), help="Fans, network, storage: W, with the source.")
+@click.option("--node-baseline-source", help="Where that figure comes from.")
+@click.option("--node-power-command", help="Prints the node's whole power, such as 'ipmitool dcmi power reading'.")
+@click.option("--node-power-file", type=click.Path(path_type=Path), help="Holds the node's whole power.")
 @click.option("--prometheus", "port", type=click.IntRange(0, 65535), metavar="PORT",
               help="Serve the figures on 127.0.0.1 while the command runs; 0 takes a free port.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True,
@@ -35,6 +40,11 @@ def measure(
     pue_source: str | None,
     intensity_g_per_kwh: float | None,
     intensity_source: str | None,
+    grid: str | None,
+    node_baseline_w: float | None,
+    node_baseline_source: str | None,
+    node_power_command: str | None,
+    node_power_file: Path | None,
     port: int | None,
     as_json: bool,
     quiet: bool,
@@ -49,6 +59,25 @@ def measure(
     from energy.measure import measure as measure_command
     from energy.measurement import Factors
 
+    if grid is not None:
+        if intensity_g_per_kwh is not None:
+            raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
+        from energy.grid import intensity
+
+        factor = intensity(grid)
+        intensity_g_per_kwh, intensity_source = factor.value, str(factor)
+    if node_baseline_w is not None and not node_baseline_source:
+        raise click.UsageError("--node-baseline-w is given without --node-baseline-source: say where it comes from")
+    told = {"--node-baseline-w": node_baseline_w, "--node-power-command": node_power_command}
+    given = [option for option, value in (told | {"--node-power-file": node_power_file}).items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} tell the same power of a node: give one of them")
+    declared = {
+        "baseline_w": node_baseline_w,
+        "baseline_source": node_baseline_source or "",
+        "power_command": node_power_command,
+        "power_file": str(node_power_file) if node_power_file else None,
+    }
     which = gpus if gpus in ("visible", "all") else [part.strip() for part in gpus.split(",") if part.strip()]
 
     def opening(folder: Any, meter: Any, address: str | None) -> None:
@@ -66,6 +95,7 @@ def measure(
             interval_s=interval_s,
             gpus=which,
             factors=Factors(pue, pue_source, intensity_g_per_kwh, intensity_source),
+            declared=declared,
             prometheus_port=port,
             stdout_to_stderr=as_json,
             opening=opening,

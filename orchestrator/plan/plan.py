@@ -87,9 +87,12 @@ def make_plan(
     width = {"float32": 4, "bfloat16": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
     batch = batch_of(experiment.batch_sequences, workers, training.micro_batch_sequences, config.sequence_length)
     device_gb = device.memory_gb if device else None
-    wanted = getattr(training, "activation_checkpointing", None)
-    wanted = wanted if wanted in CHECKPOINTING else None
-    memory = memory_plan(config, workers, batch, width, device_gb, wanted, device_type != "cuda")
+    memory = memory_plan(config, workers, batch, width, device_gb, None, device_type != "cuda")
+    if memory["checkpointing"] != CHECKPOINTING[0]:
+        basis.warnings.append(
+            f"planned with {memory['checkpointing']} activation checkpointing, which the trainer cannot do yet: it "
+            "keeps all activations, and would run out of memory"
+        )
     if device_gb is not None:
         basis.assume("memory_reserve", RESERVE, "1", RESERVE_SOURCE)
         if not memory["fits"]:
@@ -165,7 +168,7 @@ def make_plan(
         "memory": memory,
         "failures": _plain(failures),
         "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),
-        "budget": budget_plan(_budget_text(experiment, options), ranges),
+        "budget": budget_plan(options.budget, ranges),
         "assumptions": basis.assumptions,
         "sources": basis.sources,
         "missing": list(dict.fromkeys(basis.missing)),
@@ -235,8 +238,3 @@ def _plain(values: dict[str, Any] | None) -> dict[str, Any] | None:
         key: {"low": v.low, "likely": v.likely, "high": v.high} if isinstance(v, Range) else v
         for key, v in values.items()
     }
-
-
-def _budget_text(experiment: Experiment, options: PlanOptions) -> str | None:
-    of_spec = getattr(experiment.energy, "budget", None)
-    return options.budget or (of_spec if isinstance(of_spec, str) else None)

@@ -28,6 +28,7 @@ DCMI = """
         ("1.2 kW", 1200),
         (DCMI, 220),
         ('{"PowerControl": [\n {"PowerCapacityWatts": 800,\n  "PowerConsumedWatts": 344}]}', 344),
+        ('{"PowerConsumedWatts": 344, "PowerMetrics": {"AverageConsumedWatts": 319}}', 344),
         ("Pwr Consumption  | 392 Watts | ok", 392),
     ],
 )
