@@ -324,6 +324,7 @@ class Meter:
 
     def _run(self, lock: threading.Lock) -> None:
         fast = [channel for channel in self._channels if channel.needs_fast]
+        quick = [channel for channel in self._channels if not channel.is_slow]
         be_punctual()
         due_s = fast_due_s = time.monotonic()
         between_s = math.inf
@@ -343,14 +344,16 @@ class Meter:
                     between_s = now_s + self._spaced(READ_S) if self.interval_s > READ_S else math.inf
                 elif now_s >= between_s:
                     between_s = now_s + READ_S if due_s - now_s > 1.5 * READ_S else math.inf
-                    self._read_some(lock, [c for c in self._channels if not c.is_slow])
+                    self._read_some(lock, quick)
                 else:
                     self._read_some(lock, self._waiting_for_edges() if self._edges else fast)
                 if now_s >= fast_due_s:
                     fast_due_s = now_s + self._spaced(FAST_S)
             if lock is self._lock:
-                self._resolve_edges()
-                self._first.set()
+                if self._edges:
+                    self._resolve_edges()
+                if not self._first.is_set():
+                    self._first.set()
             self._cpu_s += time.thread_time() - cpu_s
             cpu_s = time.thread_time()
         if self._closed:
@@ -387,7 +390,7 @@ class Meter:
 
     def _watch(self) -> None:
         """Replace the reading thread when a sensor's call hangs; the stuck one ends by itself once it is answered."""
-        while not self._done.wait(HANG_S):
+        while not self._done.wait(2 * HANG_S):
             for channel in self._channels:
                 since_s = channel.in_call_s
                 if since_s is not None and time.monotonic() - since_s > HANG_S and not channel.hung:

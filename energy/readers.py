@@ -14,7 +14,7 @@ from energy.sensors import Reading, Sensor
 from energy.track import Row, Track
 
 SLOW_METHODS = ("modelled", "assumed")  # they know nothing finer than the second in which they are asked
-SLOW_S = 5.0
+SLOW_S = 10.0
 
 
 def boot_id() -> str | None:
@@ -88,8 +88,7 @@ class Channel:
             if not forced and now_s - self._asked_s < SLOW_S:
                 return
             self._asked_s = now_s
-        began_unix_s = clock()[0]
-        self.in_call_s = time.monotonic()
+        began_s = self.in_call_s = time.monotonic()
         try:
             reading = self._sensor.read()
         except Exception as error:
@@ -102,7 +101,9 @@ class Channel:
         if self.hung:  # answered at last, but a new thread reads by now: what is said is too old
             self.hung = False
             return
-        self._take(reading, *clock(), began_unix_s)
+        took_s = time.monotonic() - began_s
+        unix_s, now_s = clock()
+        self._take(reading, unix_s, now_s, unix_s - took_s)
 
     def news(self) -> list[str] | None:
         """Warnings of a sensor that has just become ready (its description is then renewed), else None."""

@@ -17,6 +17,7 @@ from energy import ledger, seconds
 from energy.ledger import MINUTE, RAW, SECONDS, Appender, encode_json
 from energy.track import MISSING, RESET, UNKNOWN, Row
 
+EARLY_S = 0.25
 RAW_BYTES = 8_000_000  # two raw files of this size: about four hours of ten devices at two readings a second
 CHANGES = MISSING | RESET | UNKNOWN  # a row at which one of these comes or goes is kept at every distance
 MOST_CHANGES = 10  # of them in a minute, in the minute file
@@ -55,23 +56,26 @@ class Thinner:
 
     def push(self, tick: Tick, changed: bool) -> list[Tick]:
         kept = self.flush() if changed else []
-        gathered = self._gathered
-        if not gathered:
-            self._gathered = [[row.flags, row.n, row.power_min_w, row.power_max_w] for row in tick.rows]
-        else:
-            for sofar, row in zip(gathered, tick.rows, strict=True):
-                sofar[0] = sofar[0] & ~MISSING | row.flags
-                sofar[1] += row.n
-                # NaN (no power was read) loses every comparison, so that it must not be the one compared with.
-                if row.power_min_w < sofar[2] or sofar[2] != sofar[2]:
-                    sofar[2] = row.power_min_w
-                if row.power_max_w > sofar[3] or sofar[3] != sofar[3]:
-                    sofar[3] = row.power_max_w
+        if self._waiting is not None:
+            self._gather(self._waiting, tick)
         self._waiting = tick
-        # A shade early rather than late: jittered readings must not make a second last two.
-        if changed or self._kept_s is None or tick.monotonic_s - self._kept_s >= 0.999 * self._every_s:
+        # Readings come a little early or late: a second must not last two because of it.
+        if changed or self._kept_s is None or tick.monotonic_s - self._kept_s >= self._every_s - EARLY_S:
             kept += self.flush()
         return kept
+
+    def _gather(self, left_out: Tick, tick: Tick) -> None:
+        """Add what a tick says of its time to what was gathered since the last kept row."""
+        if not self._gathered:
+            self._gathered = [[row.flags, row.n, row.power_min_w, row.power_max_w] for row in left_out.rows]
+        for sofar, row in zip(self._gathered, tick.rows, strict=True):
+            sofar[0] = sofar[0] & ~MISSING | row.flags
+            sofar[1] += row.n
+            # NaN (no power was read) loses every comparison, so that it must not be the one compared with.
+            if row.power_min_w < sofar[2] or sofar[2] != sofar[2]:
+                sofar[2] = row.power_min_w
+            if row.power_max_w > sofar[3] or sofar[3] != sofar[3]:
+                sofar[3] = row.power_max_w
 
     def flush(self) -> list[Tick]:
         """What is still waiting: the newest tick."""
@@ -80,6 +84,8 @@ class Thinner:
             return []
         gathered, self._gathered = self._gathered, []
         self._kept_s = tick.monotonic_s
+        if not gathered:
+            return [tick]
         rows = tuple(
             Row(flags, n, row.at_s, low, high, *row[5:])
             for (flags, n, low, high), row in zip(gathered, tick.rows, strict=True)

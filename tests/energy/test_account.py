@@ -221,9 +221,9 @@ def test_work_that_is_done_again_is_lost(run: RunFolder) -> None:
 def test_a_model_that_is_looked_up_late_has_its_power_from_the_beginning(run: RunFolder) -> None:
     model = Reading(power_w=100.0, covers_past=True)
     sensor = FakeSensor("cpu@n1", [Reading(pending=True), model, model], kind="cpu", method="modelled")
-    meter_fake(run, [sensor], [float(n) for n in range(11)])  # models are asked every five seconds
+    meter_fake(run, [sensor], [float(n) for n in range(21)])  # models are asked every ten seconds
     account = account_run(run)
-    assert account.energy_j == pytest.approx(1000) and account.devices[0].gap_s == 0
+    assert account.energy_j == pytest.approx(2000) and account.devices[0].gap_s == 0
     _, times, power_w = account.power[0]
-    assert times[0] == 0 and times[1] == 5 and power_w[1] == pytest.approx(100) and power_w[-1] == pytest.approx(100)
+    assert times[0] == 0 and times[1] == 10 and power_w[1] == pytest.approx(100) and power_w[-1] == pytest.approx(100)
     assert_sums(account)
