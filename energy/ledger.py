@@ -48,7 +48,7 @@ class Frame(NamedTuple):
 class Appender:
     """Appends frames to one file. A frame that a full disk cut short is taken back, so that the file stays whole."""
 
-    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 5.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 10.0) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fsync_s, self._synced_s = fsync_s, time.monotonic()

@@ -43,7 +43,7 @@ def compress(ticks: Sequence[tuple[int, int, float, float, int, tuple[Row, ...]]
             [int(row.counter_mj >= 0) for row in rows],
             [row.doubt_mj for row in rows],
         ]
-    body = b"".join(_varints(_differences(column)) for column in columns)
+    body = b"".join(map(_column, columns))
     head = SPAN.pack(ticks[0][0], ticks[0][2], ticks[-1][2])
     return head + zlib.compress(_varints([len(ticks), width]) + body, 9)
 
@@ -80,6 +80,14 @@ def expand(payload: bytes) -> Any:
 
 def _watts(power_w: float) -> int:
     return NO_POWER_W if power_w != power_w else round(power_w)
+
+
+def _column(values: list[int]) -> bytes:
+    """A column's differences; most columns hold one value all the time, and are not worth a loop."""
+    first = values[0]
+    if values.count(first) == len(values):
+        return _varints([first]) + bytes(len(values) - 1)
+    return _varints(_differences(values))
 
 
 def _differences(values: Iterable[int]) -> Iterator[int]:

@@ -100,7 +100,7 @@ class LedgerWriter:
     is taken over from its raw file. Raises OSError when the folder cannot be written at all.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 5.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 10.0) -> None:
         self.path = Path(path)
         self.faults: list[str] = []
         self._pending: list[tuple[bytes, bytes]] = []

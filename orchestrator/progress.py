@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
+
 RATE_STEPS = 20
 POWER_BUCKET_S = 2.0
 CURVE_ROOM = 256
@@ -78,6 +80,8 @@ class RunProgress:
     started_unix_s: float
     flop_per_token: float | None = None
     peak_flops: float | None = None
+    pue: float | None = None
+    grid_g_per_kwh: float | None = None
     step: int = 0
     loss: float | None = None
     validation: tuple[int, float] | None = None  # step and loss
@@ -93,6 +97,19 @@ class RunProgress:
         self._last_step_unix_s = self.started_unix_s
         self._powers: deque[list[float]] = deque(maxlen=64)  # bucket, sum, count
         self._power_unix_s = 0.0
+
+    @property
+    def whole_energy_j(self) -> float | None:
+        """IT energy in J that the whole run will have taken at the present J per token; None before it is known."""
+        if self.energy_j is None or self.joule_per_token is None:
+            return None
+        return self.energy_j + max(0, self.total_tokens - self.tokens) * self.joule_per_token
+
+    def carbon_t(self, energy_j: float) -> float | None:
+        """Carbon in t of so much IT energy, where PUE and grid are declared."""
+        if self.pue is None or self.grid_g_per_kwh is None:
+            return None
+        return energy_j / JOULE_PER_KWH * self.pue * self.grid_g_per_kwh / GRAM_PER_TONNE
 
     def feed(self, event: dict[str, Any]) -> None:
         kind = event.get("event")

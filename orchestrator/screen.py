@@ -119,6 +119,8 @@ class RunScreen:
             run["attempts"][-1]["started_unix_s"],
             flop_per_token=flop_per_token,
             peak_flops=peak * workers if cuda and peak else None,
+            pue=experiment.energy.pue,
+            grid_g_per_kwh=grid.value if (grid := experiment.energy.intensity_factor) else None,
         )
         params = human_count(run["model"]["params"])
         self.note(

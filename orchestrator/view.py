@@ -9,7 +9,17 @@ from typing import Any
 
 from rich.text import Text
 
-from energy.human import digits, human_count, human_flop, human_joule, human_time, percent
+from energy.human import (
+    digits,
+    human_carbon,
+    human_count,
+    human_energy,
+    human_flop,
+    human_joule,
+    human_time,
+    percent,
+)
+from energy.units import JOULE_PER_KWH
 from orchestrator.progress import RunProgress
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -122,8 +132,24 @@ def training(progress: RunProgress, width: int, now: float) -> list[Text]:
             width,
         ),
     ]
+    lines += _expected(progress, clock(ends, now), width)
     lines += [_line(clock(when, now), [text], label_style="dim") for when, text in progress.events]
     return [_cut(line, width) for line in lines]
+
+
+def _expected(progress: RunProgress, ends: str, width: int) -> list[Text]:
+    """Energy and carbon so far of what the whole run will take at the present pace."""
+    spent_j, whole_j = progress.energy_j, progress.whole_energy_j
+    if spent_j is None or not whole_j:
+        return []
+    share = spent_j / whole_j
+    spent, whole = human_energy(spent_j / JOULE_PER_KWH), human_energy(whole_j / JOULE_PER_KWH)
+    lines = [_bar_line("energy", share, f"{spent} of {whole}", ends, width)]
+    spent_t, whole_t = progress.carbon_t(spent_j), progress.carbon_t(whole_j)
+    if spent_t is not None and whole_t is not None:
+        of = human_carbon(whole_t).removesuffix(" CO₂eq")
+        lines.append(_bar_line("carbon", share, f"{human_carbon(spent_t).removesuffix(' CO₂eq')} of {of}", ends, width))
+    return lines
 
 
 def preparing(text: str, done: float, total: float | None, width: int) -> list[Text]:
@@ -169,6 +195,8 @@ def _power(progress: RunProgress, width: int) -> list[Text]:
     facts = [f"[{digits(progress.power_w)} W]", spark(shown, len(shown), low=0.0)]
     if progress.joule_per_token is not None:
         facts.append(f"[{human_joule(progress.joule_per_token)}]/token")
+    if progress.grid_g_per_kwh is not None:
+        facts.append(f"grid {digits(progress.grid_g_per_kwh)} g/kWh")
     return [_line("power", facts)]
 
 

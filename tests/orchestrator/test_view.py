@@ -63,10 +63,18 @@ def test_the_facts() -> None:
     assert "8,192 tokens/s" in text
     assert "MFU 8.2 % (PaLM count, peak 1.00 TFLOP/s)" in text
     assert "21.0 W" in text and "2.56 mJ/token" in text
-    assert text.count("ends at 12:11") == 2  # 700 steps of a second
+    assert text.count("ends at 12:11") == 3  # 700 steps of a second: tokens, time, energy
+    assert "0.688 Wh of 4.77 Wh" in text and "carbon" not in text and "grid" not in text
     assert " 30 %  2.46 M of 8.19 M" in text
     assert "checkpoint at step 300" in text and "validation loss 3.250 at step 300" in text
     assert "MFU" not in "\n".join(line.plain for line in training(progress(), 80, NOW))  # no peak, no MFU
+
+
+def test_carbon_where_pue_and_grid_are_declared() -> None:
+    run = progress(pue=1.2, grid_g_per_kwh=400.0)
+    run.feed_power({"power_w": 21.0, "energy_j": 3.6e6, "time_unix_s": NOW})
+    text = "\n".join(line.plain for line in training(run, 80, NOW))
+    assert "480 g of 482 g" in text and "grid 400 g/kWh" in text  # 1 kWh so far, and 4 Wh to come
 
 
 def test_days_from_now_have_their_date() -> None:
