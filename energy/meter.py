@@ -18,17 +18,15 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from energy.readers import Alarm, Channel, be_punctual, boot_id
+from energy.readers import Alarm, Channel, Clock, be_punctual, boot_id, system_clock
 from energy.sensors import Sensor, discover
 from energy.windows import SETTLE_S, Edge, Window, resolve
 from energy.writer import LedgerWriter, Tick
-
-Clock = Callable[[], tuple[float, float]]
 
 READ_S = 0.5  # counters are read at least this often between rows: what a lost device leaves unknown is half of it
 FAST_S = 0.05  # power that no counter backs is read this often
@@ -37,11 +35,6 @@ HANG_S = 2.0  # a sensor that has not answered for this long is left alone
 JITTER = 0.2  # readings come this share of the interval early or late, so that periodic loads are not aliased
 SILENT_S = 5.0  # ten readings left out are a gap
 CLOCK_JUMP_S = 0.5
-
-
-def system_clock() -> tuple[float, float]:
-    """(unix seconds, monotonic seconds): the first places a reading, the second measures between readings."""
-    return time.time(), time.monotonic()
 
 
 class Meter:

@@ -13,6 +13,7 @@ from typing import Any
 from energy.sensors import Reading, Sensor
 from energy.track import Row, Track
 
+Clock = Callable[[], tuple[float, float]]  # (unix s, monotonic s)
 SLOW_METHODS = ("modelled", "assumed")  # they know nothing finer than the second in which they are asked
 SLOW_S = 10.0
 
@@ -23,6 +24,11 @@ def boot_id() -> str | None:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
+
+
+def system_clock() -> tuple[float, float]:
+    """(unix seconds, monotonic seconds): the first places a reading, the second measures between readings."""
+    return time.time(), time.monotonic()
 
 
 class Alarm:
@@ -78,7 +84,7 @@ class Channel:
         """Power alone, with no counter behind it: what happens between two readings is lost."""
         return self.about["kind"] == "gpu" and not self.track.uses_counter
 
-    def read(self, clock: Callable[[], tuple[float, float]], forced: bool = False) -> None:
+    def read(self, clock: Clock, forced: bool = False) -> None:
         """Ask the sensor, unless it hangs or was asked just now and knows nothing new."""
         if self.hung:
             self._take(Reading(error="its sensor does not answer"), *clock(), 0.0)
