@@ -1,42 +1,37 @@
-"""What Ray and the meter cost: `hoofprint run` against the same loop under torchrun with no meter, alternating.
+"""What Ray and the meter cost: `hoofprint run` beside the same loop under torchrun with no meter, in short turns.
 
-    python benchmarks/overhead.py [--repeats 3] [--steps 60] [--autogroup -15]
+    python benchmarks/overhead.py [--turns 24] [--turn-s 10]
 
-Both train the laptop experiment from the same spec with two workers of one thread each; tokens/s are batch tokens over
-the median step time after a warm-up. The two take turns, and each turn gives one ratio, because what else the machine
-does changes from minute to minute. On a machine that others use, `--autogroup` (Linux, as root) gives both systems the
-same priority over them. The result is written to benchmarks/results/overhead.json.
+Both train the laptop experiment from the same spec with two workers of one thread each. They are started once, and then
+take turns: while one works, every process of the other is stopped (SIGSTOP), Ray's own included. What else the machine
+does changes by tens of per cent from minute to minute, which turns of seconds share and whole runs do not. Only steps
+that lie wholly within a turn count. The result is written to benchmarks/results/overhead.json.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 from report import machine, write_result
 
 from orchestrator.launch import CPU_RANK_ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
+SPEC, BATCH_TOKENS = ROOT / "experiments" / "laptop.yaml", 8192
 WARM_UP_STEPS = 10
-PRIORITY = "HOOFPRINT_BENCHMARK_AUTOGROUP"
-
-
-def tokens_per_s(run: Path, batch_tokens: int) -> float:
-    lines = [json.loads(line) for line in (run / "metrics" / "rank-0.jsonl").read_text().splitlines() if line.strip()]
-    seconds = [line["seconds"] for line in lines if line["event"] == "step" and line["step"] > WARM_UP_STEPS]
-    return batch_tokens / statistics.median(seconds)
-
-
-def raise_session(priority: str) -> None:
-    """Linux weighs sessions, not processes, against each other: niceness alone acts within one."""
-    if priority:
-        Path("/proc/self/autogroup").write_text(priority)
+START_LIMIT_S = 300.0
+NEVER = 10**9
+TARGET_RATIO = 0.97
 
 
 def rank_main(spec: str, run: str, overrides: list[str]) -> None:
@@ -48,7 +43,6 @@ def rank_main(spec: str, run: str, overrides: list[str]) -> None:
     from orchestrator.spec_file import load_experiment
     from orchestrator.worker import Job, run_rank
 
-    raise_session(os.environ.get(PRIORITY, ""))  # torchrun gives each rank a session of its own
     experiment = load_experiment(Path(spec), overrides)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // experiment.cluster.workers))
     dist.init_process_group("gloo")
@@ -57,54 +51,114 @@ def rank_main(spec: str, run: str, overrides: list[str]) -> None:
     dist.destroy_process_group()
 
 
+class Trainer:
+    """One of the two systems: its processes, and the steps that it has written down."""
+
+    def __init__(self, name: str, command: list[str], run: Path):
+        self.name, self.metrics = name, run / "metrics" / "rank-0.jsonl"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment |= CPU_RANK_ENVIRONMENT  # what speeds up our ranks must speed up torchrun's as well
+        log = run.parent / f"{name}.log"
+        self._log = log.open("w")
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log)
+
+    def steps(self) -> list[tuple[float, float]]:
+        """(start, end) of each step, unix s."""
+        if not self.metrics.exists():
+            return []
+        lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
+        return [(s["time_unix_s"] - s["seconds"], s["time_unix_s"]) for s in lines if s["event"] == "step"]
+
+    def warm_up(self) -> None:
+        until = time.time() + START_LIMIT_S
+        while len(self.steps()) <= WARM_UP_STEPS:
+            if self._process.poll() is not None or time.time() > until:
+                raise RuntimeError(f"{self.name} did not start to train: see {self._log.name}")
+            time.sleep(0.5)
+
+    def send(self, sent: signal.Signals) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self._process.pid)
+            for process in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):  # a helper of Ray that ended meanwhile
+                    process.send_signal(sent)
+
+    def end(self) -> None:
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+
+def median_interval(values: list[float]) -> list[float]:
+    """95 % interval of the median, by resampling with a fixed seed."""
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(2000))
+    return [medians[50], medians[-51]]
+
+
+def measure(trainers: list[Trainer], turns: int, turn_s: float) -> dict[str, list[float]]:
+    """Tokens/s of each trainer in each turn, a turn being one stretch of both."""
+    stretches: dict[str, list[tuple[float, float]]] = {trainer.name: [] for trainer in trainers}
+    for turn in range(turns):
+        for trainer in trainers if turn % 2 else trainers[::-1]:
+            start = time.time()
+            trainer.send(signal.SIGCONT)
+            time.sleep(turn_s)
+            trainer.send(signal.SIGSTOP)
+            stretches[trainer.name].append((start, time.time()))
+        print(f"turn {turn + 1} of {turns}", flush=True)
+    rates: dict[str, list[float]] = {}
+    for trainer in trainers:
+        steps, rates[trainer.name] = trainer.steps(), []
+        for start, end in stretches[trainer.name]:
+            seconds = [e - s for s, e in steps if start <= s and e <= end]
+            if not seconds:
+                raise RuntimeError(f"no whole step of {trainer.name} in a turn of {turn_s} s: lengthen --turn-s")
+            rates[trainer.name].append(BATCH_TOKENS * len(seconds) / sum(seconds))
+    return rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--autogroup", default="", help="priority of both systems' sessions, -20 to 19")
+    parser.add_argument("--turns", type=int, default=24)
+    parser.add_argument("--turn-s", type=float, default=10.0)
     arguments = parser.parse_args()
-    raise_session(arguments.autogroup)
     work = ROOT / "runs" / "bench-overhead"
     shutil.rmtree(work, ignore_errors=True)
-    spec, batch = ROOT / "experiments" / "laptop.yaml", 8192
-    never = "1000000"
-    overrides = [
-        f"training.tokens={arguments.steps * batch}",
-        f"training.evaluate_every_steps={never}",
-        f"training.checkpoint_every_steps={never}",
-        "cluster.device=cpu",
-    ]
+    work.mkdir(parents=True)
+    overrides = [f"training.tokens={NEVER // BATCH_TOKENS * BATCH_TOKENS}", "cluster.device=cpu"]
+    overrides += [f"training.{key}_every_steps={NEVER}" for key in ("evaluate", "checkpoint")]
     sets = [part for override in overrides for part in ("--set", override)]
-    rates: dict[str, list[float]] = {"torchrun": [], "hoofprint": []}
-    for repeat in range(arguments.repeats):
-        for system in sorted(rates, reverse=repeat % 2 == 0):
-            run = work / f"{system}-{repeat}"
-            if system == "torchrun":
-                command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-                command += [__file__, "--as-rank", str(spec), str(run), *overrides]
-            else:
-                command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "run", str(spec)]
-                command += ["--runs", str(work), "--name", run.name, "-q", *sets]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), PRIORITY: arguments.autogroup}
-            environment |= CPU_RANK_ENVIRONMENT  # what speeds up our ranks must speed up torchrun's as well
-            subprocess.run(command, check=True, cwd=ROOT, env=environment)
-            rates[system].append(tokens_per_s(run, batch))
-            print(f"{system}: {rates[system][-1]:,.0f} tokens/s", flush=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__]
+    torchrun += ["--as-rank", str(SPEC), str(work / "torchrun"), *overrides]
+    hoofprint = [sys.executable, "-c", "from orchestrator.cli import main; main()", "run", str(SPEC)]
+    hoofprint += ["--runs", str(work), "--name", "hoofprint", "-q", *sets]
+    trainers: list[Trainer] = []
+    try:
+        for name, command in (("torchrun", torchrun), ("hoofprint", hoofprint)):
+            trainers.append(Trainer(name, command, work / name))
+            trainers[-1].warm_up()
+            trainers[-1].send(signal.SIGSTOP)
+        rates = measure(trainers, arguments.turns, arguments.turn_s)
+    finally:
+        for trainer in trainers:
+            trainer.end()
     ratios = [ours / theirs for ours, theirs in zip(rates["hoofprint"], rates["torchrun"], strict=True)]
-    medians = {system: statistics.median(values) for system, values in rates.items()}
     write_result(
         "overhead",
         {
-            "what": "training tokens/s of the laptop experiment, 2 CPU workers, median step after warm-up",
+            "what": "training tokens/s of the laptop experiment, 2 CPU workers, the other system stopped meanwhile",
             "machine": machine(),
-            "steps": arguments.steps,
-            "autogroup_priority": arguments.autogroup or None,
+            "turns": arguments.turns,
+            "turn_s": arguments.turn_s,
             "tokens_per_s": rates,
-            "median_tokens_per_s": medians,
+            "median_tokens_per_s": {system: statistics.median(values) for system, values in rates.items()},
             "spread_tokens_per_s": {system: [min(values), max(values)] for system, values in rates.items()},
             "ratio_of_each_turn": ratios,
             "ratio_hoofprint_to_torchrun": statistics.median(ratios),
-            "target_ratio": 0.97,
+            "ratio_95_interval": median_interval(ratios),
+            "target_ratio": TARGET_RATIO,
         },
     )
 
