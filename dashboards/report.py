@@ -13,14 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
 from energy import human
 from energy.account import account_run
+from energy.boundaries import METHODS, boundary_text
 from energy.record import FILE_NAME, replace_text, write_record
 from energy.runs import RunFolder
 
 TEMPLATES = Path(__file__).with_name("templates")
-BOUNDARIES = {
-    "gpu": "the accelerators alone: CPUs, memory, fans and power supplies of the nodes are not in it",
-    "node": "the devices below, as far as the nodes could be read or modelled; no network, no storage",
-}
 LABELS = {
     "device_hours": "device-hours",
     "energy_it_kwh": "IT energy (kWh)",
@@ -30,12 +27,6 @@ LABELS = {
     "intensity_g_per_kwh": "grid carbon intensity",
     "device_rated_power_w": "rated power of one device",
     "peak_flops": "peak compute of one device",
-}
-METHODS = {
-    "counter": "energy counter of the device",
-    "integrated": "power readings held and summed",
-    "modelled": "computed from a model",
-    "assumed": "a constant that was given",
 }
 
 
@@ -110,6 +101,13 @@ def _plain(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
+def _origin(item: dict[str, Any]) -> str:
+    """A factor's place, year and basis, as far as they are known, and its source."""
+    parts = (item.get("geography"), item.get("year"), *(item.get("basis") or {}).values())
+    known = ", ".join(str(part) for part in parts if part)
+    return f"{known}: {item['source']}" if known else str(item["source"])
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -127,7 +125,8 @@ def _environment() -> Environment:
         "count": human.human_count,
         "utc": _utc,
         "plain": _plain,
-        "method": lambda name: METHODS.get(name, name),
+        "method": lambda name: METHODS[name],
+        "origin": _origin,
         "label": lambda key: LABELS.get(key, str(key).replace("_", " ")),
         "percent": human.percent,
         "joule": human.human_joule,
@@ -145,12 +144,6 @@ def _reason(part: dict[str, Any]) -> str:
 def _read_record(run: RunFolder) -> dict[str, Any]:
     path = Path(run.path) / FILE_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else write_record(run)
-
-
-def _boundary(record: dict[str, Any]) -> str:
-    if any(device["kind"] in ("node", "baseline") for device in record["hardware"]["devices"]):
-        return "the devices below, with what was declared or read of the whole node; no network between nodes"
-    return BOUNDARIES[record["energy"]["boundary"]]
 
 
 def _beyond(record: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -204,7 +197,9 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "record": record,
         "headline": headline(record),
         "state": state_line(record),
-        "boundary": _boundary(record),
+        "boundary": boundary_text(
+            record["energy"]["boundary"], {device["kind"] for device in record["hardware"]["devices"]}
+        ),
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
         "plan": _outcome(run),
         "beyond": _beyond(record),

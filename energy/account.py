@@ -2,6 +2,8 @@
 
 Each device has a curve of cumulative energy (energy.curves). A phase's energy is that of the curves at its spans'
 ends less that at their starts; phases, `unattributed` and `gap` sum to the total exactly, and so do the attempts.
+The energy is that between `start_unix_s` and `end_unix_s`, to which the curves are cut (energy.readings.Session.span);
+with several nodes, each has its own start and end, and these are the first and the last.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from energy.curves import Array, Curve, Gap, curve_of, gap_between
+from energy.curves import Array, Curve, Gap, curve_of
 from energy.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay
+from energy.placement import is_others, own_stretches
 from energy.readings import FINEST_BYTES, Session, first_devices, read_sessions
 from energy.runs import RunFolder
+from energy.stretches import Stretch, device_key, join, unite
 
-Stretch = tuple[dict[str, Any], Session, Curve, str]  # a device's description, where it was metered, its curve, ledger
 SLOT_S = 300.0  # grid intensities hold for five minutes or more
 POWER_POINTS = 4000  # what is kept of a device's power for drawing, once it has several times as many rows
 LOST, IDLE_DEVICES, GAP = "lost", "idle_devices", "gap"
@@ -107,9 +110,10 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
         for path in group:
             sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
             account.damaged += damaged
+            sessions = own_stretches(sessions, path.stem, account.warnings)
             _collect(account, books, path, sessions, found)
         nodes: dict[str, list[list[Stretch]]] = {}
-        for stretches in found.values():
+        for stretches in unite(found):
             nodes.setdefault(stretches[0][0]["node"], []).append(stretches)
         for devices in nodes.values():
             _add_node(account, books, devices, used)
@@ -176,52 +180,38 @@ def _collect(
     for session in sessions:
         books.windows += _windows(session)
         for place, about in enumerate(session.sensors):
-            uuid = about["uuid"]
-            if uuid not in found and uuid in books.seen:
+            key = device_key(about)
+            if key not in found and key in books.seen:
                 account.warnings.append(
-                    f"{uuid} came up late in {path.name}, and is in {books.seen[uuid]}: counted once"
+                    f"{about['uuid']} came up late in {path.name}, and is in {books.seen[key]}: counted once"
                 )
                 continue
-            found.setdefault(uuid, []).append((about, session, curve_of(place, session), path.name))
+            found.setdefault(key, []).append((about, session, curve_of(place, session), path.name))
     books.seen |= dict.fromkeys(found, path.name)
-
-
-def _add_device(account: Account, stretches: list[Stretch]) -> tuple[dict[str, Any], list[Curve], list[Gap]]:
-    """A device's curves in order of time, each moment once, with the gaps that crashes left between them."""
-    stretches.sort(key=lambda stretch: float(stretch[2].time_unix_s[0]))
-    about = stretches[-1][0]
-    named = f"{about['name']} ({about['uuid']})"
-    curves: list[Curve] = []
-    gaps: list[Gap] = []
-    last: Stretch | None = None
-    for stretch in stretches:
-        _, session, curve, ledger = stretch
-        if last is not None and float(curve.time_unix_s[0]) < float(last[2].time_unix_s[-1]):
-            account.warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once")
-            curve = curve.after(float(last[2].time_unix_s[-1]))
-            if not len(curve.time_unix_s):
-                continue
-        elif last is not None and not last[1].ended:
-            gap = gap_between(last[1], last[2], session, curve, about)
-            gaps.append(gap)
-            account.warnings.append(f"{named}: {gap.text}")
-        account.warnings += [f"{named}: {text}" for text in curve.warnings]
-        curves.append(curve)
-        last = stretch
-    return about, curves, gaps
 
 
 def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], used: set[str]) -> None:
     """Book the devices of one node; a sensor of the whole node adds what it has beyond them."""
-    found = [_add_device(account, stretches) for stretches in devices]
+    found = [(*join(stretches, account.warnings), [stretch[1] for stretch in stretches]) for stretches in devices]
     whole = [entry for entry in found if entry[0]["kind"] == "node"]
     parts = [entry for entry in found if entry[0]["kind"] != "node"]
-    for about, curves, gaps in parts:
+    others: list[str] = []
+    others_j: list[float] = []
+    for about, curves, gaps, sessions in parts:
+        if is_others(about, sessions, used):
+            others_j += [*(curve.energy_j for curve in curves), *(gap.energy_j for gap in gaps)]
+            others.append(about["uuid"])
+            continue
         idle = bool(used) and about["kind"] == "gpu" and about["uuid"] not in used
         _book(books, curves, gaps, idle)
         account.devices.append(_device_energy(about, curves, gaps))
         account.power.append((about["uuid"], *_power(curves)))
-    for about, curves, _ in whole:
+    if others:
+        account.warnings.append(
+            f"{found[0][0]['node']}: {len(others)} GPUs of this shared node were held by no rank of this run: their "
+            f"{math.fsum(others_j):.0f} J are not in the total; its CPUs and memory are, whoever used them"
+        )
+    for about, curves, _, _ in whole:
         _add_rest(account, books, about, curves, [entry[1] for entry in parts])
 
 
@@ -307,9 +297,13 @@ def _device_energy(about: dict[str, Any], curves: list[Curve], gaps: list[Gap]) 
 
 
 def _windows(session: Session) -> list[tuple[int, float, float]]:
-    """(attempt, first, last unix s) of each attempt in a stretch."""
+    """(attempt, start, end in unix s) of each attempt in a stretch."""
     times, attempts = session.times(), session.ticks["attempt"]
-    return [(int(a), float(times[attempts == a][0]), float(times[attempts == a][-1])) for a in np.unique(attempts)]
+    start, end = session.span()
+    found = [(int(a), float(times[attempts == a][0]), float(times[attempts == a][-1])) for a in np.unique(attempts)]
+    found[0] = (found[0][0], start, found[0][2])
+    found[-1] = (found[-1][0], found[-1][1], max(found[-1][1], end))
+    return found
 
 
 def _phases(books: _Books, account: Account) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.checks import Claim, Finding, check_claims, check_record
-from energy.units import G_PER_KWH_FROM_LB_PER_MWH
+from energy.units import INTENSITIES, KWH, TONNES, intensity_unit
 
 _NAMES = ("model", "name", "run", "run_id", "system", "item", "experiment")
 _DEVICE = ("device", "gpu", "gpu_type", "hardware", "hardware_type", "accelerator", "device_type", "type_of_gpu")
@@ -25,13 +25,12 @@ _DEVICES = ("devices", "gpus", "num_gpus", "n_gpus", "number_of_gpus", "gpu_coun
 _HOURS = re.compile(r"(^|_)(gpu|device|accelerator|tpu|chip)_?(hours|h|hrs)$|^(hours_used|time_gpu_hours)$")
 _SPAN = re.compile(r"(^|_)(wall_?clock_)?(hours|days|weeks|months)$|^(hours_or_days|duration|training_time|time)$")
 _POWER = re.compile(r"(^|_)(power|tdp)(_consumption|_capacity|_draw)?(_per_(gpu|device))?_(w|kw)$")
-_INTENSITY = re.compile(r"(^|_)(g|kg|t|lbs?)_?(co2(eq|e)?)?_per_(kwh|mwh)$")
 _ENERGY = re.compile(r"(^|_)(kwh|mwh|gwh|wh)$")
 _CARBON = re.compile(
     r"(^|_)(t|mt|kt|kg|g|tonnes|tons)_?co2(eq|e)?$|co2(eq|e)?_(t|kg|g|tonnes)$|carbon_(t|kg|g|tonnes)$"
 )
-_KWH = {"wh": 1e-3, "kwh": 1.0, "mwh": 1e3, "gwh": 1e6}
-_TONNES = {"g": 1e-6, "kg": 1e-3, "t": 1.0, "mt": 1.0, "tonnes": 1.0, "tons": 1.0, "kt": 1e3}
+_KWH = {unit.lower(): factor for unit, factor in KWH.items()}
+_TONNES = TONNES | dict.fromkeys(("mt", "tonnes", "tons"), 1.0)
 _SPAN_H = {"hour": 1.0, "h": 1.0, "day": 24.0, "d": 24.0, "week": 168.0, "month": 365.25 * 2, "year": 365.25 * 24}
 _IN_TEXT = re.compile(r"([\d.,]+)\s*(hours?|h|days?|d|weeks?|months?|years?)\b", re.IGNORECASE)
 _DEVICES_IN_TEXT = re.compile(r"([\d,]+)\s*x?\s*(?:gpus?|tpus?|accelerators|devices|[AHV]\d{3}s?)\b", re.IGNORECASE)
@@ -87,9 +86,8 @@ def column_of(header: str) -> Column | None:
         return Column(f"text_{name}", 1.0, header)
     if _HOURS.search(name):
         return Column("device_hours", 1.0, header)
-    if match := _INTENSITY.search(name):
-        grams = {"g": 1.0, "kg": 1e3, "t": 1e6}.get(match[2], G_PER_KWH_FROM_LB_PER_MWH * 1e3)
-        return Column("intensity_g_per_kwh", grams / (1e3 if match[5] == "mwh" else 1.0), header)
+    if unit := intensity_unit(name):
+        return Column("intensity_g_per_kwh", INTENSITIES[unit], header)
     if match := _POWER.search(name):
         key = "gpu_power_w" if "gpu" in name.split("_") else "power_w"
         return Column(key, 1e3 if match[6] == "kw" else 1.0, header)
@@ -98,8 +96,8 @@ def column_of(header: str) -> Column | None:
         part = next((part for part in ("facility", "it", "gpu") if part in words), None)
         return Column(f"energy_{part}_kwh" if part else "energy_kwh", _KWH[match[2]], header)
     if match := _CARBON.search(name):
-        unit = match[2] or match[5] or match[6]
-        return Column("market_t" if "market" in name else "carbon_t", _TONNES[unit], header)
+        mass = match[2] or match[5] or match[6]
+        return Column("market_t" if "market" in name else "carbon_t", _TONNES[mass], header)
     if _SPAN.search(name):
         return Column("duration_h", _span_unit(name), header)
     return None

@@ -8,12 +8,14 @@ the hardware FLOP, and not in the model FLOP of the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 PALM = "PaLM: 6 N_matmul + 12 L d s per token, embedding look-up excluded"
 CAUSAL = "causal: 6 N_matmul + 6 L d s per token, the masked half of attention not counted"
 SIX_N = "6ND: 6 x all parameters per token, attention not counted"
+CONVENTIONS = {"palm": PALM, "causal": CAUSAL, "six_n": SIX_N}
 HARDWARE = {
     "none": "nothing is computed twice",
     "selective": "products and attention are kept; what is computed twice is element-wise and counts as 0",
@@ -40,12 +42,16 @@ def checkpointing_of(run: Row) -> str | None:
 
 def flop_per_token(model: Row) -> dict[str, float | None]:
     """Training FLOP per token, forward and backward, by convention: palm (Chowdhery et al. 2022, appendix B), causal
-    (half the attention, as FlashAttention counts: Dao 2023), six_n (Kaplan et al. 2020 with all parameters)."""
+    (half the attention, as FlashAttention counts: Dao 2023), six_n (Kaplan et al. 2020 with all parameters, as most
+    tables have it). They differ by up to 15 % for the same training.
+
+    model: `flop_per_token` (palm), `matmul_params` and `params`, as in run.json; what is missing there is None here.
+    """
     palm, matmul, params = (model.get(key) for key in ("flop_per_token", "matmul_params", "params"))
     attention = None if palm is None or matmul is None else palm - 6 * matmul
     return {
         "palm": palm,
-        "causal": None if palm is None or attention is None else palm - attention / 2,
+        "causal": None if palm is None or attention is None else palm - attention // 2,  # exact: it is even
         "six_n": None if params is None else 6 * params,
     }
 
@@ -102,7 +108,7 @@ def compute_account(
     hardware = None if palm is None or twice is None else palm + twice
     useful, computed = tokens_of(steps)
     lost = computed - useful
-    step_s = float(sum(step.get("seconds") or 0.0 for step in steps))
+    step_s = math.fsum(step.get("seconds") or 0.0 for step in steps)
     tokens_per_s = computed / step_s if step_s else None
     peak_all = peak_flops * devices if peak_flops and devices else None
 

@@ -57,6 +57,33 @@ class Curve:
             cumulative_j=self.cumulative_j[first:] - before_j,
         )
 
+    def between(self, start_unix_s: float, end_unix_s: float) -> Curve:
+        """The curve cut to a span, its energy counted from there; at a cut it is a line between two updates."""
+        times, used_j = self.time_unix_s, self.cumulative_j
+        if len(times) < 2 or (start_unix_s <= times[0] and end_unix_s >= times[-1]):
+            return self
+        start, end = np.clip((start_unix_s, max(start_unix_s, end_unix_s)), times[0], times[-1]).tolist()
+        first, after = int(np.searchsorted(times, start, "right")), int(np.searchsorted(times, end, "left"))
+        cut = (start > times[0], end < times[-1])
+        start_j = float(np.interp(start, times, used_j)) if cut[0] else float(used_j[0])
+        end_j = float(np.interp(end, times, used_j)) if cut[1] else float(used_j[-1])
+
+        def with_edges(column: NDArray[Any], left: Any, right: Any) -> NDArray[Any]:
+            return np.concatenate([[left], column[first:after], [right]]).astype(column.dtype)
+
+        # A cut has the attempt in which its interval began, and the power of the row with which that ends.
+        left, right = (min(first, len(times) - 1) if cut[0] else 0), min(max(after, first - 1), len(times) - 1)
+        begun = (max(first - 1, 0) if cut[0] else 0, max(after - 1, 0) if cut[1] else -1)
+        return replace(
+            self,
+            time_unix_s=with_edges(times, start, end),
+            cumulative_j=with_edges(used_j, start_j, end_j) - (start_j if cut[0] else 0.0),
+            attempt=with_edges(self.attempt, self.attempt[begun[0]], self.attempt[begun[1]]),
+            power_w=with_edges(self.power_w, self.power_w[left], self.power_w[right]),
+            power_min_w=with_edges(self.power_min_w, self.power_min_w[left], self.power_min_w[right]),
+            power_max_w=with_edges(self.power_max_w, self.power_max_w[left], self.power_max_w[right]),
+        )
+
     def by_attempt(self) -> list[tuple[int, float]]:
         """Energy in J by attempt; an interval belongs to the attempt in which it began."""
         # Attempts follow each other, so that each has the curve between its first row and the next one's.
@@ -166,7 +193,8 @@ def _cross_check(curve: Curve, rows: Any, flags: Any) -> None:
 
 
 def gap_between(old: Session, before: Curve, new: Session, after: Curve, about: dict[str, Any]) -> Gap:
-    """What a device used between a crash and the restart: the growth of the same boot's counter."""
+    """What a device used between a crash and the restart: the growth of the same boot's counter, a MIG instance's
+    share of it."""
     start, end = float(before.time_unix_s[-1]), float(after.time_unix_s[0])
     attempt, duration = int(before.attempt[-1]), f"{end - start:.1f} s between a crash and the restart"
     first, last = before.last_counter_mj, after.first_counter_mj
@@ -185,7 +213,7 @@ def gap_between(old: Session, before: Curve, new: Session, after: Curve, about: 
     elif grown < 0:
         why = "the counter went backwards"
     else:
-        text = f"{grown / 1e3:.1f} J in {duration} are booked as gap"
-        return Gap(attempt, start, max(start, end), grown / 1e3, text)
+        energy_j = grown / 1e3 * float(about.get("share", 1.0))
+        return Gap(attempt, start, max(start, end), energy_j, f"{energy_j:.1f} J in {duration} are booked as gap")
     text = f"the energy of {duration} is unknown and not in the total: {why}"
     return Gap(attempt, start, max(start, end), 0.0, text)

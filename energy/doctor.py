@@ -20,7 +20,7 @@ from energy.sensors import POWERCAP, host, rapl, visible
 
 OK, MODELLED, MISSING, BROKEN = "ok", "modelled", "missing", "broken"
 LOOK_UP_S = 15.0  # codecarbon looks at the machine for so long at most
-TABLES = (*table_versions(), "failure_rates", "llama_table15", "scaling_laws", "throughput_anchors")
+TABLES = tuple(table_versions())
 PACKAGES = {"ray": "ray", "torch": "torch", "codecarbon": "codecarbon", "pynvml": "nvidia-ml-py"}
 
 
@@ -85,7 +85,7 @@ def gpus() -> list[Check]:
     return checks
 
 
-def _gpu(section: str, name: str, uuid: str, handle: Any, chosen: dict[str, float]) -> Check:
+def _gpu(section: str, name: str, uuid: str, handle: Any, chosen: dict[str, Any]) -> Check:
     import pynvml
 
     from energy.sensors.nvml import FIELDS
@@ -126,7 +126,7 @@ def _gpu(section: str, name: str, uuid: str, handle: Any, chosen: dict[str, floa
     return Check(section, name, OK if counter or power else MISSING, found, todo, details)
 
 
-def _visible(section: str, chosen: dict[str, float], handles: dict[str, Any], warnings: list[str]) -> Check:
+def _visible(section: str, chosen: dict[str, Any], handles: dict[str, Any], warnings: list[str]) -> Check:
     name, text = "visible", os.environ.get("CUDA_VISIBLE_DEVICES")
     said = "CUDA_VISIBLE_DEVICES is not set" if text is None else f"CUDA_VISIBLE_DEVICES={text!r}"
     found = f"{said}: {len(chosen)} of {len(handles)} metered"

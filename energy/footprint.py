@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from energy.boundaries import boundary_of, quantities_of, shares_of
+from energy.checks import check_record
 from energy.compute import compute_account
-from energy.factors import match_accelerator
+from energy.factors import common_accelerator, peak_flops, rated_power
 from energy.formula import energy_facility_kwh, estimate
 from energy.impact import carbon_block, embodied_block, given, sci_block, water_block
 from energy.series import IntensitySeries
-from energy.uncertainty import CONFIDENCE, MEASURED, RULE, half_width
+from energy.uncertainty import CONFIDENCE, RULE, half_width
 from energy.units import JOULE_PER_KWH
 
 SCHEMA = "hoofprint/footprint/1"
@@ -24,8 +26,11 @@ DECLARED = {
     "transmission_loss": "1",
     "wue_l_per_kwh": "L/kWh",
     "water_intensity_l_per_kwh": "L/kWh",
+    "device_rated_power_w": "W",
+    "peak_flops": "FLOP/s",
 }
 ALWAYS_SHOWN = ("pue", "intensity_g_per_kwh")
+RATED = {"device_rated_power_w": rated_power, "peak_flops": peak_flops}  # what the tables know of a device by its name
 
 Row = Mapping[str, Any]
 
@@ -36,19 +41,21 @@ def _counted(run: Row, account: Any) -> list[Any]:
     return [device for device in account.devices if device.kind == kind]
 
 
-def _rated(
-    run: Row, account: Any, key: str, attribute: str, unit: str, assumptions: list[dict[str, Any]]
-) -> float | None:
-    """A rated figure of one device: from the spec, else from the factor table by driver name, else None."""
-    value, source = given(run, key)
-    if value is None and run.get("device_type") == "cuda":
-        known = {match_accelerator(device.name) for device in _counted(run, account)}
-        only = known.pop() if len(known) == 1 else None
-        value = getattr(only, attribute) if only else None
-        source = f"{only.name}: {only.source}" if only else None
-    if value is not None:
-        assumptions.append({"key": key, "value": value, "unit": unit, "source": source})
-    return value
+def _assumption(run: Row, account: Any, key: str) -> dict[str, Any] | None:
+    """A figure from elsewhere with all that belongs to it: as run.json has it, else by the tables for these devices.
+
+    ValueError for one that cannot be.
+    """
+    stored = (run.get("accounting") or {}).get(key)
+    if given(run, key, lowest=1.0 if key == "pue" else 0.0)[0] is None and key in RATED:
+        on_gpus = run.get("device_type") == "cuda"
+        kind = common_accelerator(device.name for device in _counted(run, account)) if on_gpus else None
+        factor = RATED[key](kind.name) if kind else None
+        stored = factor.as_dict() if factor and factor.value is not None else None
+    if not stored and key not in ALWAYS_SHOWN:
+        return None
+    figure = {"value": None, "source": None, **(stored or {})}
+    return figure | {"key": key, "unit": figure.get("unit") or DECLARED[key]}
 
 
 def _devices_in_use(run: Row, account: Any) -> int:
@@ -60,7 +67,7 @@ def _devices_in_use(run: Row, account: Any) -> int:
 
 def _attempt_seconds(run: Row, ended: float) -> float:
     attempts = run.get("attempts") or []
-    return sum(max(0.0, (each.get("ended_unix_s") or ended) - each["started_unix_s"]) for each in attempts)
+    return math.fsum(max(0.0, (each.get("ended_unix_s") or ended) - each["started_unix_s"]) for each in attempts)
 
 
 def _finite(value: float | None) -> float | None:
@@ -92,7 +99,7 @@ def _overhead(account: Any) -> dict[str, float | None]:
     told = account.overhead
     if not told:
         return {"cpu_s": None, "peak_memory_mb": None, "energy_j": None}
-    cpu_j = sum(d.energy_j for d in account.devices if d.kind == "cpu")
+    cpu_j = math.fsum(d.energy_j for d in account.devices if d.kind == "cpu")
     core_s = told["cores"] * max(0.0, (account.end_unix_s or 0.0) - (account.start_unix_s or 0.0))
     return {
         "cpu_s": told["cpu_s"],
@@ -132,15 +139,8 @@ def make_footprint(
     warnings = [w for w in account.warnings if w not in damaged] + [
         w for meter in run.get("meters") or [] for w in meter.get("warnings") or []
     ]
-    assumptions: list[dict[str, Any]] = []
-    pue = given(run, "pue", lowest=1.0)[0]
-    for key, unit in DECLARED.items():
-        stored = (run.get("accounting") or {}).get(key)
-        if stored or key in ALWAYS_SHOWN:
-            figure = {"value": None, "source": None, **(stored or {})}
-            assumptions.append({**figure, "key": key, "unit": figure.get("unit") or unit})
-    power_w = _rated(run, account, "device_rated_power_w", "tdp_w", "W", assumptions)
-    peak = _rated(run, account, "peak_flops", "peak_flops", "FLOP/s", assumptions)
+    assumed = {key: figure for key in DECLARED if (figure := _assumption(run, account, key)) is not None}
+    pue, power_w, peak = (assumed.get(key, {}).get("value") for key in ("pue", "device_rated_power_w", "peak_flops"))
 
     total_j = account.energy_j
     measured_any = any(device.samples > 0 for device in account.devices)
@@ -166,7 +166,7 @@ def make_footprint(
         "carbon_tco2eq": tonnes,
         "joule_per_token": joule_per_token,
     }
-    return {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         "run": {
             **{
@@ -220,8 +220,12 @@ def make_footprint(
             "gap_s": max((float(d.gap_s) for d in account.devices), default=0.0),
             "metering_overhead": _overhead(account),
         },
-        "assumptions": assumptions,
+        "assumptions": list(assumed.values()),
     }
+    for block, told in quantities_of(record).items():
+        record[block]["quantities"] = told
+    record["quality"]["warnings"] += [f"implausible: {finding}" for finding in check_record(record)]
+    return record
 
 
 def _span(run: Row, account: Any) -> tuple[float, float]:
@@ -259,18 +263,13 @@ def _energy_block(
     run: Row, account: Any, total_j: float, it_kwh: float | None, facility_kwh: float | None, pue: float | None
 ) -> dict[str, Any]:
     status = {attempt.get("attempt"): attempt.get("status") for attempt in run.get("attempts") or []}
-
-    def share(*methods: str) -> float | None:
-        part = math.fsum(d.energy_j for d in account.devices if d.method in methods)
-        return part / total_j if total_j else None
-
     keys = ("uuid", "name", "node", "kind", "boundary", "method", "samples", "gap_s")
     further = ("doubt_j", "integrated_j", "counter_to_power")
     return {
         "energy_it_kwh": it_kwh,
         "energy_facility_kwh": facility_kwh,
         "pue": pue,
-        "boundary": "node" if any(device.boundary == "node" for device in account.devices) else "gpu",
+        "boundary": boundary_of(account.devices),
         "devices": [
             {key: getattr(d, key) for key in keys}
             | {"energy_j": d.energy_j, "energy_kwh": d.energy_j / JOULE_PER_KWH}
@@ -299,7 +298,5 @@ def _energy_block(
         ],
         "useful_kwh": account.useful_j / JOULE_PER_KWH if it_kwh is not None else None,
         "useful_share": account.useful_j / total_j if total_j else None,
-        "share_measured": share(*MEASURED),
-        "share_modelled": share("modelled"),
-        "share_assumed": share("assumed"),
+        **shares_of(account.devices, total_j),
     }

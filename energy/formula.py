@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-METHOD = "gpu_hours x gpu_power_w x pue x intensity_g_per_kwh (LLaMA paper, section 6)"
+from energy.factors import preset_factors
 
-# Assumptions of Table 15 of the LLaMA paper: 400 W, PUE 1.1 and the US average of 0.385 kg CO2eq per kWh.
-PRESETS: dict[str, dict[str, float]] = {
-    "llama_paper": {"gpu_power_w": 400.0, "pue": 1.1, "intensity_g_per_kwh": 385.0},
-}
+METHOD = "gpu_hours x gpu_power_w x pue x intensity_g_per_kwh (LLaMA paper, section 6)"
 
 
 def _checked(name: str, value: float, lowest: float = 0.0) -> float:
@@ -20,10 +17,8 @@ def _checked(name: str, value: float, lowest: float = 0.0) -> float:
 
 
 def preset(name: str) -> dict[str, float]:
-    """gpu_power_w (W), pue (1) and intensity_g_per_kwh (g/kWh) of a named set of assumptions."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
-    return dict(PRESETS[name])
+    """gpu_power_w (W), pue (1) and intensity_g_per_kwh (g/kWh) of a named set of assumptions in presets.csv."""
+    return {key: factor.value for key, factor in preset_factors(name).items() if factor.value is not None}
 
 
 def energy_it_kwh(gpu_hours: float, gpu_power_w: float) -> float:

@@ -26,14 +26,10 @@ from energy.grid_data import (
     nordic_zones,
     us_states,
 )
-from energy.units import G_PER_KWH_FROM_LB_PER_MWH
+from energy.units import INTENSITIES, intensity_unit
 
 DECLARED = "declared as a constant"
-# "385 g/kWh", "0.385 kgCO2eq/kWh", "770 lb/MWh": grams per kWh are the unit everything is turned into
-_CONSTANT = re.compile(
-    r"^([-+]?\d[\d_]*(?:\.\d+)?(?:e[-+]?\d+)?)\s*(g|kg|t|lbs?)\s*(?:co2(?:eq|e)?)?\s*/\s*(kwh|mwh)$", re.IGNORECASE
-)
-_GRAMS = {"g": 1.0, "kg": 1e3, "t": 1e6, "lb": G_PER_KWH_FROM_LB_PER_MWH * 1e3, "lbs": G_PER_KWH_FROM_LB_PER_MWH * 1e3}
+_CONSTANT = re.compile(r"([-+]?\d[\d_]*(?:\.\d+)?(?:e[-+]?\d+)?)\s*(\D.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Region:
     place: str
     zone: str
     source: str
+    checked: str  # what its zone was checked against
 
 
 def _plain(name: str) -> str:
@@ -106,11 +103,11 @@ def region_of(place: str) -> Region | None:
 
 def constant(text: str) -> Factor | None:
     """A constant with its unit ("385 g/kWh", "0.385 kg/kWh", "770 lb/MWh") as g/kWh; None if it is none."""
-    match = _CONSTANT.match(text.strip())
-    if not match:
+    match = _CONSTANT.fullmatch(text.strip())
+    unit = intensity_unit(match[2], alone=True) if match else None
+    if match is None or unit is None:
         return None
-    number, mass, energy = float(match[1].replace("_", "")), match[2].lower(), match[3].lower()
-    value = number * _GRAMS[mass] / (1e3 if energy == "mwh" else 1.0)
+    value = float(match[1].replace("_", "")) * INTENSITIES[unit]
     if value < 0:
         raise ValueError(f"a grid intensity cannot be negative: {text!r}")
     return Factor(KEY, value, UNIT, DECLARED, note=text.strip())
@@ -176,6 +173,13 @@ def intensity(place: str) -> Factor:
     return replace(factor, note=note)
 
 
+def country_of(zone: str) -> str | None:
+    """The country that a state, province or bidding zone is a part of; None for a country."""
+    if zone in countries()[0]:
+        return None
+    return {"US": "USA", "CA": "CAN", "CN": "CHN", "SE": "SWE", "NO": "NOR"}.get(zone[:2])
+
+
 def alternatives(place: str) -> list[Factor]:
     """Other figures for the same place, mostly on another basis: to be shown beside it, never added to it."""
     found: list[Factor] = []
@@ -185,7 +189,7 @@ def alternatives(place: str) -> list[Factor]:
     zone = None if place.strip() in presets() or constant(place) else zone_key(place)
     if zone == "USA":
         found.append(zones()["US-eGRID"])
-    country = {"US": "USA", "CA": "CAN", "CN": "CHN", "SE": "SWE", "NO": "NOR"}.get((zone or "")[:2])
-    if zone and zone not in countries()[0] and country:
+    country = country_of(zone) if zone else None
+    if country:
         found.append(zones()[country])
     return found

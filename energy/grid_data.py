@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import math
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -48,8 +49,13 @@ def _package() -> str:
     return f"codecarbon {version('codecarbon')}"
 
 
-def _shipped(path: Path) -> str:
-    return f"{_package()}, {path.as_posix()}"
+def _factor(
+    value: float | None, told: str, path: Path, basis: str, geography: str, note: str,
+    year: int | None = None, unit: str = UNIT,
+) -> Factor:  # fmt: skip
+    """An intensity as the package ships it; `told` is whose figure it is."""
+    source = f"{told}, as shipped in {_package()}, {path.as_posix()}"
+    return Factor(KEY, value, unit, source, year, geography, Basis.parse(basis), note=note)
 
 
 def countries() -> tuple[dict[str, Factor], dict[str, str]]:
@@ -58,16 +64,9 @@ def countries() -> tuple[dict[str, Factor], dict[str, str]]:
     found, names = {}, {}
     for code, row in _json(path).items():
         value = row["carbon_intensity"] or None  # the one zero in the file lies below the life cycle of any source
-        found[code] = Factor(
-            KEY,
-            value,
-            UNIT,
-            f"Our World in Data, as shipped in {_shipped(path)}",
-            year=int(row["year"]),
-            geography=code,
-            basis=Basis.parse("average lifecycle generation location"),
-            note=row["country_name"] + ("" if value else ": the file prints 0, which no source of electricity reaches"),
-        )
+        note = row["country_name"] + ("" if value else ": the file prints 0, which no source of electricity reaches")
+        basis, year = "average lifecycle generation location", int(row["year"])
+        found[code] = _factor(value, "Our World in Data", path, basis, code, note, year)
         names[code] = row["country_name"]
     return found, names
 
@@ -84,16 +83,10 @@ def us_states() -> tuple[dict[str, Factor], dict[str, str]]:
     for name, row in document.items():
         zone = "US-eGRID" if name == "usa" else f"US-{row['regionCode']}"
         names[zone] = "United States (eGRID)" if name == "usa" else name.title().replace(" Of ", " of ")
-        found[zone] = Factor(
-            KEY,
-            row["emissions"] * G_PER_KWH_FROM_LB_PER_MWH,
-            UNIT,
-            f"{told['name']}, as shipped in {_shipped(path)}",
-            year=int(told["year"]),
-            geography=zone,
-            basis=Basis.parse("average direct generation location"),
-            note=f"{names[zone]}; {row['emissions']:g} lb/MWh x {G_PER_KWH_FROM_LB_PER_MWH}",
-        )
+        value = row["emissions"] * G_PER_KWH_FROM_LB_PER_MWH
+        note = f"{names[zone]}; {row['emissions']:g} lb/MWh x {G_PER_KWH_FROM_LB_PER_MWH}"
+        basis, year = "average direct generation location", int(told["year"])
+        found[zone] = _factor(value, told["name"], path, basis, zone, note, year)
     return found, names
 
 
@@ -122,16 +115,10 @@ def canadian_provinces() -> tuple[dict[str, Factor], dict[str, str]]:
     for name, mix in _json(path).items():
         zone = f"CA-{_CANADA[name]}"
         names[zone] = name.title().replace(" And ", " and ")
-        found[zone] = Factor(
-            KEY,
-            sum(mix[part] * per_source[factor] for part, factor in _FOSSIL.items()) / mix["total"],
-            UNIT,
-            f"generation mix times combustion factors, both as shipped in {_shipped(path)} and {sources.name}",
-            year=2023,
-            geography=zone,
-            basis=Basis.parse("average direct generation location"),
-            note=f"{names[zone]}; year: that of the folder, the file states none",
-        )
+        value = math.fsum(mix[part] * per_source[factor] for part, factor in _FOSSIL.items()) / mix["total"]
+        told, basis = f"generation mix times the factors of {sources.name}", "average direct generation location"
+        note = f"{names[zone]}; year: that of the folder, the file states none"
+        found[zone] = _factor(value, told, path, basis, zone, note, 2023)
     return found, names
 
 
@@ -139,19 +126,13 @@ def chinese_provinces() -> tuple[dict[str, Factor], dict[str, str], dict[str, li
     """({"CN-BJ": factor}, {zone: name}, {zone: other names}); grams of CO2, not of CO2eq."""
     path = _MIX / "2023" / "china_provincial_emissions.json"
     document = _json(path)
+    announced = document["metadata"]["announcement"]
     found, names, others = {}, {}, {}
     for zone, row in document["data"].items():
         names[zone], others[zone] = row["description"], row["names"]
-        found[zone] = Factor(
-            KEY,
-            row["emission_factor"],
-            "g CO2/kWh",
-            f"MEE and NBS of China, {document['metadata']['announcement']}, as shipped in {_shipped(path)}",
-            year=int(row["year"]),
-            geography=zone,
-            basis=Basis.parse("average direct consumption location"),
-            note=f"{row['description']}; CO2 only; transfers between provinces are accounted for",
-        )
+        told, basis = f"MEE and NBS of China, {announced}", "average direct consumption location"
+        note = f"{row['description']}; CO2 only; transfers between provinces are accounted for"
+        found[zone] = _factor(row["emission_factor"], told, path, basis, zone, note, int(row["year"]), "g CO2/kWh")
     return found, names, others
 
 
@@ -163,16 +144,9 @@ def nordic_zones() -> tuple[dict[str, Factor], dict[str, str]]:
         if zone == "FI":
             continue
         names[zone] = row["description"]
-        found[zone] = Factor(
-            KEY,
-            row["emission_factor"],
-            UNIT,
-            f"ENTSO-E generation by type times factors of the sources, as shipped in {_shipped(path)}",
-            year=int(row["year"]),
-            geography=zone,
-            basis=Basis.parse("average lifecycle generation location"),
-            note=f"{row['description']}; covers {row['coverage']}; its fossil factors are those of combustion",
-        )
+        told, basis = "ENTSO-E generation by type times factors of the sources", "average lifecycle generation location"
+        note = f"{row['description']}; covers {row['coverage']}; its fossil factors are those of combustion"
+        found[zone] = _factor(row["emission_factor"], told, path, basis, zone, note, int(row["year"]))
     return found, names
 
 
@@ -182,15 +156,11 @@ def google_regions() -> dict[str, Factor]:
     path = Path("cloud") / "impact.csv"
     with (data_folder() / path).open(encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["provider"] == "gcp" and row["impact"]]
+    told = "Google Cloud, carbon data across regions"
     return {
-        row["region"]: Factor(
-            KEY,
-            float(row["impact"]),
-            UNIT,
-            f"Google Cloud, carbon data across regions, as shipped in {_shipped(path)}",
-            geography=f"gcp:{row['region']}",
-            basis=Basis.parse("average location"),
-            note=f"{row['city']}, {row['country_name']}; the file states no year",
+        row["region"]: _factor(
+            float(row["impact"]), told, path, "average location", f"gcp:{row['region']}",
+            f"{row['city']}, {row['country_name']}; the file states no year",
         )
         for row in rows
-    }
+    }  # fmt: skip

@@ -9,18 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from energy.factors import SERVER, Factor, embodied, match_accelerator, mixed_bases
+from energy.embodied import CONVENTIONS, embodied_rate
+from energy.factors import Factor, common_accelerator, mixed_bases
 from energy.formula import carbon_tco2eq
 from energy.series import IntensitySeries, carbon
 
 Row = Mapping[str, Any]
-HOURS_PER_YEAR = 8760.0
-BUSY_SHARE = 0.85  # Luccioni et al. 2022: hardware is in use for 85 % of its life
-GPUS_PER_SERVER = 8
-CONVENTIONS = {
-    "calendar": "share of the service life in calendar hours (ISO/IEC 21031, SCI)",
-    "busy-hour": f"share of the hours in use, {BUSY_SHARE:.0%} of the service life (Luccioni et al. 2022)",
-}
 NO_EMBODIED = "not counted: no embodied figure is known for this hardware, which does not mean zero"
 NO_WATER = "not counted: no water usage effectiveness was given"
 
@@ -111,46 +105,18 @@ def water_block(run: Row, it_kwh: float | None, facility_kwh: float | None) -> d
     }
 
 
-def hourly_kg(kgco2e: float, lifetime_years: float, convention: str) -> float:
-    """kg CO2eq for an hour of a piece of hardware: 1,000 kg over 4 calendar years is 28.5 g."""
-    share = BUSY_SHARE if convention == "busy-hour" else 1.0
-    return kgco2e / (lifetime_years * HOURS_PER_YEAR * share)
-
-
 def embodied_block(run: Row, gpu_names: Sequence[str], device_hours: float) -> dict[str, Any]:
-    """The share of making the hardware: each GPU with an eighth of a server, by the hours that the run held it.
-
-    central: central figure over the middle of the stated service life; low: low figure over the longest; high: high
-    figure over the shortest. None where a device is not in the tables.
-    """
+    """The share of making the hardware that falls on the hours in which the run held it; None where it is not known."""
     convention = run.get("embodied_convention") or "calendar"
-    empty = {"carbon_tco2eq": None, "low_tco2eq": None, "high_tco2eq": None, "convention": CONVENTIONS[convention]}
-    kinds = {match_accelerator(name) for name in gpu_names}
-    if run.get("device_type") != "cuda" or not kinds or None in kinds or len(kinds) > 1:
-        return empty | {"factors": [], "note": NO_EMBODIED}
-    [kind] = kinds
-    assert kind is not None
-    pieces = [(embodied(kind.name), 1.0), (embodied(SERVER), 1.0 / GPUS_PER_SERVER)]
-    if any(piece.factor.value is None or piece.lifetime_years is None for piece, _ in pieces):
-        return empty | {"factors": [], "note": NO_EMBODIED}
-
-    def tonnes(figure: str) -> float:
-        total = []
-        for piece, share in pieces:
-            assert piece.lifetime_years is not None
-            shortest, longest = piece.lifetime_years
-            years = {"low": longest, "value": (shortest + longest) / 2, "high": shortest}[figure]
-            known = getattr(piece.factor, figure)
-            kg = float(piece.factor.value or 0.0) if known is None else float(known)
-            total.append(share * hourly_kg(kg, years, convention) * device_hours / 1e3)
-        return math.fsum(total)
-
-    return empty | {
-        "carbon_tco2eq": tonnes("value"),
-        "low_tco2eq": tonnes("low"),
-        "high_tco2eq": tonnes("high"),
-        "factors": [piece.factor.as_dict() for piece, _ in pieces],
-        "note": f"each GPU and an eighth of a server, for {device_hours:g} device-hours",
+    kind = common_accelerator(gpu_names) if run.get("device_type") == "cuda" else None
+    rate = embodied_rate(kind.name, convention) if kind else None
+    return {
+        "carbon_tco2eq": rate.central_kg_per_h * device_hours / 1e3 if rate else None,
+        "low_tco2eq": rate.low_kg_per_h * device_hours / 1e3 if rate else None,
+        "high_tco2eq": rate.high_kg_per_h * device_hours / 1e3 if rate else None,
+        "convention": CONVENTIONS[convention],
+        "factors": [factor.as_dict() for factor in rate.factors] if rate else [],
+        "note": f"each GPU and an eighth of a server, for {device_hours:g} device-hours" if rate else NO_EMBODIED,
     }
 
 

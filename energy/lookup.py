@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from energy import grid
 from energy.factors import (
     SERVER,
     Factor,
+    absent,
     accelerator,
     accelerators,
     embodied,
     mixed_bases,
     peak_flops,
+    preset_factors,
     presets,
     rated_power,
 )
-from energy.factors import pue as pue_table
-from energy.factors import wue as wue_table
+from energy.places import KINDS as TABLES
+from energy.places import by_place, unknown
 
 
 @dataclass(frozen=True)
 class Found:
-    """Factors that answer a query, others for the same thing on another basis, and what must be said of them."""
+    """Factors that answer a query, others for the same thing on another basis, and what must be said of them.
+
+    absent: what the table does not hold, and why
+    """
 
     factors: list[Factor]
     alternatives: list[Factor] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+def _beside(place: str) -> list[Factor]:
+    """The place's residual mix and marginal intensity, where they are known."""
+    found = []
+    for kind in ("residual", "marginal"):
+        with suppress(ValueError):  # a constant, a preset, or a place that the table does not hold
+            found.append(by_place(kind, place))
+    return [factor for factor in found if factor.value is not None]
 
 
 def _grid(name: str) -> Found:
     if not name:
         return Found(list(grid.zones().values()))
     factor = grid.intensity(name)
-    others = grid.alternatives(name)
+    others = [*grid.alternatives(name), *_beside(name)]
     warnings = [f"do not add or compare as they are: {each}" for each in mixed_bases([factor, *others])]
     return Found([factor], others, warnings)
 
@@ -55,28 +71,32 @@ def _embodied(name: str) -> Found:
     return Found([embodied(each).factor for each in known])
 
 
-def _table(table: dict[str, Factor], name: str, what: str) -> Found:
-    known = [factor for key, factor in table.items() if all(word in key.lower() for word in name.lower().split())]
-    if known:
-        return Found(known)
-    close = difflib.get_close_matches(name.lower(), table, n=4, cutoff=0.3) or list(table)
-    raise ValueError(f"no {what} called {name!r}; did you mean {', '.join(close)}?")
+def _table(kind: str, name: str) -> Found:
+    """The rows whose names hold every word of `name`; in a table of places, the place's."""
+    rows, missing = TABLES[kind].rows(), absent(TABLES[kind].table)
+    if name and TABLES[kind].places:
+        return Found([by_place(kind, name)])
+    known = [factor for key, factor in rows.items() if all(word in key.lower() for word in name.lower().split())]
+    if not known:
+        raise unknown(kind, name)
+    return Found(known, absent=[] if name else missing)
 
 
 def _presets(name: str) -> Found:
-    if name and name not in presets():
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets())}")
-    return Found([factor for key in ([name] if name else presets()) for factor in presets()[key].values()])
+    return Found([factor for key in ([name] if name else presets()) for factor in preset_factors(key).values()])
 
 
 KINDS: dict[str, Callable[[str], Found]] = {
     "grid": _grid,
     "accelerator": _accelerator,
     "embodied": _embodied,
-    "pue": lambda name: _table(pue_table(), name, "PUE"),
-    "wue": lambda name: _table(wue_table(), name, "WUE"),
+    **{kind: partial(_table, kind) for kind in TABLES},
     "preset": _presets,
 }
+
+
+def _singular(word: str) -> tuple[str, str, str]:
+    return word, word.removesuffix("s"), word.removesuffix("es")
 
 
 def look_up(query: str) -> Found:
@@ -84,9 +104,10 @@ def look_up(query: str) -> Found:
 
     ValueError with near names when nothing is called so.
     """
-    words = query.split()
-    if words and words[0].lower().removesuffix("s") in KINDS:
-        return KINDS[words[0].lower().removesuffix("s")](" ".join(words[1:]))
+    first, *others = query.split() or [""]
+    table = next((each for each in _singular(first.lower()) if each in KINDS), None)
+    if table:
+        return KINDS[table](" ".join(others))
     if query.strip() in presets():
         return _presets(query.strip())
     failures = []

@@ -6,49 +6,63 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from energy.boundaries import boundary_of, shares_of
+from energy.factors import Factor
 from energy.formula import carbon_tco2eq, energy_facility_kwh
 from energy.runs import RunFolder
-from energy.uncertainty import MEASURED
 from energy.units import JOULE_PER_KWH
 from energy.windows import DeviceWindow, Window
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What turns IT energy into facility energy and carbon, each with its source; None is not known, never guessed."""
+    """What turns IT energy into facility energy and carbon; None is not known, never guessed.
 
-    pue: float | None = None
-    pue_source: str | None = None
-    intensity_g_per_kwh: float | None = None
-    intensity_source: str | None = None
+    pue: energy of the facility over that of its IT; intensity: of the grid, g CO2eq/kWh
+    """
 
-    def __post_init__(self) -> None:
-        """ValueError for a figure that cannot be, and for one without a source."""
-        for key, value, source, least in (
-            ("pue", self.pue, self.pue_source, 1.0),
-            ("intensity-g-per-kwh", self.intensity_g_per_kwh, self.intensity_source, 0.0),
-        ):
-            said = f"--{key.removesuffix('-g-per-kwh')}-source"
-            if value is None and source is not None:
-                raise ValueError(f"{said} is given without --{key}: the source of which figure?")
-            if value is not None and not (math.isfinite(value) and value >= least):
-                raise ValueError(f"--{key} {value:g}: expected a finite number of at least {least:g}")
-            if value is not None and not source:
-                raise ValueError(f"--{key} is given without {said}: say where the figure comes from")
+    pue: Factor | None = None
+    intensity: Factor | None = None
+
+    @classmethod
+    def declared(
+        cls,
+        pue: float | None = None,
+        pue_source: str | None = None,
+        intensity_g_per_kwh: float | None = None,
+        intensity_source: str | None = None,
+    ) -> Factors:
+        """From the command line's figures. ValueError for one that cannot be, and for one without a source."""
+        return cls(
+            _declared("pue", "1", pue, pue_source, 1.0),
+            _declared("intensity_g_per_kwh", "g CO2eq/kWh", intensity_g_per_kwh, intensity_source, 0.0),
+        )
 
     def accounting(self) -> dict[str, Any]:
         """As in run.json."""
-        figures = {"pue": (self.pue, self.pue_source)}
-        figures["intensity_g_per_kwh"] = (self.intensity_g_per_kwh, self.intensity_source)
-        return {key: None if v is None else {"value": v, "source": source} for key, (v, source) in figures.items()}
+        factors = {"pue": self.pue, "intensity_g_per_kwh": self.intensity}
+        return {key: None if factor is None else factor.as_dict() for key, factor in factors.items()}
 
     def totals(self, energy_j: float | None) -> dict[str, float | None]:
         """energy_it_kwh, energy_facility_kwh and carbon_tco2eq of so many J."""
+        pue, g_per_kwh = (factor.value if factor else None for factor in (self.pue, self.intensity))
         it_kwh = None if energy_j is None else energy_j / JOULE_PER_KWH
-        facility = None if it_kwh is None or self.pue is None else energy_facility_kwh(it_kwh, self.pue)
-        known = facility is not None and self.intensity_g_per_kwh is not None
-        carbon = carbon_tco2eq(facility or 0.0, self.intensity_g_per_kwh or 0.0) if known else None
+        facility = None if it_kwh is None or pue is None else energy_facility_kwh(it_kwh, pue)
+        carbon = None if facility is None or g_per_kwh is None else carbon_tco2eq(facility, g_per_kwh)
         return {"energy_it_kwh": it_kwh, "energy_facility_kwh": facility, "carbon_tco2eq": carbon}
+
+
+def _declared(key: str, unit: str, value: float | None, source: str | None, least: float) -> Factor | None:
+    option, said = f"--{key.replace('_', '-')}", f"--{key.removesuffix('_g_per_kwh')}-source"
+    if value is None:
+        if source is not None:
+            raise ValueError(f"{said} is given without {option}: the source of which figure?")
+        return None
+    if not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{option} {value:g}: expected a finite number of at least {least:g}")
+    if not source:
+        raise ValueError(f"{option} is given without {said}: say where the figure comes from")
+    return Factor(key, value, unit, source)
 
 
 @dataclass
@@ -68,19 +82,12 @@ class Measurement:
 
     def shares(self) -> dict[str, float | None]:
         """Which part of the energy was measured, modelled and assumed; None when there is none."""
-        total_j = self.window.energy_j
-        parts = {"share_measured": MEASURED, "share_modelled": ("modelled",), "share_assumed": ("assumed",)}
-        return {
-            key: math.fsum(d.energy_j or 0.0 for d in self.window.counted if d.method in methods) / total_j
-            if total_j
-            else None
-            for key, methods in parts.items()
-        }
+        return shares_of(self.window.counted, self.window.energy_j)
 
     @property
     def boundary(self) -> str:
         """gpu when nothing but accelerators is in the total, else node."""
-        return "node" if any(device.boundary == "node" for device in self.window.counted) else "gpu"
+        return boundary_of(self.window.counted)
 
     def as_json(self) -> dict[str, Any]:
         """What `hoofprint measure --json` prints; `low` and `high` bound the 95 % interval of the keys above them."""

@@ -1,7 +1,8 @@
 """Several runs together: each joule of a device once, however many meters saw it.
 
 Two `measure` commands side by side on a node each meter the whole of its devices, and each is right about its own
-time. Their sum is not: where their times overlap, the joules are the same joules.
+time. Their sum is not: where their times overlap, the joules are the same joules. Two MIG instances of one GPU are
+parts of it beside each other: there the shares add up.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from energy.curves import Array, Curve, curve_of, gap_between
-from energy.readings import Session, read_sessions
+from energy.curves import Array, curve_of
+from energy.placement import is_others, own_stretches
+from energy.readings import read_sessions
 from energy.runs import RunFolder
+from energy.stretches import Stretch, device_key, join, unite
+
+WHOLE = "whole"  # of a device that is not parted into MIG instances
 
 
 @dataclass
@@ -51,39 +56,56 @@ class Merged:
 
 @dataclass
 class _Piece:
-    """A stretch of one device in one run: unix s, cumulative J."""
+    """A stretch of one GPU or other device in one run: unix s, cumulative J of the whole of it, and what parts of it
+    the run stands for: {MIG instance: its share}, or {WHOLE: 1}."""
 
     times: Array
     energy_j: Array
+    parts: dict[str, float]
     run: str
+
+    def energy_between_j(self, start: float, end: float) -> float:
+        return float(np.interp(end, self.times, self.energy_j) - np.interp(start, self.times, self.energy_j))
 
 
 def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
-    """The devices of several runs, each joule once. What is damaged in a ledger is named."""
+    """The devices of several runs, each joule once. What is damaged in a ledger is named.
+
+    Runs on several MIG instances of one GPU each stand for their share of it: together they have the sum of the shares
+    of the instances that were metered at a time, at most the whole GPU.
+    """
     merged = Merged()
     pieces: dict[str, list[_Piece]] = {}
     about: dict[str, dict] = {}
     for run in runs:
+        used = run.devices_used()
         for path in run.ledgers():
             sessions, damaged = read_sessions(path, fine=fine)
             merged.damaged += [f"{run.path.name}/{text}" for text in damaged]
-            before: dict[str, tuple[Session, Curve]] = {}
-            for session in sessions:
+            stretches: dict[str, list[Stretch]] = {}
+            for session in own_stretches(sessions, path.stem, []):
                 for place, sensor in enumerate(session.sensors):
-                    uuid = sensor["uuid"]
-                    about.setdefault(uuid, sensor)
-                    curve = curve_of(place, session)
-                    own = pieces.setdefault(uuid, [])
-                    if uuid in before and not before[uuid][0].ended:
-                        gap = gap_between(before[uuid][0], before[uuid][1], session, curve, sensor)
-                        ends = np.array([gap.start_unix_s, gap.end_unix_s])
-                        own.append(_Piece(ends, np.array([0.0, gap.energy_j]), run.path.name))
-                    own.append(_Piece(curve.time_unix_s, curve.cumulative_j, run.path.name))
-                    before[uuid] = (session, curve)
-    for uuid, own in pieces.items():
-        energy_j, overlap_j = _union(own)
+                    stretch = (sensor, session, curve_of(place, session), path.name)
+                    stretches.setdefault(device_key(sensor), []).append(stretch)
+            for own in unite(stretches):
+                sensor, curves, gaps = join(own, [])
+                if is_others(sensor, [stretch[1] for stretch in own], used):
+                    continue
+                about.setdefault(sensor["uuid"], sensor)
+                parts = dict(sensor.get("instances") or {WHOLE: float(sensor.get("share", 1.0))})
+                share = min(1.0, math.fsum(parts.values()))
+                found = pieces.setdefault(sensor["uuid"], [])
+                for gap in gaps:
+                    ends = np.array([gap.start_unix_s, gap.end_unix_s])
+                    found.append(_Piece(ends, np.array([0.0, gap.energy_j]) / share, parts, run.path.name))
+                for curve in curves:
+                    used_j = curve.cumulative_j.copy()
+                    used_j[0] = 0.0 if len(used_j) > 1 else used_j[0]  # as the account books it
+                    found.append(_Piece(curve.time_unix_s, used_j / share, parts, run.path.name))
+    for uuid, own_pieces in pieces.items():
+        energy_j, overlap_j = _union(own_pieces)
         sensor = about[uuid]
-        runs_of = list(dict.fromkeys(piece.run for piece in own))
+        runs_of = list(dict.fromkeys(piece.run for piece in own_pieces))
         merged.devices.append(
             MergedDevice(
                 uuid, sensor["name"], sensor["node"], sensor["kind"], sensor["method"], energy_j, overlap_j, runs_of
@@ -93,12 +115,32 @@ def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
 
 
 def _union(pieces: list[_Piece]) -> tuple[float, float]:
-    """(energy of the union of times, energy that was seen again) in J."""
-    counted, again, reached = [], [], -math.inf
-    for piece in sorted(pieces, key=lambda piece: (piece.times[0], -piece.times[-1])):
-        start, end = float(piece.times[0]), float(piece.times[-1])
-        first_j = 0.0 if start > reached else float(np.interp(min(reached, end), piece.times, piece.energy_j))
-        counted.append(float(piece.energy_j[-1]) - first_j)
-        again.append(first_j)
-        reached = max(reached, end)
-    return math.fsum(counted), math.fsum(again)
+    """(energy of the union of times and parts, energy that was seen again) in J.
+
+    Between two edges of pieces the one that began first tells what the device used.
+    """
+    pieces = sorted(pieces, key=lambda piece: (piece.times[0], -piece.times[-1]))
+    edges = sorted({float(edge) for piece in pieces for edge in (piece.times[0], piece.times[-1])})
+    counted, seen = [], []
+    open_pieces: list[_Piece] = []
+    waiting = iter([*pieces, None])
+    following = next(waiting)
+    for start, end in zip(edges, edges[1:], strict=False):
+        open_pieces = [piece for piece in open_pieces if piece.times[-1] > start]
+        while following is not None and following.times[0] <= start:
+            if following.times[-1] > start:
+                open_pieces.append(following)
+            following = next(waiting)
+        if not open_pieces:
+            continue
+        together: dict[str, float] = {}
+        for piece in open_pieces:
+            together |= piece.parts
+            seen.append(piece.energy_between_j(start, end) * min(1.0, math.fsum(piece.parts.values())))
+        counted.append(open_pieces[0].energy_between_j(start, end) * min(1.0, math.fsum(together.values())))
+    for piece in pieces:
+        if len(piece.times) == 1:  # nothing but a reading: what a model said of the time before it
+            single_j = float(piece.energy_j[0]) * min(1.0, math.fsum(piece.parts.values()))
+            counted.append(single_j)
+            seen.append(single_j)
+    return math.fsum(counted), max(0.0, math.fsum(seen) - math.fsum(counted))

@@ -14,21 +14,24 @@ from __future__ import annotations
 import math
 import os
 import random
-import resource
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from energy.live import live_figures, overhead
 from energy.readers import Alarm, Channel, Clock, be_punctual, boot_id, system_clock
 from energy.sensors import Sensor, discover
-from energy.windows import SETTLE_S, Edge, Window, resolve
+from energy.windows import SETTLE_S, Edge, Edges, Window
 from energy.writer import LedgerWriter, Tick
 
-READ_S = 0.5  # counters are read at least this often between rows: what a lost device leaves unknown is half of it
+# How often counters are looked at between rows, for each GPU that there is: half of it is unknown of one that is lost,
+# which matters less to a node of many, where looking costs more.
+GLANCE_S, GLANCES_S = 0.0625, (0.2, 0.5)
 FAST_S = 0.05  # power that no counter backs is read this often
 EDGE_S = 0.01  # how often the counters are read while an edge waits for them to update
 HANG_S = 2.0  # a sensor that has not answered for this long is left alone
@@ -41,8 +44,8 @@ class Meter:
     """Meters this node from `start()` to `stop()`, in a thread of its own.
 
     ledger: file to append to (continued if it exists), or None for windows alone.
-    interval_s: time between rows of the ledger. Counters are read twice a second whatever it is, the edges of windows
-        and power without a counter faster.
+    interval_s: time between rows of the ledger. Counters are looked at two to five times a second whatever it is, the
+        edges of windows and power without a counter faster.
     gpus: "visible" to this process, "all" of the node, or UUIDs. host: also CPU and memory.
     sensors: further sensors, or (with `discover_sensors=False`) the only ones.
     """
@@ -71,19 +74,23 @@ class Meter:
         self._number = 0
         self._last: tuple[float, float] | None = None
         self._windows: dict[str, Window] = {}
-        self._edges: list[Edge] = []
+        self._began_s = clock()[1]
+        self._opening: Edge | None = None  # the first reading
+        self._until_s: float | None = None  # the stop
         self._lock = threading.Lock()  # of the thread that reads now
-        self._names = threading.Lock()  # windows and edges
+        self._names = threading.Lock()  # of windows
         self._wake, self._first, self._done = Alarm(), threading.Event(), threading.Event()
         self._stopping = self._read_now = False
-        self._generation = 0
-        self._closed = False
-        self._cpu_s = 0.0
+        self._generation, self._closed, self._cpu_s = 0, False, 0.0
         found: list[Sensor] = []
         if discover_sensors:
             found, warnings = discover(self.node, gpus=gpus, host=host)
             self.warnings += warnings
         self._channels = [Channel(sensor) for sensor in [*found, *sensors]]
+        self._edges = Edges(self._channels)
+        gpu_count = sum(channel.about["kind"] == "gpu" for channel in self._channels)
+        self._glance_s = min(max(GLANCE_S * gpu_count, GLANCES_S[0]), GLANCES_S[1])
+        self._notes: deque[dict[str, Any]] = deque()
         self._random = random.Random()
 
     # What this meter is
@@ -99,12 +106,7 @@ class Meter:
             "node": self.node,
             "sensors": self.sensors,
             "warnings": list(self.warnings),
-            "overhead": {
-                "cpu_s": self._cpu_s,
-                "readings": self._number,
-                "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,  # Linux: KiB
-                "cores": os.cpu_count() or 1,
-            },
+            "overhead": overhead(self._cpu_s, self._number),
         }
 
     def now(self) -> list[dict[str, Any]]:
@@ -117,16 +119,7 @@ class Meter:
 
     def live(self) -> dict[str, Any]:
         """{node, time_unix_s, power_w, energy_j, missing} of this node now: what a screen shows."""
-        now = self.now()
-        whole = [device for device in now if device["kind"] == "node" and not device["missing"]]
-        counted = whole or [device for device in now if device["kind"] != "node"]
-        return {
-            "node": self.node,
-            "time_unix_s": self._clock()[0],
-            "power_w": sum(device["power_w"] or 0.0 for device in counted),
-            "energy_j": sum(device["energy_j"] for device in counted),
-            "missing": [device["uuid"] for device in now if device["missing"]],
-        }
+        return live_figures(self.node, self._clock()[0], self.now())
 
     # From start to stop
 
@@ -138,7 +131,10 @@ class Meter:
         return self
 
     def stop(self) -> None:
-        """Take a last reading, note the orderly end, close the ledger. Safe to call twice."""
+        """Read until the counters have updated, note the orderly end, close the ledger. Safe to call twice.
+
+        The ledger's energy ends at this call, not at an update before it: that takes a tenth of a second.
+        """
         with self._names:
             still_open = list(self._windows)
             self._windows.clear()
@@ -147,6 +143,11 @@ class Meter:
         if self._generation == 0:  # by hand, without a thread
             self.sample(last=True)
             return
+        if self._path is not None and self._until_s is None:
+            edge = self._edge()
+            self._until_s = edge.monotonic_s
+            self._edges.add(edge)
+            self._read_soon()
         deadline_s = time.monotonic() + SETTLE_S
         while self._edges and time.monotonic() < deadline_s:
             time.sleep(EDGE_S / 2)
@@ -164,8 +165,11 @@ class Meter:
     def mark(self, attempt: int) -> None:
         """From a reading now on they belong to `attempt`."""
         self.attempt = attempt
-        self._read_now = True
-        self._wake.set()
+        self._read_soon()
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Put something that is known of this stretch into its ledger, with the next row."""
+        self._notes.append(event)
 
     # Windows
 
@@ -177,7 +181,7 @@ class Meter:
             if name in self._windows:
                 raise ValueError(f"a window called {name!r} is open already: end it, or give this one another name")
             self._windows[name] = window
-            self._edges.append(edge)
+            self._edges.add(edge)
         self._wake.set()
         return window
 
@@ -191,7 +195,7 @@ class Meter:
                 known = ", ".join(map(repr, self._windows)) or "none is open"
                 raise ValueError(f"no window called {key!r} is open ({known})")
             window.close(edge)
-            self._edges.append(edge)
+            self._edges.add(edge)
         self._wake.set()
         return window
 
@@ -207,6 +211,11 @@ class Meter:
     def _edge(self) -> Edge:
         return Edge(*self._clock())
 
+    def _read_soon(self) -> None:
+        """Have all devices read now, in a row that is kept in every file."""
+        self._read_now = True
+        self._wake.set()
+
     # Readings
 
     def sample(self, *, last: bool = False) -> None:
@@ -217,9 +226,9 @@ class Meter:
         with self._lock:
             if not self._closed:
                 self._read_all(self._lock, last)
-                self._resolve_edges()
+                self._edges.settle(self._clock, self._closed)
 
-    def _read_all(self, lock: threading.Lock, last: bool = False) -> None:
+    def _read_all(self, lock: threading.Lock, last: bool = False, keep: bool = False) -> None:
         """`lock` is the one that the caller holds: when it is no longer the meter's, another thread has taken over."""
         try:
             self._note_silence()
@@ -227,36 +236,40 @@ class Meter:
                 channel.read(self._clock, forced=last)
                 if lock is not self._lock:
                     return
-            self._append(last)
+            self._append(last, keep)
         except Exception as error:  # the trainer must never die of its meter
             self._warn(f"meter of {self.node}: a reading failed ({error!r})")
 
-    def _append(self, last: bool) -> None:
+    def _append(self, last: bool, keep: bool) -> None:
         unix_s, now_s = self._clock()
         self._number += 1
         if self._path is not None and self._writer is None:
             self._open_writer()
-        self._take_news(unix_s)
+        self._take_news(unix_s, now_s)
         if self._path is not None:
             if self._writer is not None:
                 rows = tuple(channel.row(now_s) for channel in self._channels)
-                self._writer.tick(Tick(self._writer.session, self._number, unix_s, now_s, self.attempt, rows))
+                self._writer.tick(Tick(self._writer.session, self._number, unix_s, now_s, self.attempt, rows), keep)
                 for fault in self._writer.faults:
                     self._warn(fault)
         if last:
             self._closed = True
             if self._writer is not None:
-                self._writer.event({"event": "end", "unix_s": unix_s, **self.describe()})
+                until_s = now_s if self._until_s is None else self._until_s
+                end = {"event": "end", "unix_s": unix_s, "until_monotonic_s": until_s}
+                self._writer.event(end | self.describe())
                 self._writer.close()
                 self.warnings += [fault for fault in self._writer.faults if fault not in self.warnings]
 
-    def _take_news(self, unix_s: float) -> None:
+    def _take_news(self, unix_s: float, now_s: float) -> None:
+        while self._notes and self._writer is not None:
+            self._writer.event({"unix_s": unix_s, **self._notes.popleft()})
         for channel in self._channels:
             if channel.track.missing != channel.was_missing and self._writer is not None:
                 channel.was_missing = channel.track.missing
                 event = "missing" if channel.was_missing else "found"
                 about = {"uuid": channel.uuid, "unix_s": unix_s, "why": channel.track.why_missing}
-                self._writer.event({"event": event, **about})
+                self._writer.news(now_s, {"event": event, **about})
             news = channel.news()
             if news is None:
                 continue
@@ -281,6 +294,7 @@ class Meter:
                 "driver": driver_version(),
                 "attempt": self.attempt,
                 "interval_s": self.interval_s,
+                "began_monotonic_s": self._began_s,
                 "sensors": self.sensors,
             }
         )
@@ -299,9 +313,8 @@ class Meter:
         if abs(shown_s - passed_s) > CLOCK_JUMP_S:
             self._warn(f"the clock of {self.node} was set by {shown_s - passed_s:+.1f} s while it was metered")
             if self._writer is not None:
-                self._writer.event(
-                    {"event": "clock", "unix_s": unix_s, "monotonic_s": now_s, "by_s": shown_s - passed_s}
-                )
+                by = {"monotonic_s": now_s, "by_s": shown_s - passed_s}
+                self._writer.event({"event": "clock", "unix_s": unix_s, **by})
 
     # The reading thread
 
@@ -325,27 +338,32 @@ class Meter:
         while lock is self._lock and not self._closed:
             now_s = time.monotonic()
             wanted_s = min(due_s, between_s, fast_due_s if fast else math.inf)
-            if self._edges:
+            if self._read_now:
+                wanted_s = now_s
+            elif self._edges:
                 wanted_s = min(wanted_s, now_s + EDGE_S)
             self._wake.wait(max(0.0, wanted_s - now_s))
             now_s = time.monotonic()
             with lock:
                 if now_s >= due_s or self._stopping or self._read_now:
-                    self._read_now = False
-                    self._read_all(lock, last=self._stopping)
+                    wanted, self._read_now = self._read_now, False
+                    self._read_all(lock, last=self._stopping, keep=wanted)
                     due_s = now_s + self._spaced(self.interval_s)
-                    between_s = now_s + self._spaced(READ_S) if self.interval_s > READ_S else math.inf
-                elif now_s >= between_s:
-                    between_s = now_s + READ_S if due_s - now_s > 1.5 * READ_S else math.inf
-                    self._read_some(lock, quick)
+                    between_s = now_s + self._glance_s if self.interval_s > self._glance_s else math.inf
+                elif now_s >= between_s and not self._edges:
+                    between_s = now_s + self._glance_s if due_s - now_s > 1.3 * self._glance_s else math.inf
+                    self._read_some(lock, quick, glance=True)
                 else:
-                    self._read_some(lock, self._waiting_for_edges() if self._edges else fast)
+                    self._read_some(lock, self._edges.unsettled() if self._edges else fast)
                 if now_s >= fast_due_s:
                     fast_due_s = now_s + self._spaced(FAST_S)
             if lock is self._lock:
-                if self._edges:
-                    self._resolve_edges()
+                if self._edges and self._opening in self._edges.settle(self._clock, self._closed):
+                    self._read_now = True  # with the row before, this one holds the first reading between two updates
                 if not self._first.is_set():
+                    if self._path is not None:
+                        self._opening = self._edge()
+                        self._edges.add(self._opening)
                     self._first.set()
             self._cpu_s += time.thread_time() - cpu_s
             cpu_s = time.thread_time()
@@ -355,31 +373,15 @@ class Meter:
     def _spaced(self, interval_s: float) -> float:
         return interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
 
-    def _read_some(self, lock: threading.Lock, channels: Sequence[Channel]) -> None:
+    def _read_some(self, lock: threading.Lock, channels: Sequence[Channel], glance: bool = False) -> None:
         try:
             self._note_silence()
             for channel in channels:
-                channel.read(self._clock)
+                (channel.glance if glance else channel.read)(self._clock)
                 if lock is not self._lock:
                     return
         except Exception as error:  # the trainer must never die of its meter
             self._warn(f"meter of {self.node}: a reading failed ({error!r})")
-
-    def _waiting_for_edges(self) -> list[Channel]:
-        latest_s = max(edge.monotonic_s for edge in self._edges)
-        return [c for c in self._channels if not (c.is_slow or c.hung or c.track.is_settled(latest_s))]
-
-    def _resolve_edges(self) -> None:
-        now_s = self._clock()[1]
-        for edge in list(self._edges):
-            waiting = [c for c in self._channels if not (c.is_slow or c.hung or c.track.is_settled(edge.monotonic_s))]
-            if not waiting or self._closed or now_s - edge.monotonic_s > SETTLE_S:
-                for channel in self._channels:  # a model's last word may be seconds old
-                    if channel.is_slow and not channel.hung and not channel.track.is_settled(edge.monotonic_s):
-                        channel.read(self._clock, forced=True)
-                resolve(edge, self._channels)
-                with self._names:
-                    self._edges.remove(edge)
 
     def _watch(self) -> None:
         """Replace the reading thread when a sensor's call hangs; the stuck one ends by itself once it is answered."""

@@ -177,7 +177,7 @@ def _regress(
     inverse = _inverse(_products(design)) if len(used_j) >= 3 * len(present) else None
     if inverse is None:
         return  # too few intervals, or phases that always come in the same proportion: the edges must do
-    power_w = (inverse * _sums(design * used_j[:, None])).sum(axis=1)
+    power_w = np.array([math.fsum(row) for row in inverse * _sums(design * used_j[:, None])])
     residual = used_j - np.sum([design[:, k] * power_w[k] for k in range(len(present))], axis=0)
     variance = float(_sums((residual * residual)[:, None])[0]) / (len(used_j) - len(present))
     mine = [present.index(k) for k in short if k in present]
@@ -196,9 +196,10 @@ def _regress(
             return
         largest.energy_j -= shift_j
     else:
-        spread = covariance.sum()
+        spread = math.fsum(covariance.flat)
         if spread > 0:
-            energy_j = energy_j + covariance.sum(axis=1) * (rest_j - energy_j.sum()) / spread
+            weights = np.array([math.fsum(row) for row in covariance])
+            energy_j = energy_j + weights * (rest_j - math.fsum(energy_j)) / spread
         if min(energy_j) < 0:
             return
     for j, value, error in zip(mine, energy_j.tolist(), np.sqrt(np.diag(covariance)).tolist(), strict=True):

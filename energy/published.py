@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from energy.checks import Claim, check_claim
+from energy.embodied import hourly_kg
 from energy.factors import read_table
 from energy.formula import carbon_tco2eq, energy_facility_kwh, energy_it_kwh, estimate, preset
 
@@ -19,8 +20,8 @@ from energy.formula import carbon_tco2eq, energy_facility_kwh, energy_it_kwh, es
 TOLERANCE_MWH = 1.5
 TOLERANCE_TCO2EQ = 0.7
 _IDLE = re.compile(r"([\d.]+) kW x ([\d.]+) h")
-# Luccioni et al. 2022: 8 GPUs to a server, 6 years of service at 85 % use, kg CO2eq of each.
-BLOOM_SERVER_KG, BLOOM_GPU_KG, BLOOM_LIFE_H, BLOOM_GPUS = 2500.0, 150.0, 6 * 365 * 24 * 0.85, 8
+# Luccioni et al. 2022: 8 GPUs to a server, 6 years of service of which 85 % are in use, kg CO2eq of each.
+BLOOM_SERVER_KG, BLOOM_GPU_KG, BLOOM_LIFE_YEARS, BLOOM_GPUS = 2500.0, 150.0, 6, 8
 LLAMA_2_PRINTED_T, BLOOM_PRINTED_T = 539.00, 50.5
 DEVELOPMENT = "all development (2048 GPUs, about 5 months)"
 
@@ -29,7 +30,8 @@ Row = dict[str, Any]
 
 def bloom_hourly_kg() -> tuple[float, float]:
     """BLOOM's embodied carbon per hour in use, kg CO2eq: (of a server, of a GPU)."""
-    return BLOOM_SERVER_KG / BLOOM_LIFE_H, BLOOM_GPU_KG / BLOOM_LIFE_H
+    server_kg, gpu_kg = (hourly_kg(kg, BLOOM_LIFE_YEARS, "busy-hour") for kg in (BLOOM_SERVER_KG, BLOOM_GPU_KG))
+    return server_kg, gpu_kg
 
 
 def _table_15(row: dict[str, str]) -> Row:

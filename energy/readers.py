@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.sensors import Reading, Sensor
-from energy.track import Row, Track
+from energy.track import LONGEST_UPDATE_S, Row, Track
 
 Clock = Callable[[], tuple[float, float]]  # (unix s, monotonic s)
 SLOW_METHODS = ("modelled", "assumed")  # they know nothing finer than the second in which they are asked
@@ -59,10 +60,12 @@ class Channel:
 
     def __init__(self, sensor: Sensor) -> None:
         self._sensor = sensor
+        self._glance: Callable[[], bool] | None = getattr(sensor, "glance", None)
         self.about: dict[str, Any] = sensor.describe()
         self.uuid: str = self.about["uuid"]
         self.share = float(self.about.get("share", 1.0))
-        self.track = Track(self.about["method"] == "counter")
+        update_s = LONGEST_UPDATE_S if self.about["kind"] == "gpu" else math.inf
+        self.track = Track(self.about["method"] == "counter", update_s)
         self.samples = 0
         self.hung = False
         self.was_missing = False
@@ -111,6 +114,19 @@ class Channel:
         unix_s, now_s = clock()
         self._take(reading, unix_s, now_s, unix_s - took_s)
 
+    def glance(self, clock: Clock) -> None:
+        """Look at what the sensor can tell cheaply; a sensor that cannot is read."""
+        if self._glance is None or self.hung:
+            self.read(clock)
+            return
+        self.in_call_s = time.monotonic()
+        plain = self._glance()
+        self.in_call_s = None
+        if self.hung:  # answered at last: as in `read`
+            self.hung = False
+        elif not plain:
+            self.read(clock)
+
     def news(self) -> list[str] | None:
         """Warnings of a sensor that has just become ready (its description is then renewed), else None."""
         tell = getattr(self._sensor, "news", None)
@@ -145,6 +161,10 @@ class Channel:
             self.track.begin_at(self._pending_since_s)
         track = self.track
         before_s = track.points[-1].at_s if track.points else now_s
+        if reading.before is not None:
+            # Seen a while ago: its timestamp does not tell whether the driver stamps updates or calls.
+            track.update(reading.before, unix_s, now_s, reading.before.counter_unix_s)
+            before_s = track.points[-1].at_s
         track.update(reading, unix_s, now_s, began_unix_s)
         if track.missing:
             if self._missing_since_s is None:

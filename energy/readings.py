@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from energy import ledger, seconds
 from energy.track import FLAGS, MISSING, UNKNOWN
+from energy.uncertainty import MEASURED
 
 if TYPE_CHECKING:
     import pandas
@@ -28,6 +29,7 @@ ROW = np.dtype(
 )  # fmt: skip
 assert ROW.itemsize == ledger.STATE.size
 HEADER_BYTES = 1 << 18
+CURRENT_S = 1.0  # a device whose last update is older than this when a stretch ends does not hold back its end
 FINEST_BYTES = 2_000_000_000  # more than this in seconds files is not read for an account unless asked
 
 
@@ -53,6 +55,25 @@ class Session:
     def times(self) -> Array:
         """Unix s of the ticks, made to never run backwards (a clock that was set back would)."""
         return np.maximum.accumulate(self.ticks["unix_s"])
+
+    def span(self) -> tuple[float, float]:
+        """Unix s of its start and end: what was asked for, as far as every measured curve is known on both sides.
+
+        A counter speaks of its last update, up to 0.1 s before it is read. The rows of a stretch that was stopped in
+        order go on to the first updates after the stop, so that its end is the stop itself. One that was killed ends
+        at its last row's updates: of several devices at the earliest, so that no curve is drawn out past what is known.
+        """
+        times, clock, rows = self.times(), self.ticks["monotonic_s"], self.ticks["rows"]
+        end_event = next((event for event in self.events if event.get("event") == "end"), {})
+        asked_s = float(self.header.get("began_monotonic_s", clock[0]))
+        stopped_s = float(end_event.get("until_monotonic_s", clock[-1]))
+        measured = np.array([sensor["method"] in MEASURED for sensor in self.sensors], bool)
+        answered = measured & (rows["n"][[0, -1]] > 0) & (rows["flags"][[0, -1]] & MISSING == 0)
+        current = clock[-1] - rows["at_s"][-1] <= CURRENT_S
+        start_s = max([asked_s, *rows["at_s"][0][answered[0]]])
+        end_s = min([stopped_s, *rows["at_s"][-1][answered[1] & current]])
+        start = float(times[0]) - max(0.0, float(clock[0]) - start_s)
+        return start, max(start, float(times[-1]) - max(0.0, float(clock[-1]) - end_s))
 
     def device_times(self, device: int) -> Array:
         """Unix s at which a device's cumulative columns hold: the last update of its counter before each tick."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -262,8 +263,8 @@ def check_sums(claims: Sequence[Claim]) -> list[Finding]:
             parts = [(value, each.step.get(key, 0.0)) for each in above if (value := getattr(each, key)) is not None]
             if total is None or not parts:
                 continue
-            rows = sum(value for value, _ in parts)
-            slack = max(0.001 * abs(total), sum(step for _, step in parts) / 2 + claim.step.get(key, 0.0))
+            rows = math.fsum(value for value, _ in parts)
+            slack = max(0.001 * abs(total), math.fsum(step for _, step in parts) / 2 + claim.step.get(key, 0.0))
             if abs(total - rows) > slack * 1.001:
                 word = "is missing from the rows" if total > rows else "is too much in the rows"
                 message = (

@@ -60,20 +60,6 @@ class IntensitySeries:
         i = bisect.bisect_right(self.start_unix_s, unix_s) - 1
         return self.g_per_kwh[i] if i >= 0 and unix_s < self.end_unix_s[i] else None
 
-    def mean_factor(self, start_unix_s: float, end_unix_s: float) -> Factor:
-        """The mean over the covered part of a span, weighted by time, as a factor; None when nothing is covered."""
-        weights = [
-            (max(0.0, min(end, end_unix_s) - max(start, start_unix_s)), value)
-            for start, end, value in zip(self.start_unix_s, self.end_unix_s, self.g_per_kwh, strict=True)
-        ]
-        seconds = math.fsum(weight for weight, _ in weights)
-        value = math.fsum(weight * value for weight, value in weights) / seconds if seconds else None
-        year = datetime.fromtimestamp(start_unix_s, UTC).year
-        note = f"mean over {seconds / 3600:.6g} h from {utc(start_unix_s)}; series sha256 {self.sha256}"
-        return Factor(
-            "intensity_g_per_kwh", value, "g CO2eq/kWh", self.source, year, self.geography, self.basis, note=note
-        )
-
 
 class SeriesCarbon(NamedTuple):
     """Carbon of an energy curve under a series.
@@ -141,10 +127,7 @@ def carbon(
     ValueError for a curve that falls, goes back in time or holds NaN.
     """
     times, energy = [float(t) for t in times_unix_s], [float(e) for e in cumulative_j]
-    if len(times) != len(energy):
-        raise ValueError(f"the energy curve has {len(times)} times and {len(energy)} energies")
-    if len(times) < 2:
-        raise ValueError("the energy curve needs two readings at least")
+    assert len(times) == len(energy) >= 2, (len(times), len(energy))
     if not all(map(math.isfinite, times)):
         raise ValueError("the energy curve has a time that is not a number")
     pieces = _pieces(times, energy, series)

@@ -16,24 +16,15 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from energy.factors import Basis
 from energy.series import IntensitySeries, utc
-from energy.units import G_PER_KWH_FROM_LB_PER_MWH
+from energy.units import INTENSITIES, intensity_unit
 
-UNITS = {"g/kWh": 1.0, "kg/kWh": 1e3, "kg/MWh": 1.0, "t/MWh": 1e3, "lb/MWh": G_PER_KWH_FROM_LB_PER_MWH}
 HIGHEST_G_PER_KWH = 2000.0  # above what any fuel gives: oil shale and old lignite stay below 1,400
 _TIME = re.compile(r"^(start_utc|start_unix_s|time_unix_s|unix_s|timestamp|date_?time|point_time|start|time)\b", re.I)
 _UTC = re.compile(r"utc|unix|gmt", re.IGNORECASE)
-# Of two spellings of a unit the longer comes first: "kg/kwh" ends with "g/kwh".
-_UNIT_OF = (
-    (re.compile(r"lbs?[_ ]?(?:co2)?(?:eq|e)?[_ ]?(?:/|_?per_?)[_ ]?mwh"), "lb/MWh"),
-    (re.compile(r"kg[_ ]?(?:co2)?(?:eq|e)?[_ ]?(?:/|_?per_?)[_ ]?kwh"), "kg/kWh"),
-    (re.compile(r"kg[_ ]?(?:co2)?(?:eq|e)?[_ ]?(?:/|_?per_?)[_ ]?mwh"), "kg/MWh"),
-    (re.compile(r"\bt[_ ]?(?:co2)?(?:eq|e)?[_ ]?(?:/|_?per_?)[_ ]?mwh"), "t/MWh"),
-    (re.compile(r"g[_ ]?(?:co2)?(?:eq|e)?[_ ]?(?:/|_?per_?)[_ ]?kwh"), "g/kWh"),
-)
 
 
 @dataclass(frozen=True)
@@ -44,16 +35,12 @@ class _Row:
 
 
 def _plain(text: str) -> str:
-    return text.strip().lower().replace("₂", "2").replace("co₂", "co2").replace("-", "")
-
-
-def _unit_in(text: str) -> str | None:
-    return next((unit for pattern, unit in _UNIT_OF if pattern.search(_plain(text))), None)
+    return text.strip().lower().replace("-", "")
 
 
 def _is_intensity(name: str) -> bool:
     plain = _plain(name)
-    return _unit_in(name) is not None or plain in {"moer", "carbonintensity", "carbon_intensity", "value"}
+    return intensity_unit(name) is not None or plain in {"moer", "carbonintensity", "carbon_intensity", "value"}
 
 
 def _basis_in(name: str) -> str:
@@ -149,60 +136,51 @@ def records_in(document: Any, name: str) -> tuple[list[tuple[int, dict[str, Any]
     return list(enumerate(document, start=1)), told, "entry"
 
 
-def read_series(
-    path: str | Path,
-    *,
-    time_column: str | None = None,
-    intensity_column: str | None = None,
-    unit: str | None = None,
-    basis: str | None = None,
-    step_s: float | None = None,
-) -> IntensitySeries:
+class Layout(TypedDict, total=False):
+    """What a file does not make clear itself.
+
+    time_column, intensity_column: where several could be meant; unit: one of `energy.units.INTENSITIES`, where the
+    column's name has none; basis: words such as "average lifecycle"; step_s: how long an entry that stands alone holds.
+    """
+
+    time_column: str
+    intensity_column: str
+    unit: str
+    basis: str
+    step_s: float
+
+
+def read_series(path: str | Path, **layout: Unpack[Layout]) -> IntensitySeries:
     """The series in a CSV or JSON file, in g/kWh and UTC.
 
-    time_column, intensity_column: needed when the names do not make it clear; unit: one of UNITS, when the column's
-    name does not say; basis: words such as "average lifecycle"; step_s: how long one entry holds, if it stands alone.
     ValueError names file, line and what was expected; what can be read and still deserves a word is in `.warnings`.
     """
     path = Path(path)
     records, told, word = _records(path)
-    return make_series(
-        records, told, word, path.name, time_column=time_column, intensity_column=intensity_column, unit=unit,
-        basis=basis, step_s=step_s,
-    )  # fmt: skip
+    return make_series(records, told, word, path.name, **layout)
 
 
 def make_series(
-    records: list[tuple[int, dict[str, Any]]],
-    told: dict[str, Any],
-    word: str,
-    name: str,
-    *,
-    time_column: str | None = None,
-    intensity_column: str | None = None,
-    unit: str | None = None,
-    basis: str | None = None,
-    step_s: float | None = None,
+    records: list[tuple[int, dict[str, Any]]], told: dict[str, Any], word: str, name: str, **layout: Unpack[Layout]
 ) -> IntensitySeries:
     """As `read_series`, from records that were already read; `word` is what a place in them is called."""
     if not records:
         raise ValueError(f"{name}: no entries")
     columns = [str(column) for column in records[0][1] if column is not None]
-    times = _column("time", columns, time_column, name, "the time")
-    column = _column("intensity", columns, intensity_column, name, "the intensity")
-    unit = unit or _unit_in(column) or _unit_in(str(told.get("units", "")).replace("lbs_co2", "lb_co2"))
+    times = _column("time", columns, layout.get("time_column"), name, "the time")
+    column = _column("intensity", columns, layout.get("intensity_column"), name, "the intensity")
+    unit = layout.get("unit") or intensity_unit(column) or intensity_unit(str(told.get("units", "")))
     if unit is None and _plain(column) == "carbonintensity":
         unit = "g/kWh"  # Electricity Maps' API knows no other
     if unit is None and _plain(column) == "moer":
         unit = "lb/MWh"  # WattTime's download
-    if unit not in UNITS:
-        raise ValueError(f"{name}: the unit of column {column!r} is not clear; say one of {', '.join(UNITS)}")
-    if basis is None:
-        basis = _told_basis(column, told, records)
-    rows, offsets = _parsed(records, times, column, UNITS[unit], word, name)
+    if unit not in INTENSITIES:
+        raise ValueError(f"{name}: the unit of column {column!r} is not clear; say one of {', '.join(INTENSITIES)}")
+    basis = layout.get("basis") or _told_basis(column, told, records)
+    rows, offsets = _parsed(records, times, column, INTENSITIES[unit], word, name)
     rows, warnings = _ordered(rows, word, name)
     warnings += _zone_warnings(offsets)
-    starts, ends, values, more = _intervals(rows, step_s, word, name)
+    starts, ends, values, more = _intervals(rows, layout.get("step_s"), word, name)
     warnings += more + _size_warnings(values, unit)
     geography = _only_zone(records, name)
     return IntensitySeries(

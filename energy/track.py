@@ -8,6 +8,7 @@ whole mJ, cumulative, so that thinning the curve loses nothing.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -62,8 +63,10 @@ class Row(NamedTuple):
 class Track:
     """The curve of one device. `update` takes a reading; `row` gives the state; `energy_at` the curve at a time."""
 
-    def __init__(self, uses_counter: bool) -> None:
-        self.uses_counter = uses_counter
+    def __init__(self, uses_counter: bool, update_s: float = math.inf) -> None:
+        """update_s: how long a value of the power register stands, where that is known: what lies further apart was
+        not seen."""
+        self.uses_counter, self._update_s = uses_counter, update_s
         self.missing = False
         self.why_missing: str | None = None
         self.resets = 0
@@ -107,7 +110,9 @@ class Track:
         if self.missing and self.points and not self.uses_counter:
             self._flags |= UNKNOWN  # a counter would tell what was used meanwhile
         if reading.power_w is not None:
-            self._take_power(reading, _moment(reading.power_unix_s, unix_s, now_s))
+            for seen_unix_s, seen_w in reading.glimpses_w:
+                self._take_power(seen_w, _moment(seen_unix_s, unix_s, now_s), False)
+            self._take_power(reading.power_w, _moment(reading.power_unix_s, unix_s, now_s), reading.covers_past)
         elif self.uses_counter:
             self._flags |= NO_POWER
             self._power_at_s, self._held_whole = None, False
@@ -201,15 +206,13 @@ class Track:
             self._energy_mj = self.held_mj
         self.points.append(Point(last.at_s + span_s / 2, self._energy_mj))
 
-    def _take_power(self, reading: Reading, at_s: float) -> None:
-        power_w = reading.power_w
-        assert power_w is not None
+    def _take_power(self, power_w: float, at_s: float, covers_past: bool) -> None:
         self._power_low_w, self._power_high_w = min(self._power_low_w, power_w), max(self._power_high_w, power_w)
         before_w, before_s = self.power_w, self._power_at_s
         if before_s is not None and at_s > before_s:
-            held_w = power_w if reading.covers_past or before_w is None else before_w
+            held_w = power_w if covers_past or before_w is None else before_w
             self._held_j += held_w * (at_s - before_s)
-            if before_w is not None and not reading.covers_past and not self.uses_counter:
+            if before_w is not None and not covers_past and not self.uses_counter:
                 self._doubt(before_w, power_w, at_s - before_s)
         if before_s is None or at_s > before_s or power_w != before_w:
             self.power_w = power_w
@@ -275,7 +278,8 @@ class Track:
         A single change is uncertain by |dP| span / 2 either way. Changes that are far apart in samples average out;
         changes in step with the sampling add up instead (aliasing). `_changes` is the running share of samples at
         which power moved through its range: the doubt of each change is weighted with it, which gives nearly nothing
-        for rare steps and the full systematic width for power that moves at every sample.
+        for rare steps and the full systematic width for power that moves at every sample. What was missed between
+        samples that came late adds to that in full.
         """
         low, high = self._range_w
         low, high = min(low, power_w, before_w), max(high, power_w, before_w)
@@ -284,6 +288,12 @@ class Track:
         share = moved_w / (high - low) if high > low else 0.0
         self._changes = MEMORY * self._changes + (1 - MEMORY) * share
         self._usual_w = MEMORY * self._usual_w + (1 - MEMORY) * moved_w
+        unseen_s = span_s - self._update_s
+        if unseen_s > self._update_s / 2:
+            # The meter did not get to read in time: since then power may have strayed by its usual change an update,
+            # as far as its range.
+            reach_w = min(max(high - before_w, before_w - low), self._usual_w * unseen_s / self._update_s)
+            self._held_doubt_j += reach_w * unseen_s
         if span_s > LONG_SPAN_S:  # updates were missed: power may have moved there and back as it usually does
             self._held_doubt_j += max(moved_w, 2 * self._usual_w) * span_s / 2
         else:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from energy.readers import Channel
+from energy.readers import Channel, Clock
 from energy.uncertainty import half_width
 from energy.units import JOULE_PER_KWH
 
@@ -192,6 +192,48 @@ class Window:
             return at_edge.energy_mj
         late = edge.late.get(uuid)
         return None if late is None else late.late_mj(edge.monotonic_s)
+
+
+class Edges:
+    """The moments that wait until the curves of all devices are known on both sides of them."""
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        self._channels = channels
+        self._waiting: list[Edge] = []
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, edge: Edge) -> None:
+        with self._lock:
+            self._waiting.append(edge)
+
+    def unsettled(self) -> list[Channel]:
+        """The devices to be read until their counters have updated."""
+        with self._lock:
+            latest_s = max((edge.monotonic_s for edge in self._waiting), default=-math.inf)
+        return self._unsettled_at(latest_s)
+
+    def settle(self, clock: Clock, at_once: bool) -> list[Edge]:
+        """Fix the curves at the moments that are known by now, or have waited too long; these moments.
+
+        at_once: there will be no further readings.
+        """
+        now_s, settled = clock()[1], []
+        for edge in list(self._waiting):
+            if at_once or now_s - edge.monotonic_s > SETTLE_S or not self._unsettled_at(edge.monotonic_s):
+                for channel in self._channels:  # a model's last word may be seconds old
+                    if channel.is_slow and not channel.hung and not channel.track.is_settled(edge.monotonic_s):
+                        channel.read(clock, forced=True)
+                resolve(edge, self._channels)
+                settled.append(edge)
+                with self._lock:
+                    self._waiting.remove(edge)
+        return settled
+
+    def _unsettled_at(self, at_s: float) -> list[Channel]:
+        return [c for c in self._channels if not (c.is_slow or c.hung or c.track.is_settled(at_s))]
 
 
 def resolve(edge: Edge, channels: Sequence[Channel]) -> None:

@@ -20,7 +20,9 @@ from energy.track import MISSING, RESET, UNKNOWN, Row
 EARLY_S = 0.25
 RAW_BYTES = 8_000_000  # two raw files of this size: about four hours of ten devices at two readings a second
 CHANGES = MISSING | RESET | UNKNOWN  # a row at which one of these comes or goes is kept at every distance
-MOST_CHANGES = 10  # of them in a minute, in the minute file
+# A device that comes and goes all the time must not fill the files: so many changes an hour have their true edges. The
+# rows that are kept anyway have the energy and the flags of the rest.
+MOST_CHANGES, MOST_FINE_CHANGES, MOST_NEWS = 60, 600, 120
 BACKLOG = 512  # frames that wait in memory while the disk takes none; beyond it every second minute is dropped
 
 
@@ -39,6 +41,20 @@ def pack(tick: Tick) -> bytes:
     head = ledger.TICK.pack(*tick[:5], len(tick.rows))
     state = ledger.STATE.pack
     return head + b"".join([state(row[0], min(row[1], 65535), *row[2:]) for row in tick.rows])
+
+
+class Allowance:
+    """So many of something in an hour."""
+
+    def __init__(self, per_hour: int) -> None:
+        self._per_hour, self._hour, self._taken = per_hour, -1, 0
+
+    def take(self, now_s: float) -> bool:
+        hour = int(now_s // 3600)
+        if hour != self._hour:
+            self._hour, self._taken = hour, 0
+        self._taken += 1
+        return self._taken <= self._per_hour
 
 
 class Thinner:
@@ -116,7 +132,8 @@ class LedgerWriter:
         self._by_second, self._by_minute = Thinner(1.0), Thinner(60.0)
         self._flags: tuple[int, ...] = ()
         self._second_flags: tuple[int, ...] = ()
-        self._minute, self._changes = -1, 0
+        self._second_changes, self._minute_changes = Allowance(MOST_FINE_CHANGES), Allowance(MOST_CHANGES)
+        self._news = Allowance(MOST_NEWS)
         self.session = self._take_over() + 1
 
     def header(self, document: dict[str, Any]) -> None:
@@ -130,27 +147,29 @@ class LedgerWriter:
         """Note what happened in between readings: a lost device, a window, the orderly end."""
         self._queue(ledger.EVENT, encode_json({"session": self.session, **document}))
 
-    def tick(self, tick: Tick) -> None:
-        """Append one reading of all devices."""
+    def news(self, now_s: float, document: dict[str, Any]) -> None:
+        """Note that a device was lost or found, as often as there is room: a flaky one does so without end."""
+        if self._news.take(now_s):
+            self.event(document)
+
+    def tick(self, tick: Tick, keep: bool = False) -> None:
+        """Append one reading of all devices. keep: at every distance, as the edges of a stretch are."""
         self._append_raw(pack(tick))
         flags = tuple(row.flags & CHANGES for row in tick.rows)
         changed, self._flags = flags != self._flags, flags
-        for second in self._by_second.push(tick, changed):
-            self._add_second(second)
+        changed = changed and self._second_changes.take(tick.monotonic_s)
+        for second in self._by_second.push(tick, changed or keep):
+            self._add_second(second, keep and second.number == tick.number)
         if len(self._block) >= 60:
             self._write_block()
 
-    def _add_second(self, tick: Tick) -> None:
+    def _add_second(self, tick: Tick, keep: bool = False) -> None:
         """Rows of the minute file are thinned from those of the seconds file."""
         self._block.append(tick)
         flags = tuple(row.flags & CHANGES for row in tick.rows)
         changed, self._second_flags = flags != self._second_flags, flags
-        if int(tick.monotonic_s // 60) != self._minute:
-            self._minute, self._changes = int(tick.monotonic_s // 60), 0
-        self._changes += changed
-        # A device that comes and goes all the time must not fill the small file: its seconds tell the rest.
-        changed = changed and self._changes <= MOST_CHANGES
-        for minute in self._by_minute.push(tick, changed):
+        changed = changed and self._minute_changes.take(tick.monotonic_s)
+        for minute in self._by_minute.push(tick, changed or keep):
             self._queue(MINUTE, pack(minute))
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from model import flops
 
@@ -16,9 +17,40 @@ def default_ffn_hidden(dim: int) -> int:
     return -(-hidden // _FFN_MULTIPLE) * _FFN_MULTIPLE
 
 
+RopeKind = Literal["linear", "llama3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How the rotary frequencies are slowed for sequences longer than the model was first trained on.
+
+    linear: all by `factor` (Chen et al. 2023). llama3: those that turn less than `low_freq_factor` times within
+    `original_length` tokens by `factor`, those that turn more than `high_freq_factor` times not at all, and the
+    ones between by a blend (Llama 3.1).
+    """
+
+    kind: RopeKind
+    factor: float
+    low_freq_factor: float = 1.0  # these three belong to llama3
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(RopeKind):
+            raise ValueError(f"rope_scaling.kind must be one of {', '.join(get_args(RopeKind))}, not {self.kind!r}")
+        for knob in ("factor", "low_freq_factor", "original_length"):
+            if not getattr(self, knob) > 0:
+                raise ValueError(f"rope_scaling.{knob} must be positive, not {getattr(self, knob)!r}")
+        if not self.high_freq_factor > self.low_freq_factor:
+            raise ValueError(
+                f"rope_scaling.high_freq_factor ({self.high_freq_factor}) must be more than "
+                f"low_freq_factor ({self.low_freq_factor})"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """Sizes of one model. Input embedding and output projection are separate (untied) matrices."""
+    """Sizes of one model. Input embedding and output projection are two matrices unless `tie_embeddings`."""
 
     dim: int
     n_layers: int
@@ -29,6 +61,8 @@ class LlamaConfig:
     ffn_hidden: int = None  # type: ignore[assignment]  # None: default_ffn_hidden(dim)
     norm_eps: float = 1e-5
     rope_theta: float = 1e4
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False  # the output projection is the embedding matrix
     init_std: float = 0.02
 
     def __post_init__(self) -> None:

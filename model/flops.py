@@ -22,8 +22,11 @@ def matmul_params(config: LlamaConfig) -> int:
 
 
 def params(config: LlamaConfig) -> int:
-    """All trained parameters: the matrix products, the embedding table and the norm weights."""
-    embedding = config.vocab_size * config.dim
+    """All trained parameters: the matrix products, the embedding table and the norm weights.
+
+    A tied embedding is the output projection, which is counted among the products already.
+    """
+    embedding = 0 if config.tie_embeddings else config.vocab_size * config.dim
     norms = (2 * config.n_layers + 1) * config.dim
     return matmul_params(config) + embedding + norms
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from zlib import crc32
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from model.transformer import Llama
 
@@ -56,10 +56,18 @@ def _draw(shape: torch.Size, std: float, key: int) -> torch.Tensor:
 
 def _copy_full(parameter: torch.Tensor, full: torch.Tensor) -> None:
     if isinstance(parameter, DTensor):
-        mesh, placements = parameter.device_mesh, parameter.placements
-        full = full.to(mesh.device_type)
-        # src_data_rank=None: every rank holds the same full tensor, so nothing is sent.
-        shard = distribute_tensor(full, mesh, placements, src_data_rank=None)
-        parameter.to_local().copy_(shard.to_local())
+        parameter.to_local().copy_(_piece(parameter, full))
     else:
         parameter.copy_(full)
+
+
+def _piece(parameter: DTensor, full: torch.Tensor) -> torch.Tensor:
+    """This rank's part of `full`; every rank has the same, so nothing is sent."""
+    mesh = parameter.device_mesh
+    # From the last dimension of the mesh to the first: FSDP cuts what tensor parallelism left, also of rows.
+    for axis, placement in reversed(list(enumerate(parameter.placements))):
+        dim = getattr(placement, "dim", None)
+        if dim is not None:
+            pieces, place = full.chunk(mesh.size(axis), dim), mesh.get_local_rank(axis)
+            full = pieces[place] if place < len(pieces) else full.narrow(dim, 0, 0)
+    return full

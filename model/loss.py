@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from model.kernels import product
+
 IGNORE = -100  # a target to leave out
 # Logits of one chunk, in float32. On the CPU small enough to stay in the cache; on a GPU large enough for the
 # products to run at full speed (2,048 positions of LLaMA's 32,000 words).
@@ -66,14 +68,14 @@ def _chunked(
         x_CE, targets_C = x_NE[start : start + rows], targets_N[start : start + rows]
         valid_C = targets_C != IGNORE
         index_C1 = targets_C.where(valid_C, 0).unsqueeze(1)
-        log_probs_CV = torch.mm(x_CE, weight_VE.t()).log_softmax(-1, dtype=high)
+        log_probs_CV = product(x_CE, weight_VE.t()).log_softmax(-1, dtype=high)
         loss -= log_probs_CV.gather(1, index_C1).squeeze(1).where(valid_C, 0.0).sum()
         if grad_x_NE is None or grad_weight_VE is None:
             continue
         # d loss / d logits = softmax - one-hot of the target; nothing where the target is left out.
         weight_C1 = valid_C.to(high).unsqueeze(1)
         grad_CV = log_probs_CV.exp_().mul_(weight_C1).scatter_add_(1, index_C1, -weight_C1).to(x_NE.dtype)
-        torch.mm(grad_CV, weight_VE, out=grad_x_NE[start : start + rows])
+        grad_x_NE[start : start + rows] = product(grad_CV, weight_VE)
         if grad_weight_VE.dtype == grad_CV.dtype:
             # Not addmm_, which torch's FLOP counter overlooks.
             torch.addmm(grad_weight_VE, grad_CV.t(), x_CE, out=grad_weight_VE)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 _FUSED_DEVICES = ("cpu", "cuda")
 
@@ -48,3 +51,46 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scale all gradients by one factor so that their norm is at most `max_norm`; return the norm before, which is the
+    same on all ranks.
+
+    Each rank sums the squares of its own pieces, each divided by the number of ranks that hold it too, and one
+    all-reduce of one number makes the whole: the pieces may lie on meshes of any shape. (`clip_grad_norm_` reduces
+    each parameter's norm by itself, and refuses parameters of different meshes.)
+    """
+    pieces: dict[int, list[torch.Tensor]] = {}  # by the number of ranks that hold the same
+    shared = False
+    for parameter in parameters:
+        grad = parameter.grad
+        if isinstance(grad, DTensor):
+            shared = True
+            pieces.setdefault(_copies(grad), []).append(grad.to_local())
+        elif grad is not None:
+            pieces.setdefault(1, []).append(grad)
+    if not pieces:
+        return torch.zeros(())
+    total = _sum_squares(pieces)
+    if shared:
+        dist.all_reduce(total)
+    norm = total.sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    # On a GPU, to ask whether there is anything to scale would take longer than to scale by one.
+    if factor.device.type != "cpu" or factor < 1:
+        torch._foreach_mul_([piece for group in pieces.values() for piece in group], factor)
+    return norm
+
+
+def _sum_squares(pieces: dict[int, list[torch.Tensor]]) -> torch.Tensor:
+    """Sum of the squares of all elements, those of each group divided by its key."""
+    groups = [torch.stack(torch._foreach_norm(group)).square().sum() / copies for copies, group in pieces.items()]
+    return torch.stack(groups).sum()
+
+
+def _copies(grad: DTensor) -> int:
+    assert not any(placement.is_partial() for placement in grad.placements), "a gradient that was not reduced"
+    sizes = [grad.device_mesh.size(axis) for axis in range(grad.device_mesh.ndim)]
+    return math.prod(size for size, each in zip(sizes, grad.placements, strict=True) if each.is_replicate())

@@ -1,53 +1,125 @@
-"""Everything about distribution, applied from outside the model in a visible order: compile, then shard."""
+"""Everything about distribution, applied from outside the model, in the order in which it can be read here:
+tensor parallel, then activation checkpointing, then torch.compile, then FSDP.
+
+What goes where is decided in `model.sharding`, as data; this file carries it out.
+Shapes: B batch, L positions, E dim, V vocabulary.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from typing import Any, cast
 
-from model.transformer import Block, Llama
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from model.activation import Checkpointing, checkpoint_block
+from model.sharding import ROOT, Layout, ShardingPlan, sharding_plan
+from model.tensor_parallel import apply_tensor_parallel
+from model.transformer import Llama
+
+REPLICATE, SHARD, TENSOR = "replicate", "shard", "tensor"
+
+
+def make_mesh(device_type: str, layout: Layout) -> DeviceMesh:
+    """The grid of ranks (`model.sharding`) as a mesh. A dimension of size 1 is left out, but for that of the shards."""
+    sizes = {REPLICATE: layout.replicas, SHARD: layout.shards, TENSOR: layout.tensor}
+    kept = {name: size for name, size in sizes.items() if size > 1 or name == SHARD}
+    return init_device_mesh(device_type, tuple(kept.values()), mesh_dim_names=tuple(kept))
+
+
+def layout_of(mesh: DeviceMesh) -> Layout:
+    """The grid that `make_mesh` made the mesh of; a mesh of one dimension without a name has shards only."""
+    names = mesh.mesh_dim_names or (SHARD,)
+    sizes = {name: mesh.size(index) for index, name in enumerate(names)}
+    return Layout(sizes.get(REPLICATE, 1), sizes.get(SHARD, 1), sizes.get(TENSOR, 1))
 
 
 def parallelize(
     model: Llama,
     mesh: DeviceMesh | None,
     *,
+    plan: ShardingPlan | None = None,
     param_dtype: torch.dtype = torch.float32,
+    checkpointing: Checkpointing = "none",
     compile: bool = False,
     reshard_after_forward: bool = True,
 ) -> Llama:
-    """Compile and shard `model` in place and return it. Call on meta, then `to_empty`, then `init_weights`.
+    """Spread `model` over the ranks of `mesh`, in place, and return it. Call on meta, then `to_empty`, then
+    `init_weights`.
 
-    mesh: the data-parallel mesh, or None to leave the model whole (then in float32 only).
+    mesh: of `make_mesh`, or None to leave the model whole (then in float32 only).
+    plan: of `sharding_plan`, for the mesh's layout; made here where it is not given.
     param_dtype: what the forward and backward compute in; master weights and gradient reduction stay float32.
+    checkpointing: what blocks keep for the backward (`model.activation`).
     compile: torch.compile each block. The blocks are alike, so one is compiled and the rest reuse it.
     reshard_after_forward: free a block's gathered weights after its forward (less memory, one more gather).
 
-    FSDP averages gradients over the ranks; scale the loss by `loss_scale` to undo it.
+    FSDP averages gradients over the data-parallel ranks; scale the loss by `loss_scale` to undo it.
     """
     if mesh is None and param_dtype != torch.float32:
         raise ValueError(f"param_dtype {param_dtype} needs a mesh (one of a single rank will do)")
-    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    if mesh is not None:
+        plan = plan or sharding_plan(model, layout_of(mesh))
+        if plan.layout.tensor > 1:
+            apply_tensor_parallel(model, mesh[TENSOR], plan)
+    for block in model.blocks:
+        checkpoint_block(block, checkpointing)
     if compile:
-        for block in blocks:
+        for block in model.blocks:
             block.compile()  # in place: parameter names stay as they are
-    if mesh is None:
-        return model
-    # Inputs are not cast: the residual stream has param_dtype from the embedding on, and the rotary tables
-    # must stay float32.
-    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-    # The root's own group (embedding, last norm, output) is the first the backward needs: keep it gathered.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    if mesh is not None and plan is not None:
+        _fully_shard(model, mesh, plan, param_dtype, reshard_after_forward)
     return model
 
 
-def loss_scale(world_size: int, global_tokens: int) -> float:
+def _fully_shard(
+    model: Llama, mesh: DeviceMesh, plan: ShardingPlan, param_dtype: torch.dtype, reshard_after_forward: bool
+) -> None:
+    # Inputs are not cast: the residual stream has param_dtype from the embedding on, and the rotary tables
+    # must stay float32.
+    options: dict[str, Any] = {
+        "mesh": _data_mesh(mesh, plan.layout),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
+    }
+    modules = {name: model.get_submodule(name) for name in plan.units}
+    for name, module in modules.items():
+        # The root's own group (embedding, last norm, output) is the first the backward needs: keep it gathered.
+        fully_shard(module, reshard_after_forward=reshard_after_forward and name != ROOT, **options)
+    # Without being told, FSDP gathers the next unit when the CPU gets there; named here, while the one before computes.
+    for name, module in modules.items():
+        unit = cast(FSDPModule, module)
+        if ahead := plan.ahead(name):
+            unit.set_modules_to_forward_prefetch([cast(FSDPModule, modules[other]) for other in ahead])
+        if behind := plan.behind(name):
+            unit.set_modules_to_backward_prefetch([cast(FSDPModule, modules[other]) for other in behind])
+
+
+def _data_mesh(mesh: DeviceMesh, layout: Layout) -> DeviceMesh:
+    """What FSDP works on: the shards, or replicas of them."""
+    if mesh.ndim == 1:
+        return mesh
+    return mesh[REPLICATE, SHARD] if layout.replicas > 1 else mesh[SHARD]
+
+
+def loss_scale(data_ranks: int, global_tokens: int) -> float:
     """What to multiply a rank's summed loss by before `backward`.
 
     The gradient wanted is that of the summed loss over `global_tokens`, the valid targets of all ranks and
-    micro-batches of the step. FSDP divides by `world_size` on its own, hence the factor.
+    micro-batches of the step. FSDP divides by `data_ranks` on its own, hence the factor.
     """
-    return world_size / global_tokens
+    return data_ranks / global_tokens
+
+
+def set_gradient_sync(model: nn.Module, last: bool, each_micro_batch: bool) -> None:
+    """Before the backward of a micro-batch: what is summed over ranks then, and what waits for the `last` of the step.
+
+    Waiting sends least, and keeps the gradients of the whole model on each rank: 4 bytes per parameter. With
+    `each_micro_batch` they are cut at once (a reduce-scatter each time); replicas still wait for the last.
+    """
+    unit = cast(FSDPModule, model)
+    unit.set_requires_gradient_sync(last or each_micro_batch)
+    unit.set_requires_all_reduce(last)

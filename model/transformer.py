@@ -1,4 +1,4 @@
-"""LLaMA (Touvron et al. 2023): pre-norm blocks, RMSNorm, SwiGLU, rotary positions, no biases, untied output.
+"""LLaMA (Touvron et al. 2023): pre-norm blocks, RMSNorm, SwiGLU, rotary positions, no biases.
 
 This file knows nothing of distribution; see `model.parallelize`.
 Shapes: B batch, L positions, E dim, V vocabulary.
@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from model.attention import Attention, KVCache
+from model.attention import Attention, KVCache, Mask
 from model.config import LlamaConfig
 from model.kernels import rms_norm, swiglu
+from model.linear import Linear
 from model.loss import linear_cross_entropy_sum
+from model.packing import Packing
 from model.rope import rope_tables
 
 
@@ -35,9 +38,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.w_gate = nn.Linear(dim, hidden, bias=False)
-        self.w_up = nn.Linear(dim, hidden, bias=False)
-        self.w_down = nn.Linear(hidden, dim, bias=False)
+        self.w_gate = Linear(dim, hidden)
+        self.w_up = Linear(dim, hidden)
+        self.w_down = Linear(hidden, dim)
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
         return self.w_down(swiglu(self.w_gate(x_BLE), self.w_up(x_BLE)))
@@ -54,10 +57,27 @@ class Block(nn.Module):
         self.ffn = FeedForward(config.dim, config.ffn_hidden)
 
     def forward(
-        self, x_BLE: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KVCache | None = None
+        self,
+        x_BLE: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: KVCache | None = None,
+        mask: Mask = None,
     ) -> torch.Tensor:
-        x_BLE = x_BLE + self.attention(self.attention_norm(x_BLE), cos, sin, cache)
+        x_BLE = x_BLE + self.attention(self.attention_norm(x_BLE), cos, sin, cache, mask)
         return x_BLE + self.ffn(self.ffn_norm(x_BLE))
+
+
+class Head(nn.Module):
+    """Logits of the last norm's output, or the loss computed along with them. The matrix is handed in: it may be the
+    embedding's, and so this module has no weights and no names in a checkpoint."""
+
+    def forward(
+        self, x_BLE: torch.Tensor, weight_VE: torch.Tensor, targets_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if targets_BL is None:
+            return F.linear(x_BLE, weight_VE)
+        return linear_cross_entropy_sum(x_BLE, weight_VE, targets_BL)
 
 
 class Llama(nn.Module):
@@ -72,39 +92,44 @@ class Llama(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        # Tied, there is no second name for the embedding: `to_empty` and a checkpoint would make two weights of it.
+        self.output = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+        self.head = Head()
         # A function of the config, so not part of a checkpoint.
-        cos, sin = rope_tables(config.head_dim, config.sequence_length, config.rope_theta)
-        device = self.embedding.weight.device
-        self.register_buffer("cos", cos.to(device), persistent=False)
-        self.register_buffer("sin", sin.to(device), persistent=False)
+        self.register_buffer("cos", None, persistent=False)
+        self.register_buffer("sin", None, persistent=False)
+        self.reset_buffers()
 
     def reset_buffers(self) -> None:
-        """Recompute the rotary tables, which `to_empty` leaves undefined."""
-        config = self.config
-        cos, sin = rope_tables(config.head_dim, config.sequence_length, config.rope_theta)
-        self.cos.copy_(cos)
-        self.sin.copy_(sin)
+        """Compute the rotary tables, which `to_empty` leaves undefined, where the weights are."""
+        config, device = self.config, self.embedding.weight.device
+        cos, sin = rope_tables(config.head_dim, config.sequence_length, config.rope_theta, config.rope_scaling)
+        self.cos, self.sin = cos.to(device), sin.to(device)
 
     def forward(
         self,
         tokens_BL: torch.Tensor,
         targets_BL: torch.Tensor | None = None,
         caches: Sequence[KVCache] | None = None,
+        packing: Packing | None = None,
     ) -> torch.Tensor:
         """Logits (B, L, V), or with `targets_BL` the summed loss in nats (see `linear_cross_entropy_sum`).
 
-        With `caches`, one per layer, the tokens follow the positions already cached.
+        With `caches`, one per layer, the tokens follow the positions already cached. With `packing` (not both), the
+        sequences are made of documents that do not see each other.
         """
         start = caches[0].length if caches else 0
         end = start + tokens_BL.shape[1]
         if end > self.config.sequence_length:
             raise ValueError(f"{end} tokens exceed sequence_length ({self.config.sequence_length})")
         cos, sin = self.cos[start:end], self.sin[start:end]
+        mask: Mask = None
+        if packing is not None:
+            assert caches is None, "a cache holds one text, not documents packed together"
+            cos, sin, mask = self.cos[packing.positions_BL], self.sin[packing.positions_BL], packing.mask
         x_BLE = self.embedding(tokens_BL)
         for layer, block in enumerate(self.blocks):
-            x_BLE = block(x_BLE, cos, sin, caches[layer] if caches else None)
+            x_BLE = block(x_BLE, cos, sin, caches[layer] if caches else None, mask)
         x_BLE = self.norm(x_BLE)
-        if targets_BL is None:
-            return self.output(x_BLE)
-        return linear_cross_entropy_sum(x_BLE, self.output.weight, targets_BL)
+        weight_VE = self.embedding.weight if self.output is None else self.output.weight
+        return self.head(x_BLE, weight_VE, targets_BL)

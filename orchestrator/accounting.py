@@ -1,4 +1,4 @@
-"""What a spec declares about energy, as the figures of run.json and the series of intensities beside it."""
+"""What a spec declares, as the figures of run.json that its account needs, and the grid's intensities beside it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from energy.factors import Factor, accelerator
+from energy.factors import Factor, peak_flops
 from energy.grid import region_of
+from energy.places import from_source
 from energy.runs import RunFolder, write_json
 from energy.series import IntensitySeries
-from orchestrator.spec import Experiment
+from model.config import LlamaConfig
+from orchestrator.spec import EnergySpec, Experiment
 
 # Keys of the spec's energy section, and the accounting figures with their units that they become.
 FIGURES = {
@@ -23,23 +25,33 @@ FIGURES = {
 }
 
 
+def declared(energy: EnergySpec, key: str) -> Factor | None:
+    """A figure of the spec's energy section, by one of the keys of FIGURES; None where it is not declared.
+
+    One that was named keeps the year, place and basis that the table has for it.
+    """
+    name, unit = FIGURES[key]
+    value, source = getattr(energy, key), getattr(energy, f"{key}_source")
+    return None if value is None else from_source(key, value, source) or Factor(name, value, unit, source)
+
+
 def accounting_of(experiment: Experiment) -> dict[str, Any]:
     """{accounting, place, embodied_convention} for run.json: every figure with value, unit, source, and its hash."""
     energy = experiment.energy
-    figures: dict[str, Any] = {}
-    for key, (name, unit) in FIGURES.items():
-        value = getattr(energy, key)
-        source = getattr(energy, f"{key}_source")
-        figures[name] = None if value is None else Factor(name, value, unit, source).as_dict()
-    declared = energy.intensity_factor
-    figures["intensity_g_per_kwh"] = declared.as_dict() if declared else None
+    found = {name: declared(energy, key) for key, (name, _) in FIGURES.items()}
+    found["intensity_g_per_kwh"] = energy.intensity_factor
+    figures = {name: factor.as_dict() if factor else None for name, factor in found.items()}
     if experiment.cluster.accelerator:
-        known = accelerator(experiment.cluster.accelerator)
-        source = f"{known.name}: {known.source}"
-        figures["peak_flops"] = Factor("peak_flops", known.peak_flops, "FLOP/s", source).as_dict()
+        figures["peak_flops"] = peak_flops(experiment.cluster.accelerator).as_dict()
     region = region_of(energy.grid) if energy.grid else None
     place = {"region": energy.grid, "provider": region.provider if region else None}
     return {"accounting": figures, "place": place, "embodied_convention": energy.embodied_convention}
+
+
+def model_figures(config: LlamaConfig) -> dict[str, Any]:
+    """The model as run.json has it: its shape, parameters, and FLOP per token by the PaLM convention."""
+    counted = {key: getattr(config, key) for key in ("params", "matmul_params", "flop_per_token")}
+    return asdict(config) | counted
 
 
 def keep_series_file(experiment: Experiment, folder: RunFolder) -> None:

@@ -20,6 +20,11 @@ RESUMABLE = {
     "training.evaluate_every_steps",
     "training.checkpoint_every_steps",
     "training.micro_batch_sequences",
+    # How a step is computed, not what.
+    "training.activation_checkpointing",
+    "training.attention",
+    "training.compile",
+    "training.gradient_reduction",
 }
 LOST = "the process that ran it ended without a word (killed, or the machine went down)"
 

@@ -9,9 +9,16 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.checkpoint.stateful import Stateful
 
+from model.config import LlamaConfig
+from model.weights.dcp import CheckpointWeights
 from orchestrator.saved import newest_complete as newest_complete
 
 PROBE_BYTES = 2**20
@@ -67,6 +74,17 @@ def save(state: TrainState, folder: Path, step: int) -> Path:
 def load(state: TrainState, path: Path) -> None:
     """Fills model, optimiser and progress from `path`, whatever number of ranks wrote it. A collective."""
     dcp.load({"app": state}, checkpoint_id=path)
+
+
+def load_weights(model: torch.nn.Module, config: LlamaConfig, path: Path) -> None:
+    """Fills the model alone from a checkpoint, of a run or of imported weights, in its own dtype. A collective.
+
+    ValueError where the checkpoint does not hold the weights of `config`, or more than tensors under their names.
+    """
+    CheckpointWeights(path, config)  # looks, and reads nothing
+    weights = get_model_state_dict(model)
+    dcp.load({"app": {"model": weights}}, checkpoint_id=path)
+    set_model_state_dict(model, weights)
 
 
 def _why(folder: Path, error: CheckpointException) -> str:

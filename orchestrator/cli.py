@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+from opcode import opmap
 
 import click
 
@@ -14,6 +15,9 @@ from orchestrator.commands.metering import doctor, measure, readings
 from orchestrator.commands.planning import plan
 from orchestrator.commands.reporting import report, verify
 from orchestrator.commands.training import generate, run, schema
+from orchestrator.commands.weights import export, import_
+
+ROOMS = {"energy", "model", "orchestrator", "dashboards"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +31,8 @@ for command in (
     plan,
     report,
     generate,
+    import_,
+    export,
     schema,
     estimate,
     published,
@@ -53,9 +59,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except ValueError as error:
-        _tell(str(error))
-        sys.exit(2)
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain about it once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -66,8 +69,25 @@ def main() -> None:
         _tell(f"{error.strerror or error}{place}" + ("; free some space there and try again" if full else ""))
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, ValueError) and _is_ours(error):
+            _tell(str(error))
+            sys.exit(2)
         _tell(f"unexpected {type(error).__name__}: {error}\n-v shows where; this is our fault: please report it")
         sys.exit(1)
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether a `raise` of this program said it: then it is about what the user did, and says what to do.
+
+    One that Python or a library raised (shapes that do not fit, text that is no number) got past our checks, which is
+    our fault and nothing that the user could put right.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or place.tb_frame.f_globals["__name__"].partition(".")[0] not in ROOMS:
+        return False
+    return place.tb_frame.f_code.co_code[place.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
 def _tell(message: str) -> None:

@@ -17,8 +17,8 @@ _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 def cause(error: BaseException) -> str:
     """The innermost failure of the rank that failed first, in one line; the rest is in logs/ray.log."""
     failures = getattr(error, "worker_failures", None) or {}
-    told = [_last_line(str(failures[rank])) or repr(failures[rank]) for rank in sorted(failures)]
-    told = told or [_last_line(str(error)) or repr(error)]
+    told = [last_line(str(failures[rank])) or repr(failures[rank]) for rank in sorted(failures)]
+    told = told or [last_line(str(error)) or repr(error)]
     return next((line for line in told if not _ECHOES.search(line)), told[0])
 
 
@@ -37,7 +37,8 @@ def advice(error: str, run: Path, spec: Path | None) -> list[str]:
     return lines
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The line of a traceback or a log that says what went wrong; "" of an empty text."""
     lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
     if not lines:
         return ""

@@ -1,36 +1,32 @@
-"""Text from a trained run: its newest checkpoint, its own tokenizer."""
+"""Text from a trained run or imported weights: the newest checkpoint, its own tokenizer."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 
-from model.config import LlamaConfig
 from model.generate import generate
 from model.transformer import Llama
-from orchestrator.checkpoint import newest_complete
+from model.weights.dcp import CheckpointWeights
+from model.weights.tensors import Cast, main_dtype
 from orchestrator.data.tokenizer import Tokenizer
-from orchestrator.spec_file import BadInput, load_experiment
+from orchestrator.model_folder import open_model_folder
+from orchestrator.spec_file import BadInput
 
 
-def load_model(run: Path) -> tuple[Llama, Tokenizer]:
-    """Model and tokenizer of a run, on the GPU if there is one; BadInput where there is no complete checkpoint."""
-    if not (run / "experiment.yaml").exists():
-        raise BadInput(f"{run} is not a run: it has no experiment.yaml")
-    newest = newest_complete(run / "checkpoints")
-    if newest is None:
-        raise BadInput(f"{run} has no complete checkpoint yet")
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
-    config: LlamaConfig = load_experiment(run / "experiment.yaml").llama_config(tokenizer.vocab_size)
-    model = Llama(config)
-    state: dict[str, Any] = {"app": {"model": model.state_dict()}}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
-        dcp.load(state, checkpoint_id=newest, no_dist=True)
-    model.load_state_dict(state["app"]["model"])
+def load_model(path: Path) -> tuple[Llama, Tokenizer]:
+    """Model and tokenizer of a run or of imported weights, in their dtype, on the GPU if there is one.
+
+    BadInput where there is no complete checkpoint, or no tokenizer.
+    """
+    folder = open_model_folder(path)
+    tokenizer = folder.load_tokenizer()
+    stored = CheckpointWeights(folder.checkpoint, folder.config)
+    source = Cast(stored, main_dtype(stored.tensors))  # one dtype: a product of two would be refused
+    with torch.device("meta"):
+        model = Llama(folder.config)
+    model.load_state_dict({name: source.read(name) for name in source.tensors}, assign=True)
+    model.reset_buffers()
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

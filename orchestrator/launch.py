@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import textwrap
 import threading
 from dataclasses import asdict
 from typing import Any
 
 import psutil
 
+from orchestrator.endings import last_line
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput
 from orchestrator.worker import Job
@@ -30,6 +32,7 @@ CPU_RANK_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_ARENA_MAX": "1",
 }
+LONGEST_REASON = 160  # characters; Ray's own may be twenty lines of a log, which logs/ray.log has whole
 # Processes of a local Ray that keep their priority: the ranks, the meters, and what answers Ray's health checks. The
 # two dozen others (dashboard, agents, log monitors, Ray Train's helper actors) were measured to take a tenth of a core.
 UNHURRIED_NICENESS = 19
@@ -37,7 +40,7 @@ KEEP_PRIORITY = ("ray::RayTrainWorker", "ray::MeterActor", "raylet", "gcs_server
 
 
 def start_ray(experiment: Experiment) -> None:
-    """Joins the cluster of the spec, or starts a local one with a slot for each worker."""
+    """Joins the cluster of the spec, or starts a local one with a slot for each worker; RuntimeError if it cannot."""
     for key, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray
@@ -57,7 +60,10 @@ def start_ray(experiment: Experiment) -> None:
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises many unrelated types here; all mean that there is no cluster
-        raise BadInput(f"Ray could not be started or joined ({address or 'local'}): {error}") from error
+        what = f"Ray at {address} could not be joined" if address else "Ray did not start on this machine"
+        need = "" if address else " (it needs some twenty free ports and 2 GB of free memory)"
+        said = textwrap.shorten(last_line(str(error)) or repr(error), LONGEST_REASON, placeholder=" ...")
+        raise RuntimeError(f"{what}{need}: {said}") from error
 
 
 def _cluster_address(wanted: str | None) -> str | None:
@@ -75,7 +81,9 @@ def choose_workers(experiment: Experiment) -> tuple[int, str]:
         return cluster.workers, "cpu"
     if gpus >= cluster.workers:
         return cluster.workers, "cuda"
-    if gpus and cluster.accelerator is None and experiment.batch_sequences % gpus == 0:
+    divides = gpus % (cluster.replicas * cluster.tensor_parallel) == 0
+    divides = divides and experiment.batch_sequences % max(1, gpus // cluster.tensor_parallel) == 0
+    if gpus and cluster.accelerator is None and divides:
         return gpus, "cuda"  # a spec written for the CPU, on a machine with fewer GPUs than it has workers
     raise BadInput(f"the spec wants {cluster.workers} GPUs and the cluster has {gpus}; set cluster.workers or device")
 

@@ -13,24 +13,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from energy.boundaries import METHODS, boundary_text
 from energy.human import digits, energy_scale, human_carbon, human_energy, human_time, percent
 from energy.measure import ending
 from energy.measurement import Measurement
 from energy.windows import DeviceWindow
 
-BOUNDARIES = {
-    "gpu": "the GPUs alone: no CPU, memory, fans or power supplies",
-    "node": "the devices above; no fans, power supplies, storage or network",
-}
-METHODS = {"counter": "energy counter", "integrated": "power readings", "modelled": "model", "assumed": "assumption"}
 STATES = {"ok": ("ok", "green"), "modelled": ("modelled", "yellow"), "missing": ("missing", "yellow")}
 STATES |= {"broken": ("BROKEN", "bold red")}
-
-
-def _boundary(result: Measurement) -> str:
-    if any(device.kind in ("node", "baseline") for device in result.devices):
-        return "the devices above, with what was declared of the node; no network"
-    return BOUNDARIES[result.boundary]
 
 
 def opening(sensors: Sequence[dict[str, Any]], address: str | None) -> list[str]:
@@ -72,12 +62,13 @@ def print_measurement(result: Measurement, report: Path | None, console: Console
     covered = [f"{percent(share)} {key.removeprefix('share_')}" for key, share in result.shares().items() if share]
     table.add_row(Text("total", "bold"), *_energy(scale, window.energy_j, window.low_j, window.high_j, "bold"), "")
     console.print(Padding(table, (0, 0, 0, 2)))
-    rows = [("of it", ", ".join(covered) or "nothing was read"), ("boundary", _boundary(result))]
-    factors = result.factors
-    if totals["energy_facility_kwh"] is not None:
-        rows.append(("facility", f"{human_energy(totals['energy_facility_kwh'])}, PUE {factors.pue:g}"))
-    if totals["carbon_tco2eq"] is not None:
-        rows.append(("carbon", f"{human_carbon(totals['carbon_tco2eq'])}, {factors.intensity_g_per_kwh:g} g/kWh"))
+    boundary = boundary_text(result.boundary, {device.kind for device in result.devices})
+    rows = [("of it", ", ".join(covered) or "nothing was read"), ("boundary", boundary)]
+    pue, intensity = result.factors.pue, result.factors.intensity
+    if pue is not None and totals["energy_facility_kwh"] is not None:
+        rows.append(("facility", f"{human_energy(totals['energy_facility_kwh'])}, PUE {pue.value:g}"))
+    if intensity is not None and totals["carbon_tco2eq"] is not None:
+        rows.append(("carbon", f"{human_carbon(totals['carbon_tco2eq'])}, {intensity.value:g} g/kWh"))
     else:
         rows.append(("carbon", "not known: it needs --pue and --intensity-g-per-kwh, with sources"))
     rows += [("note", text) for text in _notes(result)]

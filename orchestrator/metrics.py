@@ -62,6 +62,11 @@ class MetricsFile:
         if self._rank == 0:
             self._write(event="devices", uuids=uuids)
 
+    def choices(self, in_use: dict[str, Any]) -> None:
+        """Notes what the ranks of this attempt compute with: checkpointing, attention, compiler, grid."""
+        if self._rank == 0:
+            self._write(event="choices", **in_use)
+
     def evaluation(self, step: int, validation_loss: float) -> None:
         if self._rank == 0:
             self._write(event="evaluation", step=step, time_unix_s=time.time(), validation_loss=validation_loss)

@@ -10,12 +10,14 @@ from pydantic import BeforeValidator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from energy.units import INTENSITIES
+
 _NUMBER = re.compile(r"^\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s].*?)?\s*$")
 
 COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 POWER = {"": 1.0, "W": 1.0, "kW": 1e3, "mW": 1e-3, "MW": 1e6}
 DURATION = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-INTENSITY = {"": 1.0, "g/kWh": 1.0, "kg/kWh": 1e3, "kg/MWh": 1.0, "t/MWh": 1e3, "lb/MWh": 0.45359237}
+INTENSITY = {"": 1.0, **INTENSITIES}
 
 
 def quantity(text: Any, units: dict[str, float], example: str) -> float:

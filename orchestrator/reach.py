@@ -24,10 +24,27 @@ def require_cluster(address: str | None) -> None:
         raise BadInput(
             f"{source} {address!r}: expected host:port, as `ray start --head` prints it; nothing was started"
         )
+    what_next = f"start one there with `ray start --head`, or leave {source} out to have a local one"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
     except OSError as error:
         raise BadInput(
-            f"no Ray answers at {address} ({source}): {error.strerror or error}; start one there with "
-            f"`ray start --head`, or leave {source} out to have a local one; nothing was started"
+            f"no Ray answers at {address} ({source}): {error.strerror or error}; {what_next}; nothing was started"
         ) from error
+    # With TLS the greeting needs Ray's certificates: what answers is then left for Ray to find out.
+    if os.environ.get("RAY_USE_TLS", "0") in ("", "0") and not _speaks_grpc(f"{host}:{port}"):
+        raise BadInput(
+            f"what answers at {address} ({source}) is not Ray: it does not speak gRPC; {what_next}; nothing was started"
+        )
+
+
+def _speaks_grpc(target: str) -> bool:
+    """Both of Ray's ports do; a web server or a Redis on the same port would keep `ray.init` waiting for minutes."""
+    import grpc
+
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True

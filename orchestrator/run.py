@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from energy.runs import RunFolder, write_json
 from orchestrator import attempts as attempt_files
-from orchestrator.accounting import accounting_of, ask_for_series, keep_series_file
+from orchestrator.accounting import accounting_of, ask_for_series, keep_series_file, model_figures
 from orchestrator.attempts import Claim
 from orchestrator.corpus import PreparedCorpus, prepare_corpus
 from orchestrator.endings import advice, cause
+from orchestrator.in_use import in_words, keep_choices
+from orchestrator.model_folder import ModelFolder, initial_weights
 from orchestrator.reach import require_cluster
+from orchestrator.saved import newest_complete
 from orchestrator.screen import RayLog, RunScreen
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, dump_experiment
@@ -58,6 +60,7 @@ def run_experiment(
     run_id: str | None = None,
     resume: Path | None = None,
     spec: Path | None = None,
+    profile_steps: int = 0,
 ) -> tuple[RunFolder, int]:
     """Trains and accounts; the run folder and the exit code (0 done, 130 stopped by Ctrl-C, 1 failed).
 
@@ -70,6 +73,9 @@ def run_experiment(
         path = attempt_files.run_path(runs_dir, run_id or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     require_cluster(experiment.cluster.address)
     prepared = prepare_corpus(experiment, screen.progress)
+    weights = None
+    if not resume or newest_complete(existing.path / "checkpoints") is None:  # else nobody reads them again
+        weights = initial_weights(experiment, prepared.tokenizer_path, prepared.vocab_size)
     if resume:
         claim = Claim(existing)
     else:
@@ -81,7 +87,7 @@ def run_experiment(
             attempt_files.require_same_data(claim.folder, prepared.tokenizer_path, prepared.description)
             if changed:
                 screen.note(f"changed since the run was started: {', '.join(changed)}")
-        return _run(experiment, claim, prepared, screen, spec, fresh=not resume)
+        return _run(experiment, claim, prepared, weights, screen, spec, not resume, profile_steps)
     finally:
         claim.release()
 
@@ -90,9 +96,11 @@ def _run(
     experiment: Experiment,
     claim: Claim,
     prepared: PreparedCorpus,
+    weights: ModelFolder | None,
     screen: RunScreen,
     spec: Path | None,
     fresh: bool,
+    profile_steps: int,
 ) -> tuple[RunFolder, int]:
     folder, started = claim.folder, time.time()  # the corpus is made by now: what it took is no training time
     spec_file = folder.path / "experiment.yaml"
@@ -104,7 +112,10 @@ def _run(
         claim.hold_space()
         (folder.path / "stop").unlink(missing_ok=True)
         (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
-        folder.write_run(previous | _describe(experiment, folder, prepared, attempts))
+        described = _describe(experiment, folder, prepared, attempts)
+        if weights is not None:
+            described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
+        folder.write_run(previous | described)
         spec_file.write_text(dump_experiment(experiment), encoding="utf-8")
         if fresh:
             _write_plan(experiment, folder)
@@ -116,7 +127,9 @@ def _run(
     with Stops(folder.path / "stop", screen, lambda: ending.write("stopped")) as stops:
         with RayLog(folder.path / RAY_LOG) as log:
             try:
-                complete = _train(experiment, claim, prepared.path, started, len(attempts), screen, stops)
+                complete = _train(
+                    experiment, claim, prepared.path, weights, started, len(attempts), screen, stops, profile_steps
+                )
                 ending.write("completed" if complete else "stopped")
             except BadInput:
                 if fresh:
@@ -141,10 +154,12 @@ def _train(
     experiment: Experiment,
     claim: Claim,
     corpus: Path,
+    weights: ModelFolder | None,
     started: float,
     attempt: int,
     screen: RunScreen,
     stops: Stops,
+    profile_steps: int,
 ) -> bool:
     """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail."""
     from orchestrator.launch import Training, choose_workers, start_ray
@@ -152,10 +167,7 @@ def _train(
     from orchestrator.worker import Job
 
     folder = claim.folder
-    try:
-        start_ray(experiment)
-    except BadInput as error:  # the spec may be right: it is Ray or the machine that is not
-        raise RuntimeError(str(error)) from error
+    start_ray(experiment)
     import ray
 
     stops.install()  # again: ray.init puts a handler of its own
@@ -168,28 +180,43 @@ def _train(
             meters=described, hosts=[meter["node"] for meter in described], world_size=workers, device_type=device
         )
         screen.opening(experiment, run)
-        job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started)
+        start_from = None if weights is None else str(weights.checkpoint)
+        job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started, start_from, profile_steps)
         training = Training(job, workers, device, str(folder.path / "logs"))
         training.start()
+        choices = None
         with screen.live(experiment, folder):
             while training.is_alive():
                 training.join(timeout=0.5)
+                if choices is None and (choices := keep_choices(folder, attempt)) is not None:
+                    screen.note(f"  {in_words(choices)}")
                 if screen.update(folder):
                     stops.gently()
                 for text in stops.notes():
                     screen.note(text)
         if training.error is not None:
             raise training.error
+        if profile_steps:
+            screen.note(_profile(folder))
         return bool(training.complete)
     finally:
         stops.finishing()
         claim.free_space()  # before the last readings: a full disk still has room for them
+        keep_choices(folder, attempt)
         described, faults = stop_meters(meters)
         if described:
             folder.update_run(meters=described)  # with what came up while they ran
         for fault in faults:
             screen.note(fault)
         ray.shutdown()
+
+
+def _profile(folder: RunFolder) -> str:
+    """The table of the profiler, and where the trace lies; or why there is none."""
+    table = folder.path / "profile" / "profile.txt"
+    if not table.exists():
+        return "no profile was recorded: the training had no step after the first ones"
+    return f"{table.read_text(encoding='utf-8')}  trace for ui.perfetto.dev: {table.with_name('trace.json.gz')}"
 
 
 def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
@@ -220,16 +247,11 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "hosts": [socket.gethostname()],
         "world_size": experiment.cluster.workers,
         "device_type": None,
-        "model": asdict(config)
-        | {
-            "params": config.params,
-            "matmul_params": config.matmul_params,
-            "flop_per_token": config.flop_per_token,
-        },
+        "model": model_figures(config),
         "data": prepared.description,
         "planned_tokens": experiment.total_steps * experiment.training.batch_tokens,
         **accounting_of(experiment),
-        "training": {"activation_checkpointing": "none", "dtype": experiment.training.dtype},
+        "training": {},  # what `auto` becomes is the ranks' decision: see keep_choices
         "meters": [],
         "command": shlex.join(["hoofprint", *sys.argv[1:]]),
     }

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from energy.factors import match_accelerator
+from energy.factors import common_accelerator
 from energy.human import human_carbon, human_count, human_energy, human_flop, percent
 from energy.runs import RunFolder
 from orchestrator import view
@@ -272,6 +272,5 @@ def _peak_flops(run: dict[str, Any]) -> float | None:
     given = (run.get("accounting") or {}).get("peak_flops")
     if given:
         return float(given["value"])
-    names = {s["name"] for meter in run["meters"] for s in meter["sensors"] if s["kind"] == "gpu"}
-    known = match_accelerator(names.pop()) if len(names) == 1 else None
+    known = common_accelerator(s["name"] for meter in run["meters"] for s in meter["sensors"] if s["kind"] == "gpu")
     return known.peak_flops if known else None

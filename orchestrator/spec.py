@@ -1,33 +1,73 @@
 """The experiment: one YAML file, checked as a whole before anything starts. An unknown key is an error."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from energy.factors import Factor
 from energy.factors import accelerator as known_accelerator
 from energy.grid import intensity as grid_intensity
-from model.config import LlamaConfig
+from model.config import LlamaConfig, RopeKind, RopeScaling, default_ffn_hidden
+from orchestrator.named import OrName, with_names_looked_up
 from orchestrator.quantities import Count, DurationS, IntensityGPerKwh, Number, PowerW
 
 Positive = Annotated[Count, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
+def _known_to(look_up: Callable[[str], object]) -> AfterValidator:
+    """Text that a look-up in the factor tables knows; its message names what is near."""
+
+    def look(name: str) -> str:
+        look_up(name)
+        return name
+
+    return AfterValidator(look)
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class RopeScalingSpec(Strict):
+    """Rotary frequencies slowed for longer sequences. `linear` knows `factor` only, `llama3` all four."""
+
+    kind: RopeKind
+    factor: Annotated[Number, Field(gt=0)]
+    low_freq_factor: Annotated[Number, Field(gt=0)] = 1.0
+    high_freq_factor: Annotated[Number, Field(gt=0)] = 4.0
+    original_length: Positive = 8192
+
+    @model_validator(mode="after")
+    def _high_is_above_low(self) -> "RopeScalingSpec":
+        RopeScaling(**self.model_dump())  # checks itself
+        return self
+
+    @property
+    def scaling(self) -> RopeScaling:
+        return RopeScaling(**self.model_dump())
+
+
 class ModelSpec(Strict):
-    """The LLaMA architecture. `ffn_hidden` defaults to 2/3 of 4 dim, rounded up to a multiple of 256."""
+    """The LLaMA architecture. `ffn_hidden` defaults to 2/3 of 4 dim, rounded up to a multiple of 256.
+
+    `init_from`: a folder of `hoofprint import`, or a run, whose weights the training starts from.
+    """
 
     dim: Positive
     n_layers: Positive
     n_heads: Positive
+    n_kv_heads: Positive | None = None  # fewer than n_heads is grouped-query attention
     ffn_hidden: Positive | None = None
     norm_eps: Annotated[Number, Field(gt=0)] = 1e-5
     sequence_length: Positive = 2048
+    rope_theta: Annotated[Number, Field(gt=0)] = 1e4
+    rope_scaling: RopeScalingSpec | None = None
+    tie_embeddings: bool = False
+    vocab_size: Positive | None = None  # rows of the embedding; default: as many as the tokenizer has pieces
+    init_from: Path | None = None
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> "ModelSpec":
@@ -35,6 +75,8 @@ class ModelSpec(Strict):
             raise ValueError(
                 f"n_heads {self.n_heads} does not divide dim {self.dim} into heads of even size (rotary pairs)"
             )
+        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
         return self
 
 
@@ -69,6 +111,7 @@ class DataSpec(Strict):
 
     sources: Annotated[list[SourceEntry], Field(min_length=1)]
     tokenizer: TokenizerSpec = TokenizerSpec()
+    document_masking: bool = False  # no token attends to another document of its sequence; positions begin anew
     validation_fraction: Annotated[Number, Field(gt=0, lt=0.5)] = 0.01
     cache: Path = Path(".cache/hoofprint")
 
@@ -96,26 +139,44 @@ class TrainingSpec(Strict):
     weight_decay: Annotated[Number, Field(ge=0)] = 0.1
     gradient_clip: Annotated[Number, Field(gt=0)] = 1.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # What blocks keep for the backward: everything, the outputs of linear layers and attention, or their input only;
+    # auto: the fastest that fits the devices.
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    compile: Literal["auto"] | bool = "auto"  # torch.compile each block; auto: on GPUs
+    # Gradients of a step's micro-batches are summed on each worker and reduced once, or cut at once to save memory;
+    # auto: once where they fit.
+    gradient_reduction: Literal["auto", "once_per_step", "each_micro_batch"] = "auto"
+    # The attention kernel. flex and varlen are for document_masking, flash and cudnn for whole sequences.
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math", "flex", "varlen"] = "auto"
     evaluate_every_steps: Positive = 500
     evaluation_sequences: Positive = 64
     checkpoint_every_steps: Positive = 500
 
 
 class ClusterSpec(Strict):
-    """How many workers (one per GPU where there are GPUs), and where. No address starts a local Ray."""
+    """How many workers (one per GPU where there are GPUs), and where. No address starts a local Ray.
+
+    The workers form a grid: `replicas` of groups that shard the model (1: all workers shard it), and in each of them
+    groups of `tensor_parallel` workers that share a batch and compute each block together.
+    """
 
     workers: Positive = 1
+    replicas: Positive = 1
+    tensor_parallel: Positive = 1
     gpus_per_node: Positive = 8
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    accelerator: str | None = None
+    accelerator: Annotated[str, _known_to(known_accelerator)] | None = None
     address: str | None = None
 
-    @field_validator("accelerator")
-    @classmethod
-    def _accelerator_is_known(cls, name: str | None) -> str | None:
-        if name is not None:
-            known_accelerator(name)  # its message names the near ones
-        return name
+    @model_validator(mode="after")
+    def _workers_form_a_grid(self) -> "ClusterSpec":
+        group = self.replicas * self.tensor_parallel
+        if self.workers % group:
+            raise ValueError(
+                f"workers {self.workers} do not divide into replicas {self.replicas} x tensor_parallel "
+                f"{self.tensor_parallel}; nearest: {max(1, self.workers // group) * group}"
+            )
+        return self
 
 
 SOURCED = (
@@ -128,26 +189,38 @@ SOURCED = (
     "device_rated_power",
     "node_baseline",
 )
+TOLD_BY_ONE_OF = {
+    "the power of a node": ("node_baseline", "node_power_command", "node_power_file"),
+    "the grid's intensity": ("grid", "intensity"),
+    "the grid's intensity by the hour": ("grid_series", "grid_zone"),
+}
 
 
 class EnergySpec(Strict):
-    """Accounting assumptions. What is not declared stays missing in the record: nothing is guessed."""
+    """Accounting assumptions. What is not declared stays missing in the record: nothing is guessed.
+
+    Those that the factor tables hold may be named, as in `pue: google fleet 2024` or `water_intensity: FR`.
+    """
 
     sample_interval: Annotated[DurationS, Field(ge=0.05, le=60)] = 1.0
-    pue: Annotated[Number, Field(ge=1, le=5)] | None = None
+    pue: Annotated[Number, Field(ge=1, le=5), OrName()] | None = None
     pue_source: str | None = None
     intensity: Annotated[IntensityGPerKwh, Field(ge=0)] | None = None
     intensity_source: str | None = None
-    grid: str | None = None  # a place (FR, US-CA, aws us-west-2) or a preset, looked up in the factor tables
+    # a place (FR, US-CA, us-west-2) or a preset, looked up in the factor tables
+    grid: Annotated[str, _known_to(grid_intensity)] | None = None
     grid_series: Path | None = None  # a CSV or JSON file of intensities by the hour (UTC)
     grid_zone: str | None = None  # a zone of Electricity Maps, asked after the run; the token is in the environment
-    intensity_market: Annotated[IntensityGPerKwh, Field(ge=0)] | None = None  # by contracts, beside the grid's
+    # by contracts, beside the grid's; without any, a residual mix
+    intensity_market: Annotated[IntensityGPerKwh, Field(ge=0), OrName()] | None = None
     intensity_market_source: str | None = None
-    transmission_loss: Annotated[Number, Field(ge=0, lt=1)] | None = None  # share lost between power station and site
+    # share lost between power station and site
+    transmission_loss: Annotated[Number, Field(ge=0, lt=1), OrName()] | None = None
     transmission_loss_source: str | None = None
-    wue: Annotated[Number, Field(ge=0)] | None = None  # litres on site per IT kWh
+    wue: Annotated[Number, Field(ge=0), OrName()] | None = None  # litres on site per IT kWh
     wue_source: str | None = None
-    water_intensity: Annotated[Number, Field(ge=0)] | None = None  # litres at power stations per facility kWh
+    # litres at power stations per facility kWh
+    water_intensity: Annotated[Number, Field(ge=0), OrName()] | None = None
     water_intensity_source: str | None = None
     embodied_convention: Literal["calendar", "busy-hour"] = "calendar"
     device_rated_power: Annotated[PowerW, Field(gt=0)] | None = None
@@ -156,13 +229,6 @@ class EnergySpec(Strict):
     node_baseline_source: str | None = None
     node_power_command: str | None = None  # prints a node's whole power, such as `ipmitool dcmi power reading`
     node_power_file: Path | None = None
-
-    @model_validator(mode="after")
-    def _node_power_has_one_source(self) -> "EnergySpec":
-        given = [k for k in ("node_baseline", "node_power_command", "node_power_file") if getattr(self, k) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} tell the same power of a node: give one of them")
-        return self
 
     @property
     def intensity_factor(self) -> Factor | None:
@@ -173,6 +239,11 @@ class EnergySpec(Strict):
             return None
         return Factor("intensity_g_per_kwh", self.intensity, "g CO2eq/kWh", str(self.intensity_source))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_looked_up(cls, given: Any) -> Any:
+        return with_names_looked_up(given)
+
     @field_validator("grid", mode="before")
     @classmethod
     def _norway_is_a_place(cls, place: Any) -> Any:
@@ -180,19 +251,12 @@ class EnergySpec(Strict):
             raise ValueError("YAML reads NO as false: quote it, 'NO'")
         return place
 
-    @field_validator("grid")
-    @classmethod
-    def _grid_is_known(cls, place: str | None) -> str | None:
-        if place is not None:
-            grid_intensity(place)  # its message names the near ones
-        return place
-
     @model_validator(mode="after")
-    def _one_intensity(self) -> "EnergySpec":
-        if self.grid is not None and self.intensity is not None:
-            raise ValueError("grid and intensity both tell the grid's intensity: give one of them")
-        if self.grid_series is not None and self.grid_zone is not None:
-            raise ValueError("grid_series and grid_zone both tell the intensity by the hour: give one of them")
+    def _each_is_told_once(self) -> "EnergySpec":
+        for what, keys in TOLD_BY_ONE_OF.items():
+            given = [key for key in keys if getattr(self, key) is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} all tell {what}: give one of them")
         return self
 
     @model_validator(mode="after")
@@ -215,6 +279,17 @@ class Experiment(Strict):
     training: TrainingSpec
     cluster: ClusterSpec = ClusterSpec()
     energy: EnergySpec = EnergySpec()
+
+    @field_validator("data")
+    @classmethod
+    def _weights_bring_their_tokenizer(cls, data: DataSpec, info: ValidationInfo) -> DataSpec:
+        model = info.data.get("model")
+        if model is not None and model.init_from is not None and data.tokenizer.path is None:
+            raise ValueError(
+                "model.init_from needs tokenizer.path: trained weights mean nothing under a tokenizer that is made for "
+                "this text"
+            )
+        return data
 
     @field_validator("training")
     @classmethod
@@ -239,14 +314,32 @@ class Experiment(Strict):
         model, training = info.data.get("model"), info.data.get("training")
         if model is None or training is None:
             return cluster
-        sequences = training.batch_tokens // model.sequence_length
-        if sequences % cluster.workers:
-            below = sequences // cluster.workers * cluster.workers
-            near = f"{below or cluster.workers} or {below + cluster.workers}"
-            raise ValueError(
-                f"batch of {sequences} sequences does not divide over {cluster.workers} ranks; nearest: {near}"
-            )
+        tensor = cluster.tensor_parallel
+        for knob in ("n_heads", "n_kv_heads", "ffn_hidden", "sequence_length"):
+            size = getattr(model, knob) or (default_ffn_hidden(model.dim) if knob == "ffn_hidden" else tensor)
+            if size % tensor:
+                raise ValueError(f"tensor_parallel {tensor} does not divide model.{knob} {size}")
+        sequences, ranks = training.batch_tokens // model.sequence_length, cluster.workers // tensor
+        if sequences % ranks:
+            below = sequences // ranks * ranks
+            near = f"{below or ranks} or {below + ranks}"
+            raise ValueError(f"batch of {sequences} sequences does not divide over {ranks} ranks; nearest: {near}")
         return cluster
+
+    @field_validator("training")
+    @classmethod
+    def _attention_fits_the_data(cls, training: TrainingSpec, info: ValidationInfo) -> TrainingSpec:
+        data = info.data.get("data")
+        if data is None:
+            return training
+        if training.attention in ("flex", "varlen") and not data.document_masking:
+            raise ValueError(f"attention {training.attention} is for documents: set data.document_masking, or auto")
+        if training.attention in ("flash", "cudnn") and data.document_masking:
+            raise ValueError(
+                f"attention {training.attention} takes no mask of documents; expected auto, varlen, flex, "
+                "efficient or math"
+            )
+        return training
 
     @property
     def batch_sequences(self) -> int:
@@ -258,12 +351,20 @@ class Experiment(Strict):
         return self.training.tokens // self.training.batch_tokens
 
     def llama_config(self, vocab_size: int | None = None) -> LlamaConfig:
+        """The model; `vocab_size` is the tokenizer's. ValueError where the model has no row for one of its pieces."""
+        model = self.model
+        if model.vocab_size is not None and vocab_size is not None and model.vocab_size < vocab_size:
+            raise ValueError(f"model.vocab_size {model.vocab_size} is less than the tokenizer's {vocab_size} pieces")
+        given = {key: getattr(model, key) for key in ("n_kv_heads", "ffn_hidden") if getattr(model, key) is not None}
         return LlamaConfig(
-            dim=self.model.dim,
-            n_layers=self.model.n_layers,
-            n_heads=self.model.n_heads,
-            **({} if self.model.ffn_hidden is None else {"ffn_hidden": self.model.ffn_hidden}),
-            vocab_size=vocab_size or self.data.tokenizer.vocab_size,
-            norm_eps=self.model.norm_eps,
-            sequence_length=self.model.sequence_length,
+            dim=model.dim,
+            n_layers=model.n_layers,
+            n_heads=model.n_heads,
+            **given,
+            vocab_size=model.vocab_size or vocab_size or self.data.tokenizer.vocab_size,
+            norm_eps=model.norm_eps,
+            sequence_length=model.sequence_length,
+            rope_theta=model.rope_theta,
+            rope_scaling=None if model.rope_scaling is None else model.rope_scaling.scaling,
+            tie_embeddings=model.tie_embeddings,
         )

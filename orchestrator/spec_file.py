@@ -57,18 +57,12 @@ def require_files(experiment: Experiment, path: Path) -> None:
         raise _all(faults)
 
 
-def missing_files(experiment: Experiment) -> list[str]:
-    """One line for each file or folder that the spec names and that is not there."""
-    return [
-        f"{'.'.join(map(str, location))}: no such file or folder: {path}" for location, path in _missing(experiment)
-    ]
-
-
 def _missing(experiment: Experiment) -> list[tuple[tuple[Any, ...], Path]]:
     named: list[tuple[tuple[Any, ...], Path | None]] = [
         (("data", "sources", i, "path"), source.path) for i, source in enumerate(experiment.data.sources)
     ]
     named.append((("data", "tokenizer", "path"), experiment.data.tokenizer.path))
+    named.append((("model", "init_from"), experiment.model.init_from))
     named.append((("energy", "grid_series"), experiment.energy.grid_series))
     return [(location, path) for location, path in named if path is not None and not path.exists()]
 

@@ -185,7 +185,7 @@ def key_values(progress: RunProgress, now: float) -> str:
 
 
 def _sparks(width: int) -> int:
-    return max(10, min(MOST_SPARKS, width - 50))
+    return max(10, min(MOST_SPARKS, width - 62))  # what else the widest line holds
 
 
 def _power(progress: RunProgress, width: int) -> list[Text]:

@@ -5,20 +5,20 @@ It needs a process group and a job, and no launcher: Ray Train, torchrun and pyt
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.utils import clip_grad_norm_
 
+from model.attention import backend_in_use, sdpa_backends
 from model.init import init_weights
-from model.optim import lr_at, make_optimizer, set_lr
-from model.parallelize import loss_scale, parallelize
+from model.optim import clip_gradients, lr_at, make_optimizer, set_lr
+from model.packing import Packing, form_of, pack
+from model.parallelize import loss_scale, make_mesh, parallelize, set_gradient_sync
+from model.sharding import Layout, sharding_plan
 from model.transformer import Llama
 from orchestrator import checkpoint
 from orchestrator.corpus import source_specs
@@ -26,8 +26,11 @@ from orchestrator.data.shards import open_corpus
 from orchestrator.data.stream import TokenStream
 from orchestrator.loop import Schedule, StepResult, train
 from orchestrator.metrics import MetricsFile
+from orchestrator.plan.choices import choose
+from orchestrator.profiling import StepProfiler
 from orchestrator.spec import Experiment
 
+SHARDING_FILE = Path("logs") / "sharding.txt"  # in the run folder: what lies where
 STOP_FILE = "stop"  # in the run folder: asks the trainer to checkpoint and end at the next step
 
 
@@ -39,6 +42,8 @@ class Job:
     corpus_dir: str
     experiment: dict
     started_unix_s: float
+    initial_weights: str | None = None  # a checkpoint to start from, instead of weights drawn by the seed
+    profile_steps: int = 0  # how many steps rank 0 records
 
 
 def next_attempt(run_dir: Path) -> int:
@@ -61,19 +66,33 @@ class Rank:
     def __init__(self, job: Job):
         self.spec = Experiment.model_validate(job.experiment)
         self.run_dir = Path(job.run_dir)
+        self.initial_weights = job.initial_weights
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         cuda = torch.cuda.is_available() and self.spec.cluster.device != "cpu"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         corpus = open_corpus(job.corpus_dir, source_specs(self.spec))
         config = self.spec.llama_config(corpus.tokenizer.vocab_size)
         self.stream = TokenStream(corpus, None, config.sequence_length, self.spec.seed)
-        dtype = self.spec.training.dtype
-        low = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and cuda) else torch.float32
+        self.bos_id = corpus.tokenizer.bos_id
+        cluster = self.spec.cluster
+        self.layout = Layout.of(self.world, replicas=cluster.replicas, tensor=cluster.tensor_parallel)
+        self.choices = choose(self.spec, config, self.world, self.device.type, _smallest_gb(self.device))
+        self.dtype = torch.bfloat16 if self.choices.dtype == "bfloat16" else torch.float32
         with torch.device("meta"):
             model = Llama(config)
-        mesh = init_device_mesh(self.device.type, (self.world,))
-        self.model = parallelize(model, mesh, param_dtype=low)
-        self.sharded = cast(FSDPModule, self.model)  # the same object: fully_shard adds methods to it
+        # On the CPU a gather is not computed beside anything: another one ahead would only take memory.
+        plan = sharding_plan(model, self.layout, prefetch=1 if cuda else 0)
+        self.model = parallelize(
+            model,
+            make_mesh(self.device.type, self.layout),
+            plan=plan,
+            param_dtype=self.dtype,
+            checkpointing=self.choices.activation_checkpointing,
+            compile=self.choices.compile,
+        )
+        if self.rank == 0:
+            (self.run_dir / SHARDING_FILE).parent.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / SHARDING_FILE).write_text(plan.table(), encoding="utf-8")
         self.model.to_empty(device=self.device)
         init_weights(self.model, self.spec.seed)
         training = self.spec.training
@@ -84,18 +103,21 @@ class Rank:
         self.state = checkpoint.TrainState(self.model, self.optimizer, self.progress)
 
     def resume(self) -> int:
-        """Loads the newest complete checkpoint, if any; the step to do next, counted from 1."""
+        """Loads the newest complete checkpoint, else the initial weights, if any; the step to do next, from 1."""
         newest = checkpoint.newest_complete(self.run_dir / "checkpoints")
         if newest is not None:
             checkpoint.load(self.state, newest)
             if self.progress["data"]["seed"] != self.spec.seed:
                 raise ValueError(f"{newest} was trained with data seed {self.progress['data']['seed']}")
+        elif self.initial_weights is not None:
+            checkpoint.load_weights(self.model, self.model.config, Path(self.initial_weights))
         return self.progress["step"] + 1
 
     def step(self, step: int) -> StepResult:
         training, spec = self.spec.training, self.spec
-        per_rank = spec.batch_sequences // self.world
-        first = (step - 1) * spec.batch_sequences + self.rank * per_rank
+        ranks = self.layout.data_ranks
+        per_rank = spec.batch_sequences // ranks
+        first = (step - 1) * spec.batch_sequences + self.layout.data_rank(self.rank) * per_rank
         waiting_since_s = time.time()
         batch = self.stream.batch(first, per_rank)
         data_wait_s = time.time() - waiting_since_s
@@ -109,13 +131,13 @@ class Rank:
         set_lr(self.optimizer, lr)
         total = torch.zeros((), device=self.device)
         size = training.micro_batch_sequences
+        each_micro_batch = self.choices.gradient_reduction == "each_micro_batch"
         for start in range(0, per_rank, size):
-            self.sharded.set_requires_gradient_sync(start + size >= per_rank)
+            set_gradient_sync(self.model, start + size >= per_rank, each_micro_batch)
             loss_sum = self._loss_sum(batch[start : start + size])
-            (loss_sum * loss_scale(self.world, training.batch_tokens)).backward()
+            (loss_sum * loss_scale(ranks, training.batch_tokens)).backward()
             total += loss_sum.detach()
-        norm = clip_grad_norm_(self.model.parameters(), training.gradient_clip)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = clip_gradients(self.model.parameters(), training.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         stop = self.rank == 0 and (self.run_dir / STOP_FILE).exists()
@@ -130,9 +152,9 @@ class Rank:
         """Mean negative log-likelihood of the held-out sequences, in nats per token."""
         wanted = self.spec.training.evaluation_sequences
         batch = np.concatenate(list(self.stream.validation_batches(self.stream.sequence_length, wanted)))
-        size = -(-len(batch) // self.world)
+        size, mine_of = -(-len(batch) // self.layout.data_ranks), self.layout.data_rank(self.rank)
         # FSDP's gathers are collectives: every rank runs as many forward passes, and the surplus counts 0.
-        rows = np.arange(self.rank * size, (self.rank + 1) * size)
+        rows = np.arange(mine_of * size, (mine_of + 1) * size)
         valid = rows < len(batch)
         shared = torch.zeros(2, device=self.device)
         step = self.spec.training.micro_batch_sequences
@@ -142,7 +164,8 @@ class Rank:
                 chunk = batch[mine].copy()
                 chunk[~counted, 1:] = -100
                 shared[0] += self._loss_sum(chunk)
-                shared[1] += int(counted.sum()) * (chunk.shape[1] - 1)
+                # Of a tensor-parallel group, each rank has the loss of its own positions.
+                shared[1] += int(counted.sum()) * (chunk.shape[1] - 1) / self.layout.tensor
         dist.all_reduce(shared)
         return (shared[0] / shared[1]).item()
 
@@ -152,10 +175,43 @@ class Rank:
         self.progress["data"] = self.stream.state()
         checkpoint.save(self.state, self.run_dir / "checkpoints", step)
 
+    def in_use(self) -> dict[str, Any]:
+        """What this run computes with, for whoever reads about it later."""
+        batch = min(self.spec.training.micro_batch_sequences, self.spec.batch_sequences // self.layout.data_ranks)
+        example = torch.zeros(batch, self.stream.sequence_length, dtype=torch.int64)
+        packing, like = self._packing(example), torch.empty(0, dtype=self.dtype, device=self.device)
+        attention = backend_in_use(
+            self.model.config,
+            batch,
+            packing.mask if packing else None,
+            self.spec.training.attention,
+            like,
+            self.layout.tensor,
+        )
+        return {**self.choices.as_dict(), "attention": attention, "layout": asdict(self.layout)}
+
+    def _packing(self, inputs: torch.Tensor) -> Packing | None:
+        if not self.spec.data.document_masking:
+            return None
+        form = form_of(self.spec.training.attention, self.device, self.dtype)
+        return pack(inputs, self.bos_id, form, self.device, self.dtype)
+
     def _loss_sum(self, batch: np.ndarray) -> torch.Tensor:
-        tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64)).to(self.device)
-        inputs = tokens[:, :-1].clamp_min(0)
-        return self.model(inputs, tokens[:, 1:])
+        """The summed loss of the sequences; under tensor parallelism, of this rank's positions in them."""
+        tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64))
+        packing = self._packing(tokens[:, :-1])
+        tokens = tokens.to(self.device)
+        with sdpa_backends(self.spec.training.attention, self.device):
+            return self.model(tokens[:, :-1].clamp_min(0), tokens[:, 1:], packing=packing)
+
+
+def _smallest_gb(device: torch.device) -> float | None:
+    """GB of the rank's GPU that has least, so that every rank decides the same; None on the CPU. A collective."""
+    if device.type != "cuda":
+        return None
+    total = torch.tensor(float(torch.cuda.get_device_properties(device).total_memory), device=device)
+    dist.all_reduce(total, dist.ReduceOp.MIN)
+    return total.item() / 1e9
 
 
 def run_rank(job: Job) -> bool:
@@ -174,9 +230,14 @@ def run_rank(job: Job) -> bool:
         uuids: list[Any] = [None] * rank.world
         dist.all_gather_object(uuids, f"GPU-{torch.cuda.get_device_properties(rank.device).uuid}")
         recorder.devices(uuids)
+    recorder.choices(rank.in_use())
+    profiled = job.profile_steps if rank.rank == 0 else 0
+    step = StepProfiler(rank.step, rank.run_dir, profiled, rank.device) if profiled else rank.step
     try:
         training = rank.spec.training
         schedule = Schedule(rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps)
-        return train(schedule, rank.resume(), rank.step, rank.evaluate, rank.save, recorder)
+        return train(schedule, rank.resume(), step, rank.evaluate, rank.save, recorder)
     finally:
+        if isinstance(step, StepProfiler):
+            step.finish()
         recorder.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from peers import Peer
 
 WINDOW_S = 30.0
 TOOLS = ("hoofprint", "codecarbon", "zeus", "carbontracker")
-FAULT_S = 60.0  # simulated second of a fault; metering begins at LEAD_S
-LEAD_S = 45.0
+LEAD_S = 40.0  # simulated second at which metering begins, where a fault is to come in its window
+FAULT_AFTER_S = (7.0, 23.0)  # a fault comes at a random moment so long after
+FAULTS_AT_ONCE = 3  # so many simulations with all tools beside each other: their imports are heavy
 
 TRACES = {
     "constant": "trace=constant power=300",
@@ -80,34 +83,66 @@ def judge(
 
 
 def windows(
-    gpus: str, tools: tuple[str, ...], draws: int, peers: dict[str, Peer], work: Path, library: Path
+    gpus: str, tools: tuple[str, ...], draws: int, peers: dict[str, Peer], work: Path, library: Path, load: int = 0
 ) -> dict[str, list[Measured]]:
-    """Every tool, several times at once, each beginning at its own moment."""
+    """Every tool, several times at once, each beginning at its own moment, beside `load` busy processes."""
     draw = random.Random(gpus)
     jobs = [
         Job(tool, {"mode": "window", "seconds": WINDOW_S}, delay_s=draw.uniform(0, 3))
         for tool in tools
         for _ in range(draws)
     ]
-    simulation, results = run_jobs(gpus, jobs, peers, work, library)
+    simulation, results = run_jobs(gpus, jobs, peers, work, library, load=load)
     measured: dict[str, list[Measured]] = {tool: [] for tool in tools}
     for job, result in zip(jobs, results, strict=True):
         measured[job.tool].append(judge(job.tool, simulation, result))
     return measured
 
 
-def faults(gpus: str, peers: dict[str, Peer], work: Path, library: Path) -> tuple[Simulation, list[dict[str, Any]]]:
-    """All tools over a window in whose middle (FAULT_S) something breaks."""
-    jobs = [Job(tool, {"mode": "window", "seconds": WINDOW_S}) for tool in TOOLS]
-    return run_jobs(gpus, jobs, peers, work, library, lead_s=LEAD_S)
+def faults(draw: random.Random, reload: bool, peers: dict[str, Peer], work: Path, library: Path) -> dict[str, Measured]:
+    """All tools over a window in which two GPUs' driver is reloaded, or one of them lost, at a random moment."""
+    fault_s = LEAD_S + draw.uniform(*FAULT_AFTER_S)
+    lines = []
+    for number in (1, 2):
+        fault = f"reset={fault_s!r}" if reload else f"lost={fault_s!r}" if number == 2 else ""
+        offsets = f"counter_offset={draw.uniform(0, 0.1):.4f} offset={draw.uniform(0, 0.1):.4f}"
+        lines.append(
+            f"gpu uuid={uuid(number)} {TRACES['training steps']} phase={draw.uniform(0, 10):.3f} {offsets} {fault}\n"
+        )
+    jobs = [Job(tool, {"mode": "window", "seconds": WINDOW_S}, delay_s=draw.uniform(0, 1)) for tool in TOOLS]
+    simulation, results = run_jobs("".join(lines), jobs, peers, work, library, lead_s=LEAD_S)
+    measured = {}
+    for job, result in zip(jobs, results, strict=True):
+        result["fault_s"] = fault_s
+        measured[job.tool] = judge(job.tool, simulation, result, known_j(simulation, result))
+        # of the total: a lost device's own figure is small, and nobody asks for it alone
+        measured[job.tool].worst = None
+    return measured
+
+
+def many_faults(
+    name: str, reload: bool, times: int, peers: dict[str, Peer], work: Path, library: Path
+) -> list[dict[str, Measured]]:
+    """Every time with another moment, and other phases and offsets of the sensors: the same for all tools."""
+
+    def one(number: int) -> dict[str, Measured]:
+        return faults(random.Random(f"{name} {number}"), reload, peers, work / str(number), library)
+
+    with ThreadPoolExecutor(FAULTS_AT_ONCE) as pool:
+        return list(pool.map(one, range(times)))
 
 
 def known_j(simulation: Simulation, result: dict[str, Any]) -> dict[str, float]:
-    """What could be known: a GPU that is lost at some time counts up to then."""
+    """What could be known: of a GPU that is lost at some time, up to the last update of its counter before that."""
     if "start" not in result:
         return {}
     start, end = (result[key] - simulation.epoch_s for key in ("start", "end"))
-    return {gpu.uuid: gpu.energy_j(start, min(end, gpu.spans["lost"][0])) for gpu in simulation.gpus}
+    known = {}
+    for gpu in simulation.gpus:
+        lost_s, period_s, offset_s = gpu.spans["lost"][0], gpu.config["counter_period"], gpu.config["counter_offset"]
+        told_s = math.inf if math.isinf(lost_s) else offset_s + math.floor((lost_s - offset_s) / period_s) * period_s
+        known[gpu.uuid] = gpu.energy_j(start, min(end, told_s))
+    return known
 
 
 def with_uuids(peers: dict[str, Peer], work: Path, library: Path) -> dict[str, Measured]:

@@ -33,11 +33,13 @@ class Tool:
         """End metering: {start, end, joules: total, devices: {uuid or index: joules}, ...}."""
         raise NotImplementedError
 
-    def session(self, seconds: float) -> None:
-        """Meter for so long, writing what the tool writes."""
+    def session(self, seconds: float) -> float:
+        """Meter for so long, writing what the tool writes; the unix time at which it is told to end."""
         self.open()
         time.sleep(seconds)
+        end = time.time()
         self.close()
+        return end
 
     def saved(self) -> dict[str, Any]:
         """What is found on the disk."""
@@ -47,7 +49,10 @@ class Tool:
 class Hoofprint(Tool):
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
+        import pynvml  # noqa: F401  (importing is no metering: the other tools have it by now, too)
+
         from energy import Meter
+        from energy.sensors import host, nvml, rapl  # noqa: F401
 
         self.meter_class = Meter
 
@@ -55,7 +60,8 @@ class Hoofprint(Tool):
         ledger = os.path.join(self.out, "energy", "node.ledger") if self.options.get("ledger") else None
         extra = {key: self.options[key] for key in ("attempt", "host", "gpus") if key in self.options}
         self.meter = self.meter_class(ledger, node="node", **extra).start()
-        self.meter.begin("window")
+        if self.options["mode"] != "session":
+            self.meter.begin("window")
 
     def close(self) -> dict[str, Any]:
         window = self.meter.end("window")
@@ -73,24 +79,27 @@ class Hoofprint(Tool):
         self.meter.stop()
         return result
 
+    def session(self, seconds: float) -> float:
+        self.open()
+        time.sleep(seconds)
+        end = time.time()
+        self.meter.stop()
+        return end
+
     def saved(self) -> dict[str, Any]:
-        from energy import read_ledger
+        """From the record: its energy, and the start and end that it states."""
         from energy.account import account_run
+        from energy.footprint import make_footprint
         from energy.runs import RunFolder
 
-        run = RunFolder(self.out)
-        account = account_run(run)
-        gpus = [device for device in account.devices if device.kind == "gpu"]
-        # A reading holds at the last update of its counter, up to 0.1 s before it was made.
-        table = read_ledger(run.ledger_file("node"))
-        times = table[table["kind"] == "gpu"]["time"]
+        # Nothing but the ledger says when this run began and ended.
+        record = make_footprint({"run_id": "killed"}, account_run(RunFolder(self.out)), [], [])
+        energy = record["energy"]
         return {
-            "joules": sum(device.energy_j or 0.0 for device in gpus),
-            "gap": account.phases.get("gap"),
-            "start": times.min().timestamp(),
-            "end": times.max().timestamp(),
-            "account_start": account.start_unix_s,
-            "account_end": account.end_unix_s,
+            "joules": sum(device["energy_j"] for device in energy["devices"] if device["kind"] == "gpu"),
+            "gap": next((phase for phase in energy["phases"] if phase["phase"] == "gap"), None),
+            "start": record["time"]["started_unix_s"],
+            "end": record["time"]["ended_unix_s"],
         }
 
 
@@ -161,7 +170,7 @@ class Zeus(Tool):
         energy = self.monitor.end_window("window", sync_execution=False)
         return {"start": self.start, "end": end, "joules": energy.total_energy, "devices": energy.gpu_energy}
 
-    def session(self, seconds: float) -> None:
+    def session(self, seconds: float) -> float:
         self.log_file = os.path.join(self.out, f"zeus-{os.getpid()}.csv")
         until = time.time() + seconds
         self.open()
@@ -169,7 +178,9 @@ class Zeus(Tool):
             time.sleep(CHUNK_S)
             self.close()
             self._begin()
+        end = time.time()
         self.close()
+        return end
 
     def saved(self) -> dict[str, Any]:
         joules = 0.0
@@ -233,14 +244,16 @@ class CarbonTracker(Tool):
         joules = float(self.tracker.tracker.total_energy_per_epoch().sum()) / self.pue * 3.6e6
         return {"start": self.start, "end": end, "joules": joules}
 
-    def session(self, seconds: float) -> None:
+    def session(self, seconds: float) -> float:
         tracker = self._tracker(10**6, self.out)
         until = time.time() + seconds
         while time.time() < until:
             tracker.epoch_start()
             time.sleep(CHUNK_S)
             tracker.epoch_end()
+        end = time.time()
         tracker.stop()
+        return end
 
     def saved(self) -> dict[str, Any]:
         """From its logs, epoch by epoch: the prediction from the first epoch is not a measurement."""
@@ -296,8 +309,7 @@ def run(tool: Tool, options: dict[str, Any]) -> dict[str, Any]:
         return tool.saved()
     if mode == "session":
         print(f"BEGIN {time.time()!r}", flush=True)
-        tool.session(seconds)
-        return {"end": time.time()}
+        return {"end": tool.session(seconds)}
     cpu_before, called = cpu_s(), time.time()
     tool.open()
     result = {"first_reading_s": time.time() - called}

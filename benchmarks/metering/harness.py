@@ -8,6 +8,8 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +91,19 @@ def peer_of(tool: str, peers: dict[str, Peer]) -> Peer:
 
 
 def run_jobs(
-    gpus: str, jobs: list[Job], peers: dict[str, Peer], work: Path, library: Path, lead_s: float = 0.0, **env: str
+    gpus: str,
+    jobs: list[Job],
+    peers: dict[str, Peer],
+    work: Path,
+    library: Path,
+    lead_s: float = 0.0,
+    load: int = 0,
+    **env: str,
 ) -> tuple[Simulation, list[dict[str, Any]]]:
     """Start all, let all import, then meter at the same time; results in the order of the jobs.
 
     With `lead_s` metering begins at that simulated second, for faults that are to come in the middle of a window.
+    With `load` so many processes compute without pause beside the metering, from before it begins to its end.
     """
     simulation = Simulation(gpus, work, library)
     running: list[subprocess.Popen[str] | None] = []
@@ -109,9 +119,32 @@ def run_jobs(
             each.kill()
         raise TimeoutError(f"the tools were imported {late_s:.0f} s too late for the faults to come")
     time.sleep(max(0.0, -late_s))
+    with busy(load):
+        _begin(jobs, running)
+        return simulation, _collect(jobs, running, peers)
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes that compute without pause, at the priority that a trainer has."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10**6))"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _begin(jobs: list[Job], running: list[subprocess.Popen[str] | None]) -> None:
     for job, waiting in zip(jobs, running, strict=True):
         if waiting:
             send(waiting, job.delay_s)
+
+
+def _collect(
+    jobs: list[Job], running: list[subprocess.Popen[str] | None], peers: dict[str, Peer]
+) -> list[dict[str, Any]]:
     results = []
     for job, process in zip(jobs, running, strict=True):
         if process is None:
@@ -122,7 +155,7 @@ def run_jobs(
         except subprocess.TimeoutExpired:
             process.kill()
             results.append({"error": "did not end"})
-    return simulation, results
+    return results
 
 
 def await_line(process: subprocess.Popen[str], word: str) -> str:

@@ -30,13 +30,22 @@ def accuracy_cell(draws: list[Measured]) -> Cell:
 
 
 def crash_cell(draws: list[Cell]) -> Cell:
-    good = [one["percent_of_truth"] for one in draws if "percent_of_truth" in one]
+    """In % of the truth over wall time, and over the start and end that the tool itself states, where it does."""
+    good = [one for one in draws if "percent_of_wall" in one]
     if not good:
         return {"text": draws[0].get("error", "no result"), "draws": draws}
-    text = f"{min(good):.2f} to {max(good):.2f} % of the truth ({len(good)} kills)"
+    cell: Cell = {"draws": draws}
+    texts = []
+    for key, of in (("own", "of its own start to end"), ("wall", "of wall time")):
+        percent = [one[f"percent_of_{key}"] for one in good if f"percent_of_{key}" in one]
+        if len(percent) == len(good):
+            cell |= {f"least_percent_of_{key}": min(percent), f"most_percent_of_{key}": max(percent)}
+            texts.append(f"{min(percent):.2f} to {max(percent):.2f} % {of}")
+    cell["text"] = f"{'; '.join(texts)} ({len(good)} kills)"
     if len(good) < len(draws):
-        text += f"; {len(draws) - len(good)} of {len(draws)} failed: {next(d['error'] for d in draws if 'error' in d)}"
-    return {"text": text, "least_percent": min(good), "most_percent": max(good), "draws": draws}
+        why = next(draw["error"] for draw in draws if "error" in draw)
+        cell["text"] += f"; {len(draws) - len(good)} of {len(draws)} failed: {why}"
+    return cell
 
 
 def cost_cell(draws: list[Cell], key: str, form: str) -> Cell:
@@ -68,10 +77,10 @@ def markdown(result: dict[str, Any]) -> str:
         "energy is known exactly; every tool is a process of its own in real time. Worst of the draws.",
         "",
         "How to read it: groups of rows may come from separate invocations (`--only`); machine and date are those of",
-        "the last. The reload and lost-GPU rows are one draw each. In the kill row hoofprint is held to the truth",
-        "between the first and the last update of the counter in its ledger, the peers to wall time from the call that",
-        "starts them; against the start and end that hoofprint's account states, the first measurement gave 99.41 to",
-        "100.71 %.",
+        "the last. In the kill row every tool is held to the truth over wall time, from the call that starts the first",
+        "session to the one that ends the last, the pause after the kill included; hoofprint also to the truth between",
+        "the start and end that its own record states (no other tool states any). In the row of a lost GPU, what could",
+        "be known is its energy up to the last update of its counter before the loss.",
         "",
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores, {result['machine']['date']}.",
         "",

@@ -9,17 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-BOUNDARIES = {
-    "gpu": "the accelerators alone, at their own sensors; CPUs, memory, fans, network and cooling are not in it",
-    "node": "the devices of the nodes as far as they were read or modelled; network, storage and cooling are not in it",
-    "it": "all IT equipment of the run; cooling and power distribution are not in it",
-}
-METHODS = {
-    "counter": "energy counters of the devices",
-    "integrated": "power readings integrated over time",
-    "modelled": "a model of the device",
-    "assumed": "a constant that was given",
-}
+from energy.boundaries import METHODS, boundary_text
+
 SECONDS_PER_DAY = 86400.0
 
 
@@ -102,7 +93,7 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         ended_unix_s=time["ended_unix_s"],
         devices=_devices(record),
         boundary=energy["boundary"],
-        boundary_text=BOUNDARIES[energy["boundary"]],
+        boundary_text=boundary_text(energy["boundary"], {device["kind"] for device in energy["devices"]}),
         methods=", ".join(METHODS[name] for name in METHODS if any(d["method"] == name for d in energy["devices"])),
         share_measured=energy["share_measured"],
         region=carbon.get("region"),

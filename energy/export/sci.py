@@ -14,13 +14,6 @@ from typing import Any
 from energy.export.facts import Facts, facts_of
 
 
-def embodied_g_per_hour(total_kg: float, lifetime_years: float) -> float:
-    """M for an hour of reserved hardware, g: its whole embodied carbon over its calendar life (8,760 h a year)."""
-    if total_kg < 0 or lifetime_years <= 0:
-        raise ValueError("embodied carbon must be at least 0 kg, and the lifetime more than 0 years")
-    return total_kg * 1000 / (lifetime_years * 8760)
-
-
 def _per(amount_g: float | None, units: float | None) -> float | None:
     return amount_g / units if amount_g is not None and units else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,6 +68,12 @@ def match_accelerator(nvml_name: str) -> Accelerator | None:
     return _catalogue().get(_key(nvml_name))
 
 
+def common_accelerator(nvml_names: Iterable[str]) -> Accelerator | None:
+    """The accelerator that all of these devices are; None for no device, for several kinds, and for an unknown one."""
+    kinds = {match_accelerator(name) for name in nvml_names}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
 def accelerator(name: str) -> Accelerator:
     """The accelerator called `name`; ValueError with near names when it is not known."""
     known = match_accelerator(name)
@@ -82,7 +89,7 @@ def accelerator(name: str) -> Accelerator:
 def rated_power(name: str) -> Factor:
     """Rated power of one device in W (None where it is not known); ValueError for an unknown device."""
     device = accelerator(name)
-    return Factor("rated_power_w", device.tdp_w, "W", device.source, geography=device.name)
+    return Factor("device_rated_power_w", device.tdp_w, "W", device.source, geography=device.name)
 
 
 def peak_flops(name: str) -> Factor:

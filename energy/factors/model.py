@@ -48,7 +48,7 @@ class Basis:
 class Factor:
     """One figure from elsewhere.
 
-    key: what it is (intensity_g_per_kwh, pue, wue_l_per_kwh, rated_power_w, peak_flops, embodied_kgco2eq ...)
+    key: what it is (intensity_g_per_kwh, pue, wue_l_per_kwh, device_rated_power_w, peak_flops, embodied_kgco2eq ...)
     value: in `unit`; None where it is not known, which is never the same as zero
     year: of the data, not of its publication; geography: a zone key or a name
     low, high: the range that the source gives, if it gives one

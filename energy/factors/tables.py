@@ -34,8 +34,34 @@ def table_versions() -> dict[str, dict[str, str]]:
     return {row["table"]: {"version": row["version"], "sha256": row["sha256"]} for row in read_table("versions")}
 
 
+def stale_versions() -> list[str]:
+    """Tables whose file differs from what `versions.csv` says of it: changed, not listed, or listed and gone."""
+    listed = table_versions()
+    there = {path.stem for path in FOLDER.glob("*.csv")} - {"versions"}
+    changed = {name for name in there & set(listed) if listed[name]["sha256"] != table_sha256(name)}
+    return sorted(changed | (there ^ set(listed)))
+
+
+def write_versions() -> list[str]:
+    """Brings `versions.csv` up to date and returns the names of the tables that were stale.
+
+    A changed table goes up by one version, a new one starts at 1. `python -m energy.factors` calls it.
+    """
+    listed, stale = table_versions(), stale_versions()
+    lines = ["table,version,sha256"]
+    for name in sorted({path.stem for path in FOLDER.glob("*.csv")} - {"versions"}):
+        version = int(listed[name]["version"]) + (name in stale) if name in listed else 1
+        lines.append(f"{name},{version},{table_sha256(name)}")
+    (FOLDER / "versions.csv").write_bytes(("\n".join(lines) + "\n").encode())
+    return stale
+
+
 def factor_of(key: str, row: dict[str, str]) -> Factor:
-    """A row of a table with the columns value, unit, year, geography, basis, source and note."""
+    """A row of a table with the columns value, unit, year, geography, basis, source and note.
+
+    The note begins with the row's name, if it has one, and ends with what the figure was checked against.
+    """
+    checked = f"checked against {row['checked']}" if row.get("checked") else ""
     return Factor(
         key=key,
         value=number(row["value"]),
@@ -44,20 +70,51 @@ def factor_of(key: str, row: dict[str, str]) -> Factor:
         year=int(row["year"]) if row["year"] else None,
         geography=row["geography"] or None,
         basis=Basis.parse(row["basis"]),
-        note=row["note"],
+        note="; ".join(filter(None, (row.get("name"), row["note"], checked))),
     )
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)
+def _by_name(table: str, key: str) -> dict[str, Factor]:
+    return {row["name"]: factor_of(key, row) for row in read_table(table)}
+
+
 def pue() -> dict[str, Factor]:
-    """Power usage effectiveness (facility energy over IT energy) by name: published fleets and surveys."""
-    return {row["name"]: factor_of("pue", row) for row in read_table("pue")}
+    """Power usage effectiveness (facility energy over IT energy) by name: fleets, cloud regions, surveys."""
+    return _by_name("pue", "pue")
 
 
-@lru_cache(maxsize=1)
 def wue() -> dict[str, Factor]:
-    """On-site water usage effectiveness, litres per IT kWh, by name."""
-    return {row["name"]: factor_of("wue_l_per_kwh", row) for row in read_table("wue")}
+    """On-site water usage effectiveness, litres per IT kWh, by name: fleets and cloud regions."""
+    return _by_name("wue", "wue_l_per_kwh")
+
+
+def residual_mix() -> dict[str, Factor]:
+    """What is left of a grid's generation when everything sold by certificate is taken out: market-based, by zone.
+
+    None where everything is certified, which does not mean zero.
+    """
+    return _by_name("residual_mix", "intensity_market_g_per_kwh")
+
+
+def marginal_intensity() -> dict[str, Factor]:
+    """What one more kWh emits, by country or balancing area: for decisions, never for an inventory."""
+    return _by_name("marginal_intensity", "intensity_g_per_kwh")
+
+
+def water_intensity() -> dict[str, Factor]:
+    """Water that power stations consume per kWh, by country: off site, beside the site's own WUE."""
+    return _by_name("water_intensity", "water_intensity_l_per_kwh")
+
+
+def transmission_loss() -> dict[str, Factor]:
+    """Share of generation that is lost between power station and site, by country."""
+    return _by_name("transmission_loss", "transmission_loss")
+
+
+def absent(table: str) -> list[str]:
+    """What a table does not hold, and why: a line for each."""
+    return [f"{row['geography']}: {row['reason']}" for row in read_table("absent") if row["table"] == table]
 
 
 @lru_cache(maxsize=1)
@@ -67,3 +124,10 @@ def presets() -> dict[str, dict[str, Factor]]:
     for row in read_table("presets"):
         found.setdefault(row["preset"], {})[row["key"]] = factor_of(row["key"], row)
     return found
+
+
+def preset_factors(name: str) -> dict[str, Factor]:
+    """{key: factor} of one preset; ValueError with the known names when it is none."""
+    if name not in presets():
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(presets())}")
+    return presets()[name]

@@ -17,6 +17,8 @@ class Reading(NamedTuple):
     counter_unix_s, power_unix_s: when the driver last updated each (unix s), or None where it does not say.
     covers_past: `power_w` is the mean since the previous reading, not the power from here on.
     pending: the sensor is not ready yet, which is no fault.
+    glimpses_w: (unix s, W) of what was seen of the power since the reading before.
+    before: where the device is lost, or its counter has begun anew: what was seen last before that.
     """
 
     energy_mj: int | None = None
@@ -26,6 +28,8 @@ class Reading(NamedTuple):
     covers_past: bool = False
     pending: bool = False
     error: str | None = None
+    glimpses_w: tuple[tuple[float, float], ...] = ()
+    before: Reading | None = None
 
 
 class Sensor(Protocol):
@@ -36,12 +40,16 @@ class Sensor(Protocol):
 
         kind: gpu | cpu | dram | baseline | node. method: counter | integrated | modelled | assumed.
         boundary: gpu | node. Of kind `node`, the reading is of the whole node and contains all others. Further keys:
-        share (of a GPU that a MIG instance stands for), range_mj (at which a counter wraps).
+        instances ({MIG instance: share}, of a GPU that is metered for these alone) and share (their sum, at most 1),
+        range_mj (at which a counter wraps).
         """
         ...
 
     def read(self) -> Reading: ...
 
+    # A sensor may also have `glance()`, which looks without the work of a reading: what it sees comes with the next
+    # reading. False: something is odd, and a reading should come at once.
+    #
     # A sensor that is looked up in the background may have `news()`: (its description, warnings) once it is ready,
     # else None.
 

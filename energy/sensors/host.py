@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,13 @@ _LOOK_UP = threading.Lock()  # codecarbon's logger is one for the process
 
 
 class ModelSensor:
-    """A codecarbon hardware model as a sensor of watts: pending, then ready or failed for good."""
+    """A codecarbon hardware model as a sensor of watts: pending, then ready or failed for good.
 
-    def __init__(self, kind: str, node: str) -> None:
-        self.kind = kind
+    It is looked up from the first reading on: a meter reads its GPUs before, and looking up takes the interpreter.
+    """
+
+    def __init__(self, kind: str, node: str, look_up: Callable[[], None]) -> None:
+        self.kind, self._look_up = kind, look_up
         self._hardware: Any = None
         self._failure: str | None = None
         self._news: list[str] | None = None
@@ -43,6 +46,7 @@ class ModelSensor:
         if self._failure is not None:
             return Reading(error=self._failure)
         if self._hardware is None:
+            self._look_up()
             return Reading(pending=True)
         power_w = float(self._hardware.total_power().W)
         return Reading(power_w=power_w, covers_past=True) if power_w > 0 else Reading(error="the model gave no power")
@@ -60,8 +64,14 @@ class ModelSensor:
 
 def find(node: str, kinds: Collection[str]) -> tuple[list[Sensor], list[str]]:
     """Models of the wanted `kinds` ("cpu", "dram") of this machine; what they assume comes as their `news`."""
-    sensors = [ModelSensor(kind, node) for kind in ("cpu", "dram") if kind in kinds]
-    threading.Thread(target=_look_up, args=(sensors,), name="host-models", daemon=True).start()
+    sensors: list[ModelSensor] = []
+    thread = threading.Thread(target=_look_up, args=(sensors,), name="host-models", daemon=True)
+
+    def look_up() -> None:
+        if thread.ident is None:
+            thread.start()
+
+    sensors += [ModelSensor(kind, node, look_up) for kind in ("cpu", "dram") if kind in kinds]
     return list(sensors), []
 
 

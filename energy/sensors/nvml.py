@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from ctypes import byref, c_int32
 from typing import Any
 
@@ -20,6 +20,7 @@ ENERGY, AVERAGE, INSTANT = 83, 185, 186  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION,
 FIELDS = (ENERGY, INSTANT, AVERAGE)
 # nvmlFieldValue_t: field, scope, timestamp (µs since 1970), latency, type of value, return code, value
 _VALUES = struct.Struct("=" + "IIqqiiQ" * len(FIELDS))
+_ENERGY_US, _ENERGY_CODE, _ENERGY_MJ, _POWER_US, _POWER_CODE, _POWER_MW = 2, 5, 6, 9, 12, 13  # places therein
 _UINT = 0xFFFFFFFF  # power is the lower half of the value (all that has an NVIDIA driver is little-endian)
 REOPEN_AFTER_S = 5.0  # how often a GPU that is lost, or whose driver was reloaded, is looked for again
 
@@ -27,12 +28,17 @@ REOPEN_AFTER_S = 5.0  # how often a GPU that is lost, or whose driver was reload
 class NvmlSensor:
     """One GPU: its energy counter (Volta and later) or else its power, to be integrated."""
 
-    def __init__(self, handle: Any, uuid: str, name: str, node: str, share: float = 1.0) -> None:
+    def __init__(
+        self, handle: Any, uuid: str, name: str, node: str, instances: Mapping[str, float] | None = None
+    ) -> None:
+        """instances: {MIG instance: its share of the GPU} where it stands for these alone."""
         import pynvml
 
         self._nvml = pynvml
         self._handle = handle
         self._failed_s: float | None = None
+        self._newest_mj = 0
+        self._glimpses: list[tuple[float, tuple[int, ...]]] = []  # unix s, what the call gave
         self._values = (pynvml.c_nvmlFieldValue_t * len(FIELDS))()
         for value, field in zip(self._values, FIELDS, strict=True):
             value.fieldId = field
@@ -49,7 +55,7 @@ class NvmlSensor:
             "kind": "gpu",
             "method": "counter" if self.has_counter else "integrated",
             "boundary": "gpu",
-            **({"share": share} if share < 1.0 else {}),
+            **({"share": min(1.0, sum(instances.values())), "instances": dict(instances)} if instances else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -68,9 +74,10 @@ class NvmlSensor:
         if code == self._nvml.NVML_ERROR_UNINITIALIZED and self._failed_s is None:
             self._reopen()  # a driver that was loaded again answers at once
             code = self._call(self._handle, self._count, self._pointer)
+        glimpses, self._glimpses = self._glimpses, []
         if code:
             self._failed_s = self._failed_s or time.monotonic()
-            return Reading(error=str(self._nvml.NVMLError(code)))
+            return Reading(error=str(self._nvml.NVMLError(code)), before=_seen(glimpses))
         self._failed_s = None
         (
             _, _, energy_us, _, _, energy_code, energy_mj,
@@ -82,7 +89,31 @@ class NvmlSensor:
         if power_code or (energy_code and self.has_counter):
             return self._mend(None if energy_code else energy_mj, None if power_code else (power_mw & _UINT) / 1e3)
         energy = energy_mj if self.has_counter else None
-        return Reading(energy, (power_mw & _UINT) / 1e3, energy_us * 1e-6 or None, power_us * 1e-6 or None)
+        began_anew, self._newest_mj = energy_mj < self._newest_mj, energy_mj
+        return Reading(
+            energy,
+            (power_mw & _UINT) / 1e3,
+            energy_us * 1e-6 or None,
+            power_us * 1e-6 or None,
+            glimpses_w=() if began_anew else tuple(map(_glimpse_w, glimpses)),
+            before=_seen(glimpses) if began_anew else None,
+        )
+
+    def glance(self) -> bool:
+        """Look at counter and power for a tenth of what a reading costs, so that of a GPU that is lost, or whose driver
+        is loaded again, more is known than at the reading before. False where a reading should come at once."""
+        if self._call is None or not self.has_counter or self._failed_s is not None:
+            return True  # nothing to gain: the readings tell
+        if self._call(self._handle, self._count, self._pointer):
+            return False
+        values = _VALUES.unpack_from(self._values)
+        if values[_ENERGY_CODE] or values[_POWER_CODE]:
+            return True  # a driver without one of these fields
+        if values[_ENERGY_MJ] < self._newest_mj:
+            return False
+        self._newest_mj = values[_ENERGY_MJ]
+        self._glimpses.append((time.time(), values))
+        return True
 
     def _reopen(self) -> None:
         """A driver that was loaded again wants a new handle; the next reading tells whether it helped."""
@@ -124,6 +155,21 @@ class NvmlSensor:
         except nvml.NVMLError:
             return True
         return True
+
+
+def _glimpse_w(glimpse: tuple[float, tuple[int, ...]]) -> tuple[float, float]:
+    """(unix s, W)"""
+    unix_s, values = glimpse
+    return values[_POWER_US] * 1e-6 or unix_s, (values[_POWER_MW] & _UINT) / 1e3
+
+
+def _seen(glimpses: list[tuple[float, tuple[int, ...]]]) -> Reading | None:
+    """The last of them as a reading."""
+    if not glimpses:
+        return None
+    power_unix_s, power_w = _glimpse_w(glimpses[-1])
+    unix_s, values = glimpses[-1]
+    return Reading(values[_ENERGY_MJ], power_w, values[_ENERGY_US] * 1e-6 or unix_s, power_unix_s)
 
 
 def find(node: str, gpus: Collection[str] | str | None = "all") -> tuple[list[Sensor], list[str]]:

@@ -11,32 +11,37 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 
-def choose(gpus: Collection[str] | str | None, handles: Mapping[str, Any], warnings: list[str]) -> dict[str, float]:
-    """{uuid: share of the GPU} of those that are meant; what is not there is a warning.
-
-    A share below 1 is a MIG instance's: see `mig_share`.
+def choose(
+    gpus: Collection[str] | str | None, handles: Mapping[str, Any], warnings: list[str]
+) -> dict[str, dict[str, float]]:
+    """{uuid: {MIG instance: its share of the GPU}} of those that are meant, {} for the whole GPU; what is not there
+    is a warning. See `mig_share`.
     """
     if gpus is None or gpus == "all":
-        return dict.fromkeys(handles, 1.0)
+        return {uuid: {} for uuid in handles}
     if gpus == "visible":
         text = os.environ.get("CUDA_VISIBLE_DEVICES")
         if text is None:
-            return dict.fromkeys(handles, 1.0)
+            return {uuid: {} for uuid in handles}
         names, where = [part.strip() for part in text.split(",") if part.strip()], "CUDA_VISIBLE_DEVICES"
     else:
         names, where = [gpus] if isinstance(gpus, str) else list(gpus), "gpus"
-    chosen: dict[str, float] = {}
+    chosen: dict[str, dict[str, float]] = {}
     for name in names:
-        uuid, share = _resolve(name, handles)
+        uuid, instance, share = _resolve(name, handles)
         if uuid is None:
             warnings.append(f"{where} names {name}, which is not on this node (or is not to be seen from here)")
             if where == "CUDA_VISIBLE_DEVICES" and name.lstrip("-").isdigit():
                 break  # CUDA stops at the first index that is not there
             continue
-        chosen[uuid] = min(1.0, chosen.get(uuid, 0.0) + share)
-        if share < 1.0:
+        if instance is None:
+            chosen[uuid] = {}
+            continue
+        instances = chosen.setdefault(uuid, {instance: share})
+        if instances:  # empty where the whole GPU is named too
+            instances[instance] = share
             warnings.append(
-                f"{name} is a MIG instance: all of its GPU {uuid} is metered, {share:.0%} of it attributed (by its "
+                f"{instance} is a MIG instance: all of its GPU {uuid} is metered, {share:.0%} of it attributed (by its "
                 "share of the compute units: a stated rule, not a measurement)"
             )
     if len(names) > 1 and any(name.isdigit() for name in names):
@@ -44,18 +49,19 @@ def choose(gpus: Collection[str] | str | None, handles: Mapping[str, Any], warni
     return chosen
 
 
-def _resolve(name: str, handles: Mapping[str, Any]) -> tuple[str | None, float]:
+def _resolve(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | None, float]:
+    """(UUID of the GPU or None, MIG instance or None, share)."""
     if name.lstrip("-").isdigit():
         index, uuids = int(name), list(handles)
-        return (uuids[index], 1.0) if 0 <= index < len(uuids) else (None, 1.0)
+        return (uuids[index] if 0 <= index < len(uuids) else None), None, 1.0
     if name.startswith("MIG-"):
         return _mig_parent(name, handles)
     found = [uuid for uuid in handles if uuid.startswith(name) or uuid.startswith(f"GPU-{name}")]
-    return (found[0], 1.0) if len(found) == 1 else (None, 1.0)
+    return (found[0] if len(found) == 1 else None), None, 1.0
 
 
-def _mig_parent(name: str, handles: Mapping[str, Any]) -> tuple[str | None, float]:
-    """(UUID of the GPU that the instance is a part of, the instance's share of it)."""
+def _mig_parent(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | None, float]:
+    """(UUID of the GPU that the instance is a part of, the instance's full name, its share of the GPU)."""
     import pynvml
 
     if name.startswith("MIG-GPU-"):  # drivers before R470 name it MIG-<GPU uuid>/<instance>/<compute instance>
@@ -75,8 +81,8 @@ def _mig_parent(name: str, handles: Mapping[str, Any]) -> tuple[str | None, floa
             except pynvml.NVMLError:
                 continue  # an empty slot
             if own == name or own.startswith(name):
-                return uuid, mig_share(handle, instance)
-    return None, 1.0
+                return uuid, own, mig_share(handle, instance)
+    return None, None, 1.0
 
 
 def mig_share(parent: Any, instance: Any) -> float:

@@ -40,11 +40,15 @@ def _one(factor: Any) -> None:
 
 def _many(factors: list[Any]) -> None:
     """A line for each factor: place, value, year, basis, name."""
+    rows = []
     for factor in factors:
-        name = factor.note.split(";")[0]
         basis = " ".join(filter(None, (factor.basis.rate, factor.basis.scope, factor.basis.side)))
-        line = f"{factor.geography or '':<9}{_value(factor):<22}{factor.year or '':<6}{basis:<31}{name}"
-        click.echo(line[: WIDTH - 1] + "…" if len(line) > WIDTH else line.rstrip())
+        cells = (factor.geography or "", _value(factor), str(factor.year or ""), basis, factor.note.split(";")[0])
+        rows.append(cells[:-1] if cells[-1] == cells[0] else cells)
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, [*widths, 0], strict=False) if width or cell)
+        click.echo(line[: WIDTH - 1] + "…" if len(line.rstrip()) > WIDTH else line.rstrip())
 
 
 @click.command()
@@ -53,9 +57,11 @@ def _many(factors: list[Any]) -> None:
 def factors(query: tuple[str, ...], as_json: bool) -> None:
     """Looks up a factor with its year, basis and source.
 
-    QUERY is a kind (grid, accelerator, embodied, pue, wue, preset), a kind and a name (grid FR, accelerator A100), or a
-    name alone (us-west-2, "385 g/kWh"). Two letters are a country's; states are written US-CA or California. Without a
-    query: the tables, their versions and hashes.
+    QUERY is a kind, a kind and a name (grid FR, pue google fleet, residual DE, water us-west-2), or a name alone
+    (us-west-2, "385 g/kWh"). Kinds: grid, residual (market-based), marginal, water (of electricity), loss (on the
+    lines), pue, wue, accelerator, embodied, preset. Two letters are a country's; states are written US-CA or
+    California. A kind without a name lists it, and what it does not hold. Without a query: the tables, their versions
+    and hashes.
     """
     from energy.factors import table_versions
 
@@ -64,7 +70,9 @@ def factors(query: tuple[str, ...], as_json: bool) -> None:
         if as_json:
             print_json({"tables": tables})
             return
-        click.echo("hoofprint factors KIND [NAME]: grid, accelerator, embodied, pue, wue, preset\n")
+        from energy.lookup import KINDS
+
+        click.echo(_wrapped(f"hoofprint factors KIND [NAME]: {', '.join(KINDS)}") + "\n")
         for name, told in tables.items():
             click.echo(f"{name:<24}version {told['version']:<6}sha256 {told['sha256'][:16]}")
         return
@@ -78,14 +86,19 @@ def factors(query: tuple[str, ...], as_json: bool) -> None:
                 "factors": [factor.as_dict() for factor in found.factors],
                 "alternatives": [factor.as_dict() for factor in found.alternatives],
                 "warnings": found.warnings,
+                "absent": found.absent,
             }
         )
         return
     if len(found.factors) > 20:
         _many(found.factors)
-        return
-    for factor in found.factors:
-        _one(factor)
+    else:
+        for factor in found.factors:
+            _one(factor)
+    if found.absent:
+        click.echo("\nnot in this table:")
+        for text in found.absent:
+            click.echo(_wrapped(text, "    "))
     if found.alternatives:
         click.echo("\nfor the same place also:")
         for factor in found.alternatives:

@@ -17,7 +17,9 @@ from orchestrator.commands import JSON, print_json
 @click.option(
     "--grid", metavar="PLACE", help="Take the intensity of a country, US state or cloud region: FR, us-west-2."
 )
-@click.option("--preset", type=click.Choice(["llama_paper"]), help="0.385 kg/kWh, PUE 1.1, 400 W.")
+@click.option(
+    "--preset", metavar="NAME", help="llama_paper: 0.385 kg/kWh, PUE 1.1, 400 W. `hoofprint factors preset` has all."
+)
 @JSON
 def estimate(
     gpu: str | None,
@@ -31,31 +33,31 @@ def estimate(
 ) -> None:
     """The LLaMA paper's formula: GPU-hours x watts x PUE x grid intensity."""
     from energy.checks import power_warning
-    from energy.factors import accelerator
+    from energy.factors import preset_factors, rated_power
     from energy.formula import estimate
-    from energy.formula import preset as named_preset
 
-    known: dict[str, Any] = named_preset(preset) if preset else {}
-    if gpu:  # named by the user: it takes the place of the preset's
-        known["gpu_power_w"] = accelerator(gpu).tdp_w
-    factor = None
+    # Of a figure the last one named stands: a preset's, then a table's by the name of a device or place, then a number.
+    factors = dict(preset_factors(preset)) if preset else {}
+    if gpu:
+        factors["gpu_power_w"] = rated_power(gpu)
     if grid is not None and intensity_g_per_kwh is not None:
         raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
     if grid is not None:
         from energy.grid import intensity
 
-        factor = intensity(grid)
-        intensity_g_per_kwh = factor.value
+        factors["intensity_g_per_kwh"] = intensity(grid)
     given = {"gpu_power_w": gpu_power_w, "pue": pue, "intensity_g_per_kwh": intensity_g_per_kwh}
-    figures = known | {key: value for key, value in given.items() if value is not None}
+    factors = {key: factors[key] for key, value in given.items() if value is None and key in factors}
+    figures: dict[str, Any] = given | {key: factor.value for key, factor in factors.items()}
     missing = [f"--{key.replace('_', '-')}" for key in given if figures.get(key) is None]
     if missing:
         raise click.UsageError(f"missing {', '.join(missing)}; nothing is guessed (or take --preset llama_paper)")
     result = estimate(gpu_hours=gpu_hours, **figures)
     odd = power_warning(result["gpu_power_w"], gpu)
     result["warnings"] = [odd] if odd else []
-    if factor is not None:
-        result["intensity_factor"] = factor.as_dict()
+    result["factors"] = [factor.as_dict() for factor in factors.values()]
+    if grid is not None:
+        result["intensity_factor"] = factors["intensity_g_per_kwh"].as_dict()
     for warning in result["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
@@ -66,8 +68,8 @@ def estimate(
         f"x PUE {result['pue']:g} = {result['energy_facility_kwh'] / 1e3:,.2f} MWh; "
         f"x {result['intensity_g_per_kwh']:g} g/kWh = {result['carbon_tco2eq']:,.2f} tCO2eq"
     )
-    if factor is not None:
-        click.echo(f"intensity of {grid}: {factor}")
+    if grid is not None:
+        click.echo(f"intensity of {grid}: {factors['intensity_g_per_kwh']}")
 
 
 def _figure(value: float | None) -> str:

@@ -59,13 +59,13 @@ def measure(
     from energy.measure import measure as measure_command
     from energy.measurement import Factors
 
+    factors = Factors.declared(pue, pue_source, intensity_g_per_kwh, intensity_source)
     if grid is not None:
         if intensity_g_per_kwh is not None:
             raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
         from energy.grid import intensity
 
-        factor = intensity(grid)
-        intensity_g_per_kwh, intensity_source = factor.value, str(factor)
+        factors = Factors(factors.pue, intensity(grid))
     if node_baseline_w is not None and not node_baseline_source:
         raise click.UsageError("--node-baseline-w is given without --node-baseline-source: say where it comes from")
     told = {"--node-baseline-w": node_baseline_w, "--node-power-command": node_power_command}
@@ -94,7 +94,7 @@ def measure(
             name=name,
             interval_s=interval_s,
             gpus=which,
-            factors=Factors(pue, pue_source, intensity_g_per_kwh, intensity_source),
+            factors=factors,
             declared=declared,
             prometheus_port=port,
             stdout_to_stderr=as_json,

@@ -15,6 +15,9 @@ from orchestrator.commands import JSON, RUNS, SET, print_json
 @JSON
 @click.option("--name", "run_id", help="Name of the run folder; default: the experiment's name and the time.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run from its newest checkpoint.")
+@click.option(
+    "--profile", "profile_steps", type=click.IntRange(min=1), help="Record this many steps of rank 0: where time goes."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show Ray's log and, of an error, the traceback.")
 def run(
@@ -24,6 +27,7 @@ def run(
     as_json: bool,
     run_id: str | None,
     resume: Path | None,
+    profile_steps: int | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -39,7 +43,8 @@ def run(
     from orchestrator.run import run_experiment
     from orchestrator.screen import RunScreen
 
-    folder, code = run_experiment(experiment, runs_dir, RunScreen(quiet, verbose), run_id, resume, spec)
+    screen = RunScreen(quiet, verbose)
+    folder, code = run_experiment(experiment, runs_dir, screen, run_id, resume, spec, profile_steps or 0)
     footprint = folder.path / "footprint.json"
     if as_json and footprint.exists():
         click.echo(footprint.read_text(encoding="utf-8"), nl=False)
@@ -47,24 +52,30 @@ def run(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--prompt", required=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=0.95, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-def generate(run: Path, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int) -> None:
-    """Continues a prompt with the newest checkpoint of RUN."""
+def generate(model: Path, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+    """Continues a prompt with the newest checkpoint of MODEL: a run, or weights that were imported."""
     from orchestrator.generation import generate_text
 
-    for text in generate_text(run, prompt, max_tokens, temperature, top_p, seed):
+    for text in generate_text(model, prompt, max_tokens, temperature, top_p, seed):
         click.echo(text, nl=False)
     click.echo()
 
 
 @click.command()
-def schema() -> None:
-    """The JSON Schema of an experiment, for editors."""
+@click.option("--record", is_flag=True, help="Of a record (footprint.json), instead of an experiment.")
+def schema(record: bool) -> None:
+    """The JSON Schema of an experiment, for editors, or of a record."""
+    if record:
+        from energy.schemas import record_schema
+
+        print_json(record_schema())
+        return
     from orchestrator.spec import Experiment
 
     print_json(Experiment.model_json_schema(mode="validation"))

@@ -7,7 +7,7 @@ permutation that changes every epoch of that source. Both follow from (seed, i) 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from orchestrator.data.corpus import TokenizedCorpus
 
 PERIOD = 10_000  # sequences: proportions are exact to four decimals over each period
-STATE_KEYS = ("seed", "epoch", "position")
 
 
 class TokenStream:
@@ -87,25 +86,6 @@ class TokenStream:
 
     def state(self) -> dict[str, int]:
         return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
-
-    @classmethod
-    def from_state(
-        cls,
-        corpus: TokenizedCorpus,
-        proportions: Sequence[float] | None,
-        sequence_length: int,
-        state: Mapping[str, int],
-    ) -> TokenStream:
-        """The stream that `state` was taken from; ValueError if the state is broken or of another corpus."""
-        if set(state) != set(STATE_KEYS) or not all(isinstance(state[key], int) for key in STATE_KEYS):
-            raise ValueError(f"expected a state with whole numbers for {', '.join(STATE_KEYS)}, got {dict(state)}")
-        stream = cls(corpus, proportions, sequence_length, state["seed"], state["position"])
-        if stream.epoch != state["epoch"]:
-            raise ValueError(
-                f"state says epoch {state['epoch']}, this corpus is in epoch {stream.epoch} at sequence "
-                f"{stream.position}: corpus or sequence length changed since the state was saved"
-            )
-        return stream
 
     def validation_batches(self, sequence_length: int, max_sequences: int, batch_size: int = 8) -> Iterator[np.ndarray]:
         """Held-out sequences, spread evenly over that text: int64, (<= batch_size, sequence_length + 1)."""

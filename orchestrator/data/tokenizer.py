@@ -41,7 +41,7 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError("not a SentencePiece model") from error
+            raise ValueError("something else than a SentencePiece model") from error
         self.model = model
         self.vocab_size: int = self._processor.vocab_size()
         self.unk_id: int = self._processor.unk_id()

@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from energy.factors import Accelerator, read_table
+from energy.checks import Claim, check_claim
+from energy.embodied import CONVENTIONS, embodied_rate
+from energy.factors import Accelerator, Factor, rated_power
 from energy.formula import carbon_tco2eq, energy_facility_kwh, energy_it_kwh
+from energy.units import KWH, TONNES
+from orchestrator.accounting import declared
 from orchestrator.plan.earlier_runs import Evidence
 from orchestrator.plan.ranges import Basis, Range
 from orchestrator.quantities import quantity
 from orchestrator.spec import EnergySpec
 
-HOURS_PER_YEAR = 8760.0
 _BUDGET_UNITS = {
-    "kWh": ("energy", 1.0), "MWh": ("energy", 1e3), "GWh": ("energy", 1e6),
-    "kgCO2eq": ("carbon", 1e-3), "tCO2eq": ("carbon", 1.0), "kg": ("carbon", 1e-3), "t": ("carbon", 1.0),
-    "GPUh": ("gpu_hours", 1.0), "d": ("wall_days", 1.0),
-}  # fmt: skip
+    **{unit: ("energy", KWH[unit]) for unit in ("kWh", "MWh", "GWh")},
+    **{name: ("carbon", TONNES[unit]) for unit in ("kg", "t") for name in (f"{unit}CO2eq", unit)},
+    "GPUh": ("gpu_hours", 1.0),
+    "d": ("wall_days", 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -31,28 +35,26 @@ class Energy:
     carbon_tco2eq: Range | None
 
 
-def rated_power_w(spec: EnergySpec, device: Accelerator | None) -> tuple[float | None, str]:
-    """The rated power of one device in W and its source: the spec's, else the factor table's."""
-    if spec.device_rated_power is not None:
-        return spec.device_rated_power, str(spec.device_rated_power_source)
-    if device is not None and device.tdp_w is not None:
-        return device.tdp_w, f"{device.name}: {device.source}"
-    return None, ""
+def rated_power_of(spec: EnergySpec, device: Accelerator | None) -> Factor | None:
+    """The rated power of one device in W: the spec's, else the factor table's; None where neither knows it."""
+    by_table = rated_power(device.name) if device is not None and device.tdp_w is not None else None
+    return declared(spec, "device_rated_power") or by_table
 
 
 def energy_of(
     device_hours: Range | None, spec: EnergySpec, device: Accelerator | None, evidence: Evidence | None, basis: Basis
 ) -> Energy:
     """IT energy at the power that earlier runs drew, else at rated power; then PUE and grid intensity of the spec."""
-    rated, rated_source = rated_power_w(spec, device)
+    rated_factor = rated_power_of(spec, device)
+    rated = rated_factor.value if rated_factor else None
     measured = evidence.power_w() if evidence is not None and evidence.same_shape else None
     if measured is not None and evidence is not None:
         boundary = evidence.runs[-1].power_boundary
         source = f"measured: mean of the same earlier runs ({evidence.names()}), boundary {boundary}"
         basis.assume("device_power_w", measured.likely, "W", source)
         basis.sources["energy_it_kwh"] = f"{measured.likely:.3g} W, {evidence.count()}"
-    if rated is not None:
-        basis.assume("device_rated_power_w", rated, "W", rated_source)
+    if rated_factor is not None:
+        basis.take(rated_factor)
         if measured is None:
             basis.sources["energy_it_kwh"] = f"rated {rated:g} W per device"
     elif measured is None:
@@ -67,53 +69,41 @@ def energy_of(
         )
 
     it_kwh = it(power)
-    if spec.pue is None:
+    pue_factor = declared(spec, "pue")
+    if pue_factor is None:
         basis.missing.append("facility energy: give energy.pue and energy.pue_source")
     else:
-        basis.assume("pue", spec.pue, "1", str(spec.pue_source))
+        basis.take(pue_factor)
         basis.sources["energy_facility_kwh"] = f"PUE {spec.pue:g}: {spec.pue_source}"
     grid = spec.intensity_factor
     if grid is None or grid.value is None:
         basis.missing.append("carbon: give energy.grid, or energy.intensity with its source (no location is guessed)")
     else:
-        basis.assume("intensity_g_per_kwh", grid.value, "g CO2eq/kWh", grid.source)
+        basis.take(grid)
         where = f"{grid.geography}, {grid.year}: " if grid.geography else ""
         basis.sources["carbon_tco2eq"] = f"{grid.value:g} g/kWh: {where}{grid.source}"
     pue, intensity = spec.pue, grid.value if grid else None
+    stated = Claim("", device=device.name if device else None, power_w=rated, pue=pue, intensity_g_per_kwh=intensity)
+    basis.warnings += [f"{finding.check}: {finding.message}" for finding in check_claim(stated)]
     facility = None if it_kwh is None or pue is None else it_kwh.map(lambda kwh: energy_facility_kwh(kwh, pue))
     carbon = None if facility is None or intensity is None else facility.map(lambda kwh: carbon_tco2eq(kwh, intensity))
     return Energy(power, it_kwh, it(None if rated is None else Range.exact(rated)), facility, carbon)
 
 
-def embodied_tco2eq(gpu_hours: Range | None, device: Accelerator | None, basis: Basis) -> Range | None:
-    """The share of making GPU and server that falls on these hours, t CO2eq, by calendar time (ISO/IEC 21031, SCI).
-
-    low: least mass over the longest life; high: most mass over the shortest; likely: central mass over the mean life.
-    None where no figure of the device is known.
-    """
+def embodied_tco2eq(gpu_hours: Range | None, device: Accelerator | None, convention: str, basis: Basis) -> Range | None:
+    """The share of making GPU and server that falls on these hours, t CO2eq; None where no figure is known."""
     if gpu_hours is None or device is None:
         return None
-    rows = [row for row in read_table("embodied") if row["kgco2e_central"]]
-    gpu = next((row for row in rows if device.name.startswith(row["item"])), None)
-    server = next(row for row in rows if row["item"].startswith("server"))
-    if gpu is None:
+    rate = embodied_rate(device.name, convention)
+    if rate is None:
         basis.missing.append(f"embodied carbon: no figure is known for {device.name}, which does not mean zero")
         return None
-    per_hour = _kg_per_hour(gpu, 1).plus(_kg_per_hour(server, 8))
-    source = f"{gpu['item']}: {gpu['source']}; an eighth of a {server['item']}: {server['source']}; calendar time"
-    basis.assume("embodied_g_per_gpu_hour", per_hour.likely * 1000, "g CO2eq/h", source)
-    basis.sources["embodied_tco2eq"] = f"{gpu['item']} and 1/8 server, calendar"
-    return gpu_hours.times(per_hour).times(1e-3)
-
-
-def _kg_per_hour(row: dict[str, str], shared_by: int) -> Range:
-    shortest, longest = (float(years) for years in row["lifetime_years"].split("-"))
-    central = float(row["kgco2e_central"])
-    least, most = float(row["kgco2e_low"]), float(row["kgco2e_high"] or central)
-    years = (longest, (shortest + longest) / 2, shortest)
-    return Range(
-        *(kg / shared_by / (life * HOURS_PER_YEAR) for kg, life in zip((least, central, most), years, strict=True))
-    )
+    for factor in rate.factors:
+        basis.take(factor)
+    source = f"{' and an eighth of '.join(str(each.geography) for each in rate.factors)}: {CONVENTIONS[convention]}"
+    basis.assume("embodied_g_per_gpu_hour", rate.central_kg_per_h * 1000, "g CO2eq/h", source)
+    basis.sources["embodied_tco2eq"] = f"{device.name} and 1/8 server, {convention}"
+    return gpu_hours.times(Range(rate.low_kg_per_h, rate.central_kg_per_h, rate.high_kg_per_h)).times(1e-3)
 
 
 @dataclass(frozen=True)

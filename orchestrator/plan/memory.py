@@ -11,8 +11,14 @@ has an output buffer beside the weights that it is copied to: 3 blocks x b. The 
 output) stays gathered: b x root. In the backward one block's gradient stands unsharded (b x block) beside the fp32
 input of its reduce-scatter (4 x block), and the gradient of the output matrix waits for the root's own (b V d).
 
-Accumulated. A step of several micro-batches reduces only after the last: until then the sum of the gradients stands
-unsharded in fp32, 4 P bytes whatever W is.
+Accumulated. Of a step of several micro-batches the gradients are reduced once, after the last: until then their sum
+stands unsharded in fp32, 4 P bytes whatever W is. Where that does not fit, each micro-batch's are reduced at once
+("each_micro_batch"), and nothing accumulates but the shard; between replicas of the shard group, which are summed after
+the last in any case, that is another 4 P/W.
+
+Tensor parallelism over t of the workers cuts a block's weights by t, so that P above is P_blocks/t + P_root, W the
+shards alone, and what a block keeps by t: products by heads and channels, the rest by positions. The inputs of wq, wk
+and wv and of gate and up, which are gathered from all positions, are not cut: 2 d per token more.
 
 Activations. Korthikanti et al. 2022 count 34 s b h + 5 a s^2 b bytes for a GPT layer with dropout, GELU of width 4h
 and a stored attention matrix. For this model's block (no dropout, fused attention, SwiGLU) the tensors kept for the
@@ -38,14 +44,12 @@ from typing import Any
 
 from model.config import LlamaConfig
 
-CHECKPOINTING = ("none", "selective", "full")
+CHECKPOINTING = ("none", "selective", "full")  # the least computation first
+ONCE, EACH = "once_per_step", "each_micro_batch"  # when gradients are reduced; the least communication first
 RESERVE = 0.10
 RESERVE_SOURCE = "assumed: a tenth for the driver's context, the collectives' buffers and fragmentation"
 GB = 1e9
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # most fp32 logits that stand at once, as in model/loss.py
-COMPONENTS = (
-    "parameters", "gradients", "optimizer", "gathered", "accumulated_gradients", "activations", "logits",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,29 @@ def activation_bytes_per_token(config: LlamaConfig, checkpointing: str, width: i
 
 
 def memory_gb(
-    config: LlamaConfig, workers: int, batch: Batch, checkpointing: str, width: int = 2, cpu: bool = False
+    config: LlamaConfig,
+    workers: int,
+    batch: Batch,
+    checkpointing: str,
+    width: int = 2,
+    cpu: bool = False,
+    *,
+    reduction: str = ONCE,
+    tensor: int = 1,
+    replicas: int = 1,
 ) -> dict[str, float]:
-    """GB per worker by component, and their `total` (formulas at the top of the file)."""
+    """GB per worker by component, and their `total` (formulas at the top of the file).
+
+    workers: all of them; `replicas` groups of `workers / replicas`, in which `tensor` share a batch, hold the model.
+    """
     d, vocab, tokens = config.dim, config.vocab_size, batch.micro_tokens
     root = 2 * vocab * d + d
-    block = (config.params - root) // config.n_layers
-    shard = config.params / workers
+    block = (config.params - root) // config.n_layers / tensor
+    shards = workers // replicas // tensor
+    shard = (config.n_layers * block + root) / shards
+    waiting = 4 * (config.n_layers * block + root)
+    if reduction == EACH:
+        waiting = 4 * shard if replicas > 1 else 0
     whole_block = activation_bytes_per_token(config, "none", width, cpu)
     kept = activation_bytes_per_token(config, checkpointing, width, cpu)
     redone = whole_block if checkpointing != "none" else 0
@@ -91,8 +111,9 @@ def memory_gb(
         "gradients": 4 * shard,
         "optimizer": 8 * shard,
         "gathered": width * (root + 3 * block) + (width + 4) * block + width * vocab * d,
-        "accumulated_gradients": 4 * config.params if batch.micro_batches > 1 else 0,
-        "activations": tokens * (config.n_layers * kept + redone + 3 * d * width),
+        "accumulated_gradients": waiting if batch.micro_batches > 1 else 0,
+        "activations": tokens / tensor * (config.n_layers * kept + redone + 3 * d * width)
+        + (2 * tokens * d * width * (config.n_layers if checkpointing == "none" else 1) if tensor > 1 else 0),
         "logits": chunk * vocab * (4 + 2 * width) + 4 * vocab * d,
     }
     gigabytes = {name: float(size) / GB for name, size in found.items()}
@@ -112,24 +133,40 @@ def memory_plan(
     device_gb: float | None,
     wanted: str | None = None,
     cpu: bool = False,
+    *,
+    reduction: str | None = None,
+    tensor: int = 1,
+    replicas: int = 1,
 ) -> dict[str, Any]:
     """Memory of every choice, whether it fits, and the chosen one: `wanted`, or the fastest that fits.
 
-    `fits` is None where the device's memory is not known. Where nothing fits, the smallest is the chosen one.
+    Less recomputation comes first, because it costs computation in any case; within that gradients are reduced once a
+    step (`reduction`: as it says), because more communication may hide behind computation. `fits` is None where the
+    device's memory is not known. Where nothing fits, the smallest is the chosen one.
     """
     usable = None if device_gb is None else device_gb * (1 - RESERVE)
-    choices = {name: memory_gb(config, workers, batch, name, width, cpu) for name in CHECKPOINTING}
-    fits = {name: None if usable is None else parts["total"] <= usable for name, parts in choices.items()}
-    chosen = wanted or next((name for name in CHECKPOINTING if fits[name]), "none" if usable is None else "full")
+    choices: dict[str, dict[str, Any]] = {}
+    for name in CHECKPOINTING:
+        for when in (ONCE, EACH) if reduction is None else (reduction,):
+            parts = memory_gb(
+                config, workers, batch, name, width, cpu, reduction=when, tensor=tensor, replicas=replicas
+            )
+            fits = None if usable is None else parts["total"] <= usable
+            choices[name] = {**parts, "fits": fits, "gradient_reduction": when}
+            if fits is not False or batch.micro_batches == 1:
+                break
+    fastest = next((name for name in CHECKPOINTING if choices[name]["fits"]), "none" if usable is None else "full")
+    chosen = wanted or fastest
     return {
         "checkpointing": chosen,
+        "gradient_reduction": choices[chosen]["gradient_reduction"],
         "memory_gb_per_gpu": choices[chosen]["total"],
-        "fits": fits[chosen],
+        "fits": choices[chosen]["fits"],
         "device_gb": device_gb,
         "usable_gb": usable,
         "micro_batch_tokens": batch.micro_tokens,
         "micro_batches": batch.micro_batches,
-        "choices": {name: {**parts, "fits": fits[name]} for name, parts in choices.items()},
+        "choices": choices,
     }
 
 
@@ -137,6 +174,6 @@ def fewest_workers(config: LlamaConfig, sequences: int, micro: int, width: int, 
     """The fewest workers (a divisor of `sequences`, the batch) on which full checkpointing fits; None if none does."""
     for workers in (count for count in range(1, sequences + 1) if sequences % count == 0):
         batch = batch_of(sequences, workers, micro, config.sequence_length)
-        if memory_gb(config, workers, batch, "full", width)["total"] <= device_gb * (1 - RESERVE):
+        if memory_gb(config, workers, batch, "full", width, reduction=EACH)["total"] <= device_gb * (1 - RESERVE):
             return workers
     return None

@@ -12,20 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from energy.factors import Accelerator, accelerator
+from energy.compute import CONVENTIONS, PALM, flop_per_token, recomputed_per_token
+from energy.factors import Accelerator, accelerator, peak_flops
+from orchestrator.accounting import model_figures
+from orchestrator.plan.choices import step_memory
 from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of
 from orchestrator.plan.earlier_runs import Evidence, find_evidence, throughput_from
 from orchestrator.plan.failures import Reliability, failure_plan
-from orchestrator.plan.flop import CAUSAL, PALM, SIX_N, flop_per_token, recomputed_per_token
-from orchestrator.plan.memory import (
-    CHECKPOINTING,
-    RESERVE,
-    RESERVE_SOURCE,
-    batch_of,
-    fewest_workers,
-    memory_plan,
-    state_gb,
-)
+from orchestrator.plan.memory import RESERVE, RESERVE_SOURCE, fewest_workers, state_gb
 from orchestrator.plan.ranges import Basis, Range, positive, product
 from orchestrator.plan.scaling import loss_plan
 from orchestrator.plan.throughput import ASK, ASK_ON_CPU, Throughput, anchors_for, describe_kind, from_anchors, stated
@@ -82,17 +76,10 @@ def make_plan(
     device_type = "cpu" if cpu else "cuda" if device or cluster.device == "cuda" else None
     device_type = device_type or (evidence.device_type if evidence else None)
 
-    flop = flop_per_token(config)
-    tokens = training.tokens
+    model, tokens = model_figures(config), training.tokens
     width = {"float32": 4, "bfloat16": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
-    batch = batch_of(experiment.batch_sequences, workers, training.micro_batch_sequences, config.sequence_length)
     device_gb = device.memory_gb if device else None
-    memory = memory_plan(config, workers, batch, width, device_gb, None, device_type != "cuda")
-    if memory["checkpointing"] != CHECKPOINTING[0]:
-        basis.warnings.append(
-            f"planned with {memory['checkpointing']} activation checkpointing, which the trainer cannot do yet: it "
-            "keeps all activations, and would run out of memory"
-        )
+    memory = step_memory(experiment, config, workers, device_type, device_gb)
     if device_gb is not None:
         basis.assume("memory_reserve", RESERVE, "1", RESERVE_SOURCE)
         if not memory["fits"]:
@@ -101,7 +88,7 @@ def make_plan(
             )
             memory["fewest_workers"] = fewest
     if device is not None:
-        basis.assume("peak_flops", device.peak_flops, "FLOP/s", f"{device.name}: {device.source}")
+        basis.take(peak_flops(device.name))
 
     rate = chosen.tokens_per_s if chosen else None
     step_hours = rate.times(workers).dividing(tokens / 3600) if rate else None
@@ -121,19 +108,19 @@ def make_plan(
         "wall_days": product(wall_hours, 1 / 24),
         "tokens_per_s": product(rate, workers),
         "tokens_per_s_per_gpu": rate if device_type == "cuda" else None,
-        "mfu": product(rate, flop.palm / device.peak_flops) if device else None,
+        "mfu": product(rate, config.flop_per_token / device.peak_flops) if device else None,
         "device_power_w": energy.power_w,
         "energy_it_kwh": energy.it_kwh,
         "energy_rated_it_kwh": energy.rated_it_kwh,
         "energy_facility_kwh": energy.facility_kwh,
         "carbon_tco2eq": energy.carbon_tco2eq,
-        "embodied_tco2eq": embodied_tco2eq(on_gpu, device, basis),
+        "embodied_tco2eq": embodied_tco2eq(on_gpu, device, experiment.energy.embodied_convention, basis),
         "cost": product(on_gpu, price),
     }
     exact: dict[str, Any] = {
         "params": config.params,
         "tokens": tokens,
-        "compute_flop": flop.palm * tokens,
+        "compute_flop": config.flop_per_token * tokens,
         "flop_convention": PALM,
         "memory_gb_per_gpu": memory["memory_gb_per_gpu"],
         "fits": memory["fits"],
@@ -150,12 +137,7 @@ def make_plan(
         **_values(exact, ranges, "likely"),
         "low": _values(exact, ranges, "low"),
         "high": _values(exact, ranges, "high"),
-        "flop": {
-            "palm": {"flop": flop.palm * tokens, "convention": PALM},
-            "causal": {"flop": flop.causal * tokens, "convention": CAUSAL},
-            "six_n": {"flop": flop.six_n * tokens, "convention": SIX_N},
-            "recomputed": recomputed_per_token(config, memory["checkpointing"]) * tokens,
-        },
+        "flop": _flop(model, memory["checkpointing"], tokens),
         "steps": experiment.total_steps,
         "workers": workers,
         "devices": devices,
@@ -173,6 +155,16 @@ def make_plan(
         "sources": basis.sources,
         "missing": list(dict.fromkeys(basis.missing)),
         "warnings": list(dict.fromkeys(basis.warnings)),
+    }
+
+
+def _flop(model: dict[str, Any], checkpointing: str, tokens: int) -> dict[str, Any]:
+    """FLOP of the whole training by each convention, and those that are computed twice."""
+    by_convention = {name: each for name, each in flop_per_token(model).items() if each is not None}
+    twice = recomputed_per_token(model, checkpointing)
+    return {
+        **{name: {"flop": each * tokens, "convention": CONVENTIONS[name]} for name, each in by_convention.items()},
+        "recomputed": None if twice is None else twice * tokens,
     }
 
 

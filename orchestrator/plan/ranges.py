@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from energy.factors import Factor
+
 
 @dataclass(frozen=True)
 class Range:
@@ -57,6 +59,10 @@ class Basis:
 
     def assume(self, key: str, value: Any, unit: str, source: str) -> None:
         self.assumptions.append({"key": key, "value": value, "unit": unit, "source": source})
+
+    def take(self, factor: Factor) -> None:
+        """A figure from elsewhere, with all that belongs to it and its hash."""
+        self.assumptions.append(factor.as_dict())
 
 
 def product(one: Range | None, other: Range | float | None) -> Range | None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from energy.human import digits, human_count, human_flop, human_time
+from orchestrator.plan.memory import EACH
 
 Plan = dict[str, Any]
 _BAR = 24
@@ -142,6 +143,7 @@ def _memory(plan: Plan, console: Console) -> None:
         "loss": parts["logits"],
     }
     text = ", ".join(f"{name} {digits(size * scale)}" for name, size in made_of.items() if size)
+    text += "; gradients reduced with each micro-batch" if memory["gradient_reduction"] == EACH and batches > 1 else ""
     console.print(indented(Text(text, style="dim")))
     if memory["fits"] is False:
         fewest = memory.get("fewest_workers")

@@ -202,6 +202,7 @@ def test_report_is_one_offline_file_that_tells_the_truth(folder: RunFolder) -> N
             "IT energy",
             "Not counted",
             "US average, paper",
+            "H200-SXM: vendor data sheet",
             "abc1234",
             "hoofprint run small.yaml",
             "name: llama-small",

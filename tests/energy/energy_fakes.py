@@ -24,10 +24,15 @@ class FakeSensor:
 
     def __init__(self, uuid: str, readings: list[Any], kind: str = "gpu", method: str = "counter") -> None:
         self._readings = iter(readings)
-        self._about = dict(uuid=uuid, name=f"fake {uuid}", node="n1", kind=kind, method=method, boundary="gpu")
+        self._about: dict[str, Any] = dict(
+            uuid=uuid, name=f"fake {uuid}", node="n1", kind=kind, method=method, boundary="gpu"
+        )
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         return dict(self._about)
+
+    def describe_more(self, about: dict[str, Any]) -> None:
+        self._about |= about
 
     def read(self) -> Reading:
         reading = next(self._readings)

@@ -15,7 +15,6 @@ from energy.export import FORMATS, render
 from energy.export.eu_form import training_range, two
 from energy.export.facts import figure, significant
 from energy.export.ghg_csv import COLUMNS
-from energy.export.sci import embodied_g_per_hour
 from energy.record import write_record
 
 LLAMA_FLOP = 1.4e12 * 406_239_313_920
@@ -183,12 +182,6 @@ def test_sci_of_llama_65b_and_without_embodied_no_score(llama: dict[str, Any]) -
     for unit, count in (("per_token", 1.4e12), ("per_flop", LLAMA_FLOP), ("per_parameter", 65_285_660_672)):
         assert sci[unit]["r"] == count
         assert sci[unit]["score_g"] == pytest.approx((e * i + m) / count)
-
-
-def test_embodied_by_calendar_time() -> None:
-    assert embodied_g_per_hour(1000, 4) == pytest.approx(28.5, abs=0.05)
-    with pytest.raises(ValueError):
-        embodied_g_per_hour(1000, 0)
 
 
 def test_the_inventory_has_both_methods_and_empty_cells_for_the_unknown(llama: dict[str, Any]) -> None:

@@ -18,13 +18,11 @@ from energy.factors import (
     presets,
     pue,
     rated_power,
-    table_sha256,
-    table_versions,
     wue,
 )
-from energy.formula import PRESETS
+from energy.formula import preset
 from energy.grid import constant
-from energy.units import GRAM_PER_TONNE, gram_to_tonne, joule_to_kwh, kwh_to_joule
+from energy.units import INTENSITIES, KWH, TONNES, intensity_unit
 
 
 def grid_factor(basis: str, unit: str = "g CO2eq/kWh", geography: str = "X") -> Factor:
@@ -73,13 +71,9 @@ def test_co2_beside_co2eq_is_a_mixed_basis() -> None:
     assert "CO2/kWh" in mixed_bases([grid_factor("average"), grid_factor("average", "g CO2/kWh")])[0]
 
 
-def test_every_table_fits_its_version() -> None:
-    for name, told in table_versions().items():
-        assert told["sha256"] == table_sha256(name), f"{name}.csv changed: raise its version and hash in versions.csv"
-
-
-def test_the_preset_is_the_formulas() -> None:
-    assert {name: {k: f.value for k, f in own.items()} for name, own in presets().items()} == PRESETS
+def test_the_preset_is_the_papers() -> None:
+    assert preset("llama_paper") == {"gpu_power_w": 400, "pue": 1.1, "intensity_g_per_kwh": 385}
+    assert all("LLaMA paper" in factor.source for factor in presets()["llama_paper"].values())
 
 
 def test_tables_name_unit_and_source_and_stay_in_range() -> None:
@@ -107,12 +101,38 @@ def test_embodied_has_its_range_and_lifetime() -> None:
         embodied("H1000")
 
 
-def test_units_round_trip() -> None:
+@pytest.mark.parametrize("units", [KWH, TONNES, INTENSITIES], ids=["J Wh kWh MWh", "g kg t", "g/kWh lb/MWh"])
+def test_units_round_trip(units: dict[str, float]) -> None:
     generator = random.Random(4)
     for _ in range(500):
-        value = 10 ** generator.uniform(-12, 15)
-        assert joule_to_kwh(kwh_to_joule(value)) == pytest.approx(value, rel=1e-15)
-        assert gram_to_tonne(value) * GRAM_PER_TONNE == pytest.approx(value, rel=1e-15)
+        value, (one, other) = 10 ** generator.uniform(-12, 15), generator.choices(list(units), k=2)
+        there = value * units[one] / units[other]
+        assert there * units[other] / units[one] == pytest.approx(value, rel=1e-15)
+
+
+def test_units_are_what_they_are_by_definition() -> None:
+    assert KWH["J"] * 3.6e6 == pytest.approx(1, rel=1e-15) and KWH["kWh"] == 1 and KWH["MWh"] == 1000
+    assert (TONNES["t"], TONNES["kg"], TONNES["g"]) == (1, 1e-3, 1e-6)
+    assert INTENSITIES["lb/MWh"] == 0.45359237 and INTENSITIES["kg/MWh"] == INTENSITIES["g/kWh"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("intensity_g_per_kwh", "g/kWh"),
+        ("Carbon intensity gCO₂eq/kWh (Life cycle)", "g/kWh"),
+        ("kg CO2-eq per kWh", "kg/kWh"),
+        ("kg_co2eq_per_kwh", "kg/kWh"),
+        ("tCO2/MWh", "t/MWh"),
+        ("lbs_co2_per_mwh", "lb/MWh"),
+        ("MOER (lb/MWh)", "lb/MWh"),
+        ("mg/kWh", None),
+        ("t/kWh", None),
+        ("energy_kwh", None),
+    ],
+)
+def test_the_unit_of_an_intensity_is_found_in_many_spellings(text: str, unit: str | None) -> None:
+    assert intensity_unit(text) == unit
 
 
 def test_grid_units_agree_with_each_other() -> None:

@@ -5,11 +5,16 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from energy.account import Account, DeviceEnergy
+from energy.boundaries import BOUNDARIES, METHODS
+from energy.factors import peak_flops, rated_power
 from energy.footprint import make_footprint
 from energy.record import canonical
+from energy.schemas import record_schema
+from energy.series import IntensitySeries
 
 
 def device(
@@ -81,6 +86,75 @@ def test_a_cpu_run_needs_its_rated_power_from_the_spec() -> None:
     assert record["energy"]["paper_method"]["energy_facility_kwh"] == pytest.approx(0.275)
     assert record["time"]["gpu_hours"] == 0
     assert record["energy"]["share_modelled"] == 1
+
+
+def test_rated_figures_of_the_tables_carry_what_belongs_to_them() -> None:
+    record = make_footprint(RUN, account("counter"), STEPS, [])
+    stored = {each["key"]: each for each in record["assumptions"]}
+    assert stored["device_rated_power_w"] == rated_power("A100-80GB").as_dict()
+    assert stored["peak_flops"] == peak_flops("A100-80GB").as_dict()
+    own = RUN["accounting"] | {"device_rated_power_w": {"value": 350.0, "source": "the operator"}}
+    declared = make_footprint({**RUN, "accounting": own}, account("counter"), STEPS, [])
+    assert declared["energy"]["paper_method"]["device_power_w"] == 350
+    assert "embodied_kgco2eq" in {factor["key"] for factor in record["embodied"]["factors"]}
+
+
+BLOCKS = ("data", "compute", "time", "energy", "carbon", "embodied", "water", "sci")
+
+
+@pytest.mark.parametrize("accounting", [RUN["accounting"], {}], ids=["known", "nothing known"])
+def test_every_figure_has_its_boundary_and_method(accounting: dict[str, Any]) -> None:
+    record = make_footprint({**RUN, "accounting": accounting}, account("counter", "modelled"), STEPS, [])
+    for block in BLOCKS:
+        told = record[block]["quantities"]
+        figures = {k for k, v in record[block].items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        assert figures <= set(told) <= set(record[block]), (block, figures - set(told))
+        for key, each in told.items():
+            assert each["boundary"] in BOUNDARIES and (each["method"] in METHODS or each["method"] is None)
+            assert (each["method"] is None) == (record[block][key] is None), (block, key)
+            assert ("from" in each) >= (each["method"] == "computed"), (block, key)
+
+
+def test_the_method_of_the_energy_is_that_of_its_devices() -> None:
+    def method(*methods: str) -> str:
+        told = make_footprint(RUN, account(*methods), STEPS, [])["energy"]["quantities"]["energy_it_kwh"]
+        assert told["boundary"] == "gpu"
+        return told["method"]
+
+    assert method("counter", "counter") == "counter" and method("modelled") == "modelled"
+    assert method("counter", "integrated") == "measured" and method("counter", "modelled") == "mixed"
+
+
+def test_an_hourly_series_computes_the_intensity() -> None:
+    hours = IntensitySeries((0.0, 3600.0), (3600.0, 7200.0), (100.0, 300.0), "the operator")
+    metered = account("counter", "counter")
+    metered.curve = (np.array([1000.0, 4600.0]), np.array([0.0, 3.6e6]))
+    carbon = make_footprint(RUN, metered, STEPS, [], hours)["carbon"]
+    assert carbon["quantities"]["intensity_g_per_kwh"]["method"] == "computed"
+    assert "hour by hour" in carbon["quantities"]["carbon_tco2eq"]["from"]
+
+
+def test_the_schema_knows_the_words_for_boundaries_and_methods() -> None:
+    words = record_schema()["$defs"]["quantities"]["additionalProperties"]["properties"]
+    assert words["boundary"]["enum"] == list(BOUNDARIES) and words["method"]["enum"] == [*METHODS, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("intensity_g_per_kwh", 0.385, "0.385 g/kWh is less than any grid has: are these kg/kWh?"),
+        ("intensity_g_per_kwh", 385_000, "more than any grid has"),
+        ("pue", 11.0, "a PUE of 11"),
+    ],
+)
+def test_what_is_implausible_is_said_in_the_record(key: str, value: float, said: str) -> None:
+    def warnings(accounting: dict[str, Any]) -> list[str]:
+        metered = hour([device("GPU-1", "NVIDIA A100-SXM4-80GB", 1.2e6)])
+        record = make_footprint({**RUN, "accounting": accounting}, metered, STEPS, [])
+        return [text for text in record["quality"]["warnings"] if text.startswith("implausible: ")]
+
+    assert any(said in text for text in warnings(RUN["accounting"] | {key: {"value": value, "source": "spec"}}))
+    assert warnings(RUN["accounting"]) == []
 
 
 def test_intervals_independent_when_measured_and_together_when_modelled() -> None:

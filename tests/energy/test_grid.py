@@ -72,12 +72,12 @@ def test_china_is_co2_alone_and_says_so() -> None:
 
 
 def test_cloud_regions_lie_in_known_zones_and_are_unique() -> None:
-    assert {region.provider for region in regions().values()} == {"aws", "azure", "gcp"}
+    assert {region.provider for region in regions().values()} == {"aws", "azure", "gcp", "oci"}
     assert len(regions()) == len(read_table("cloud_regions"))
     for key, region in regions().items():
         assert region.zone in zones(), key
         assert intensity(key).value is not None, key
-        assert region.source and region.place
+        assert region.source and region.place and region.checked
 
 
 @pytest.mark.parametrize(

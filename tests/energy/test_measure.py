@@ -16,6 +16,8 @@ import pytest
 
 from energy import child
 from energy.account import account_run
+from energy.factors import Factor
+from energy.grid import intensity
 from energy.measure import ending, measure
 from energy.measurement import Factors
 from energy.meter import Meter
@@ -166,15 +168,25 @@ def test_what_cannot_be_is_refused_before_the_command_starts(tmp_path: Path) -> 
 
 def test_factors_need_sources_and_sense() -> None:
     with pytest.raises(ValueError, match="--pue-source"):
-        Factors(pue=1.2)
+        Factors.declared(pue=1.2)
     with pytest.raises(ValueError, match="at least 1"):
-        Factors(pue=0.9, pue_source="x")
-    with pytest.raises(ValueError, match="of which figure"):
-        Factors(intensity_source="x")
-    factors = Factors(1.5, "a", 400.0, "b")
+        Factors.declared(pue=0.9, pue_source="x")
+    with pytest.raises(ValueError, match="--intensity-g-per-kwh: the source of which figure"):
+        Factors.declared(intensity_source="x")
+    factors = Factors.declared(1.5, "a", 400.0, "b")
     assert factors.totals(7.2e6) == {"energy_it_kwh": 2.0, "energy_facility_kwh": 3.0, "carbon_tco2eq": 0.0012}
-    assert Factors(1.5, "a").totals(7.2e6)["carbon_tco2eq"] is None
+    assert Factors.declared(1.5, "a").totals(7.2e6)["carbon_tco2eq"] is None
     assert set(factors.totals(None).values()) == {None}
+
+
+def test_a_command_s_factors_go_into_its_record_with_year_place_and_hash(tmp_path: Path) -> None:
+    france = intensity("FR")
+    factors = Factors(Factor("pue", 1.2, "1", "the operator"), france)
+    folder = measure([*SH, "exit 0"], tmp_path, gpus=None, factors=factors).folder
+    record = json.loads((folder.path / "footprint.json").read_text())
+    stored = {each["key"]: each for each in record["assumptions"]}
+    assert stored["intensity_g_per_kwh"] == france.as_dict() and france.year is not None
+    assert Factor.from_dict(stored["pue"]) == factors.pue and len(stored["pue"]["sha256"]) == 64
 
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to measure alone", "to the group"])

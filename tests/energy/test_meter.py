@@ -183,7 +183,7 @@ def test_power_without_a_counter_is_read_faster_than_the_interval() -> None:
     counted, integrated = Board("GPU-1"), Board("GPU-2", method="integrated")
     with meter_of(counted, integrated, interval_s=10.0):
         time.sleep(0.6)
-    assert integrated.reads > 3 * counted.reads
+    assert integrated.reads > 2 * counted.reads  # every 50 ms, where a counter is looked at every 200
 
 
 def by_hand(readings: list[Reading], times: list[float], method: str = "counter") -> float:

@@ -191,8 +191,6 @@ def test_the_integral_holds_against_a_fine_sum_and_however_the_curve_is_cut() ->
 @pytest.mark.parametrize(
     ("times", "energy", "told"),
     [
-        ([0, 1], [0], "2 times and 1"),
-        ([0], [0], "two readings"),
         ([0, 2, 1], [0, 1, 2], "back in time at row 3"),
         ([0, 1, 2], [0, 5, 4], "falls at row 3"),
         ([0, 1], [0, math.nan], "falls at row 2"),
@@ -207,8 +205,6 @@ def test_curves_that_cannot_be(times: list[float], energy: list[float], told: st
 def test_a_series_is_whole_and_hashed() -> None:
     series = hourly([100, 200])
     assert series.sha256 == hourly([100, 200]).sha256 != hourly([100, 201]).sha256
-    mean = series.mean_factor(H / 2, 2 * H)
-    assert mean.value == pytest.approx((50 + 200) / 1.5) and series.sha256 in mean.note
     for starts, ends, values, told in (
         ((), (), (), "no entries"),
         ((0.0, 1800.0), (H, 2 * H), (1.0, 2.0), "overlaps"),

@@ -14,18 +14,25 @@ CODE = """
 import json
 from energy import Meter
 meter = Meter(host=False)
-print(json.dumps({"devices": {s["uuid"]: s.get("share", 1.0) for s in meter.sensors}, "warnings": meter.warnings}))
+print(json.dumps({
+    "devices": {s["uuid"]: s.get("share", 1.0) for s in meter.sensors}, "warnings": meter.warnings,
+    "instances": {s["uuid"]: s.get("instances") for s in meter.sensors},
+}))
 """
 
 
-def visible(nvml_env: Callable[[str], dict[str, str]], value: str | None) -> tuple[dict[str, float], str]:
+def answer(nvml_env: Callable[[str], dict[str, str]], value: str | None) -> dict:
     environment = {key: text for key, text in nvml_env(GPUS).items() if key != "CUDA_VISIBLE_DEVICES"}
     if value is not None:
         environment["CUDA_VISIBLE_DEVICES"] = value
     done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    return answer["devices"], " ".join(answer["warnings"])
+    return json.loads(done.stdout)
+
+
+def visible(nvml_env: Callable[[str], dict[str, str]], value: str | None) -> tuple[dict[str, float], str]:
+    told = answer(nvml_env, value)
+    return told["devices"], " ".join(told["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -59,3 +66,12 @@ def test_a_mig_instance_has_a_stated_share_of_its_gpu(nvml_env, names: str) -> N
     found, warnings = visible(nvml_env, names)
     assert found[C] == pytest.approx(2 / 7) and (A in found) == (A in names)
     assert "a stated rule, not a measurement" in warnings
+
+
+def test_instances_are_named_in_full_and_never_more_than_their_gpu(nvml_env) -> None:
+    other = "MIG-22222222-0"
+    told = answer(nvml_env, f"{MIG[:12]},{MIG},{other}")  # one of them twice
+    assert told["instances"][C] == pytest.approx({MIG: 2 / 7, other: 3 / 7})
+    assert told["devices"][C] == pytest.approx(5 / 7)
+    told = answer(nvml_env, f"{MIG},{C}")
+    assert told["instances"][C] is None and told["devices"][C] == 1.0

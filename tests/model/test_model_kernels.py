@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import kernels
 from model.config import LlamaConfig
@@ -83,3 +84,25 @@ def test_a_compiled_model_takes_the_plain_path_to_the_same_loss() -> None:
         loss.backward()
         results.append((loss, [p.grad for p in model.parameters()]))
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_linear_layer_by_hand_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = draw(2, 300, 24, seed=6).float(), draw(16, 24, seed=7).float()
+    results = []
+    for by_hand in (True, False):
+        monkeypatch.setattr(kernels, "_ONEDNN", by_hand)
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            out = kernels.linear(*leaves)
+            gradients = torch.autograd.grad(out.sin().sum(), leaves)
+        assert counter.get_total_flops() == 3 * 2 * 600 * 24 * 16
+        results.append((out, *gradients, kernels.product(x[0], weight.t())))
+    assert "_Linear" in type(results[0][0].grad_fn).__name__
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-5)
+
+
+def test_few_positions_and_other_types_take_the_plain_linear_layer() -> None:
+    weight = draw(16, 24, seed=7).requires_grad_()
+    for rows, dtype in ((1, torch.float32), (300, torch.float64), (300, torch.bfloat16)):
+        out = kernels.linear(draw(rows, 24, seed=8).to(dtype), weight.to(dtype))
+        assert "_Linear" not in type(out.grad_fn).__name__

@@ -5,10 +5,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import LlamaConfig
 from model.generate import generate
-from model.hf import from_hf_state_dict, to_hf_state_dict
 from model.init import init_weights
 from model.optim import lr_at, make_optimizer
 from model.transformer import Llama
+from model.weights.names import from_hf_state_dict, to_hf_state_dict
 
 
 def build(n_kv_heads: int = 4) -> Llama:

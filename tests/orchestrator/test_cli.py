@@ -4,12 +4,16 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 from tiny import write_spec
 
+from energy.factors import preset_factors
+from energy.factors.tables import number
+from energy.schemas import record_schema
 from orchestrator.cli import cli, main
 
 LAPTOP = Path(__file__).parents[2] / "experiments" / "laptop.yaml"
@@ -109,7 +113,7 @@ def test_what_cannot_start_leaves_nothing(
         (KeyError("x"), 1, "unexpected KeyError: 'x'\n-v shows where"),
         (BrokenPipeError(), 1, ""),
         (KeyboardInterrupt(), 130, "stopped"),
-        (ValueError("bad"), 2, "hoofprint: bad"),
+        (ValueError("bad"), 1, "unexpected ValueError: bad"),
     ],
 )
 @pytest.mark.parametrize("verbose", [False, True])
@@ -121,14 +125,16 @@ def test_failures_are_messages_and_exit_codes(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def fail() -> None:
+    def fail(record: bool) -> None:
         raise error
 
     monkeypatch.setattr(cli.commands["schema"], "callback", fail)
     monkeypatch.setattr(sys, "argv", ["hoofprint", "schema"])
     if verbose:
         monkeypatch.setattr(
-            cli.commands["schema"], "params", [click.Option(["-v", "v"], is_flag=True, expose_value=False)]
+            cli.commands["schema"],
+            "params",
+            [*cli.commands["schema"].params, click.Option(["-v", "v"], is_flag=True, expose_value=False)],
         )
         monkeypatch.setattr(sys, "argv", ["hoofprint", "schema", "-v"])
     with pytest.raises(SystemExit) as ended:
@@ -136,6 +142,34 @@ def test_failures_are_messages_and_exit_codes(
     err = capfd.readouterr().err
     assert ended.value.code == code and said in err
     assert ("Traceback" in err) == (verbose and not isinstance(error, BrokenPipeError | KeyboardInterrupt))
+
+
+@pytest.mark.parametrize(
+    ("fail", "code", "said"),
+    [
+        (lambda record: preset_factors("paper"), 2, "hoofprint: unknown preset 'paper'"),
+        (lambda record: number("one"), 1, "unexpected ValueError: could not convert"),
+        (lambda record: [*zip([1], [], strict=True)], 1, "unexpected ValueError: zip"),
+    ],
+    ids=["what the user did", "what our own code let Python raise", "what another module raised"],
+)
+def test_a_fault_of_the_program_is_not_put_down_to_the_user(
+    fail: Callable[[bool], object],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli.commands["schema"], "callback", fail)
+    monkeypatch.setattr(sys, "argv", ["hoofprint", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code and said in capfd.readouterr().err
+
+
+def test_the_schema_of_a_record() -> None:
+    done = hoofprint("schema", "--record")
+    assert done.returncode == 0 and json.loads(done.stdout) == record_schema()
 
 
 def test_an_unknown_run_has_no_report(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def test_a_factor_is_shown_with_year_basis_and_source() -> None:
         (["385 g/kWh"], "declared as a constant"),
         ([], "cloud_regions"),
         (["grid"], "FRA"),
+        (["residual", "DE"], "701.47 g CO2/kWh"),
+        (["residual"], "not in this table"),
+        (["marginal", "us-west-2"], "WattTime BPA"),
+        (["water", "us-east-1"], "whole country"),
+        (["loss", "FR"], "World Bank"),
     ],
 )
 def test_queries(query: list[str], part: str) -> None:

@@ -1,10 +1,13 @@
 """A very small experiment on text that is made here, and ranks of it without Ray."""
 
+import os
 import random
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
@@ -55,18 +58,21 @@ def write_spec(folder: Path, workers: int = 1, steps: int = STEPS) -> Path:
 
 
 def _rank(rank: int, world: int, port: int, job: Job) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))  # as under Ray: more would wait for each other
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     run_rank(job)
     dist.destroy_process_group()
 
 
-def train(spec: Path, run_dir: Path, world: int = 1) -> RunFolder:
+def train(
+    spec: Path, run_dir: Path, world: int = 1, initial_weights: str | None = None, overrides: Sequence[str] = ()
+) -> RunFolder:
     """Trains the spec with `world` gloo processes into `run_dir`, without Ray and without a meter."""
-    experiment = load_experiment(spec)
+    experiment = load_experiment(spec, overrides)
     corpus = prepare_corpus(experiment, lambda done, total, text: None)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = Job(str(run_dir), str(corpus.path), experiment.model_dump(mode="json"), time.time())
+    job = Job(str(run_dir), str(corpus.path), experiment.model_dump(mode="json"), time.time(), initial_weights)
     mp.spawn(_rank, (world, port, job), nprocs=world)
     return RunFolder(run_dir)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from plan_fakes import EXPERIMENTS
 
+from energy.factors import Factor
 from orchestrator.plan.plan import CONTRACT
 from orchestrator.plan.sweep import parse_sweep
 
@@ -28,7 +29,10 @@ def test_json_has_the_contract(tmp_path: Path) -> None:
     for side in (plan, plan["low"], plan["high"]):
         assert set(CONTRACT) <= set(side)
     for each in plan["assumptions"]:
-        assert set(each) == {"key", "value", "unit", "source"} and each["source"]
+        assert {"key", "value", "unit", "source"} <= set(each) and each["source"]
+    by_table = {each["key"]: each for each in plan["assumptions"] if "sha256" in each}
+    assert {"peak_flops", "embodied_kgco2eq", "pue", "intensity_g_per_kwh", "device_rated_power_w"} <= set(by_table)
+    assert all(Factor.from_dict(each).as_dict() == each for each in by_table.values())
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -137,6 +137,19 @@ def test_low_likely_high_are_in_order(name: str, workers: int) -> None:
     assert all(each["source"] for each in plan["assumptions"])
 
 
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("energy.intensity=0.385", "unit: 0.385 g/kWh is less than any grid has: are these kg/kWh?"),
+        ("energy.device_rated_power=0.4", "kilowatts where watts are meant"),
+        ("energy.pue=4.5", "out of range: a PUE of 4.5"),
+    ],
+)
+def test_what_is_declared_in_another_unit_is_doubted_before_anything_starts(declared: str, said: str) -> None:
+    assert any(said in text for text in make_plan(spec("llama_7b", declared))["warnings"])
+    assert make_plan(spec("llama_7b"))["warnings"] == []
+
+
 def test_failures_and_the_interval() -> None:
     from orchestrator.plan import Reliability
     from orchestrator.plan.failures import best_interval_s, lost_share

@@ -1,0 +1,171 @@
+"""What each figure of a record covers (its boundary), and how it was come by (its method): the words and their texts.
+
+A record has them beside its figures: every device its own, and every block a `quantities` with an entry for each of its
+figures, with null as the method of what is not known. The words are for programs, the texts here for people.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+from energy.uncertainty import MEASURED
+
+BOUNDARIES = {
+    "gpu": "the accelerators alone: no CPUs, memory, fans, power supplies, storage, network or cooling",
+    "node": "the nodes' devices, as far as they were read or modelled: no fans, power supplies, storage, network or "
+    "cooling",
+    "it": "all IT equipment of the run: no cooling and no power distribution",
+    "facility": "the IT energy's own boundary, with the cooling and power distribution that PUE stands for",
+    "grid": "the lines between power station and facility",
+    "power stations": "the power stations behind the facility's electricity",
+    "hardware": "the making of each accelerator and of its share of a server: no building and no network",
+    "facility and hardware": "the facility's electricity and the making of the hardware",
+    "model": "the mathematics of the model, whatever computes it",
+    "devices": "the devices that trained, from the start of each attempt to its end",
+    "run": "the whole run, from the start of its first attempt to the end of its last",
+    "meter": "the metering alone",
+}
+WHOLE_NODE = "whole nodes, by their own sensor or as was declared of them: no network between them and no cooling"
+METHODS = {
+    "counter": "energy counter",
+    "integrated": "integrated power readings",
+    "modelled": "a model of the device",
+    "assumed": "a constant that was given",
+    "mixed": "several methods, each device's beside it",
+    "measured": "clocks, counts and sensors of the run",
+    "computed": "other figures of the record and its assumptions",
+}
+SHARES = {"share_measured": MEASURED, "share_modelled": ("modelled",), "share_assumed": ("assumed",)}
+
+Record = Mapping[str, Any]
+Told = tuple[str, str, str, tuple[str, ...]]  # boundary, method, from what it is computed, the figures
+
+
+class Metered(Protocol):
+    """A device as the account and a window both have it."""
+
+    @property
+    def boundary(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def energy_j(self) -> float | None: ...
+
+
+def boundary_of(devices: Iterable[Metered]) -> str:
+    """gpu when nothing but accelerators is in the total, else node."""
+    return "node" if any(device.boundary == "node" for device in devices) else "gpu"
+
+
+def boundary_text(boundary: str, kinds: Collection[str]) -> str:
+    """A boundary for people; `kinds` are those of the devices in it."""
+    return WHOLE_NODE if {"node", "baseline"} & set(kinds) else BOUNDARIES[boundary]
+
+
+def shares_of(devices: Iterable[Metered], total_j: float | None) -> dict[str, float | None]:
+    """Which part of the energy was measured, modelled and assumed; None when there is none."""
+    parts = [(device.method, device.energy_j or 0.0) for device in devices]
+    return {
+        key: math.fsum(energy_j for method, energy_j in parts if method in methods) / total_j if total_j else None
+        for key, methods in SHARES.items()
+    }
+
+
+def _method(devices: Iterable[Record]) -> str:
+    found = {device["method"] for device in devices if device["samples"]}
+    if len(found) == 1:
+        return found.pop()
+    return "measured" if found <= set(MEASURED) else "mixed"
+
+
+def _energy(record: Record) -> list[Told]:
+    it, how = record["energy"]["boundary"], _method(record["energy"]["devices"])
+    return [
+        (it, how, "", ("energy_it_kwh",)),
+        ("facility", "assumed", "", ("pue",)),
+        ("facility", "computed", "energy_it_kwh x pue", ("energy_facility_kwh",)),
+        (it, "computed", "the devices' curves, cut at the marks of phases and attempts", ("phases", "attempts")),
+        (it, "computed", "the phases of steps that were kept", ("useful_kwh", "useful_share")),
+        (it, "computed", "the devices' energy by method", tuple(SHARES)),
+        (it, "computed", "energy_it_kwh / tokens_trained", ("joule_per_token",)),
+        ("facility", "assumed", "device_hours x device_power_w x pue", ("paper_method",)),
+    ]
+
+
+def _carbon(record: Record) -> list[Told]:
+    by_hour = record["carbon"]["series_sha256"] is not None
+    product = "energy_facility_kwh x the series, hour by hour" if by_hour else "energy_facility_kwh x intensity"
+    intensity = ("computed", "carbon / energy_facility_kwh") if by_hour else ("assumed", "")
+    return [
+        ("facility", "computed", product, ("carbon_tco2eq",)),
+        ("facility", *intensity, ("intensity_g_per_kwh",)),
+        ("facility", "computed", "energy_facility_kwh x intensity_market", ("carbon_market_tco2eq",)),
+        ("facility", "assumed", "", ("intensity_market_g_per_kwh",)),
+        ("grid", "assumed", "", ("transmission_loss",)),
+        ("grid", "computed", "carbon x loss / (1 - loss)", ("carbon_transmission_tco2eq",)),
+    ]
+
+
+def _compute() -> list[Told]:
+    conventions = ("compute_flop", "compute_flop_causal", "compute_flop_6nd")
+    return [
+        ("model", "computed", "the model's structure", ("flop_per_token", "hardware_flop_per_token")),
+        ("model", "computed", "FLOP per token x tokens_useful", conventions),
+        ("model", "computed", "FLOP per token x tokens_lost", ("recomputed_flop",)),
+        ("devices", "computed", "hardware_flop_per_token x all tokens", ("hardware_flop",)),
+        ("run", "measured", "", ("tokens_useful", "tokens_lost", "useful_share", "devices")),
+        ("devices", "measured", "", ("tokens_per_s", "device_hours", "gpu_hours", "hardware_days")),
+        ("devices", "assumed", "", ("peak_flops",)),
+        ("devices", "computed", "tokens_per_s x FLOP per token / peak of all devices", ("mfu", "hfu")),
+        ("devices", "computed", "compute_flop / (peak x device-hours)", ("mfu_reserved",)),
+    ]
+
+
+def _sci(record: Record) -> list[Told]:
+    scores = tuple(key for key in record["sci"] if key.startswith("score_"))
+    operational = tuple(key for key in record["sci"] if key.startswith("operational_"))
+    return [
+        ("facility and hardware", "computed", "(carbon + embodied) / functional unit", scores),
+        ("facility", "computed", "carbon / functional unit", operational),
+    ]
+
+
+def quantities_of(record: Record) -> dict[str, dict[str, dict[str, str | None]]]:
+    """{block: {figure: {boundary, method, and of what is computed `from`}}} of a record's blocks."""
+    embodied = ("carbon_tco2eq", "low_tco2eq", "high_tco2eq")
+    blocks: dict[str, list[Told]] = {
+        "data": [
+            ("run", "measured", "", ("tokens_trained", "tokens_processed")),
+            ("model", "measured", "", ("training_loss", "validation_loss")),
+        ],
+        "compute": _compute(),
+        "time": [
+            ("run", "measured", "", ("started_unix_s", "ended_unix_s", "duration_s")),
+            ("devices", "measured", "", ("gpu_hours", "device_hours")),
+        ],
+        "energy": _energy(record),
+        "carbon": _carbon(record),
+        "embodied": [("hardware", "computed", "factors x device-hours / service life", embodied)],
+        "water": [
+            ("facility", "computed", "energy_it_kwh x wue", ("on_site_l",)),
+            ("power stations", "computed", "energy_facility_kwh x water_intensity", ("off_site_l",)),
+            ("facility", "assumed", "", ("wue_l_per_kwh",)),
+            ("power stations", "assumed", "", ("water_intensity_l_per_kwh",)),
+        ],
+        "sci": _sci(record),
+        "quality": [
+            ("run", "measured", "", ("gap_s",)),
+            ("meter", "modelled", "its CPU seconds x the CPUs' mean power", ("metering_overhead",)),
+        ],
+    }
+    return {
+        block: {
+            key: {"boundary": boundary, "method": None if record[block][key] is None else method}
+            | ({"from": source} if source else {})
+            for boundary, method, source, keys in told
+            for key in keys
+        }
+        for block, told in blocks.items()
+    }

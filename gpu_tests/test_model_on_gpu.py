@@ -1,0 +1,111 @@
+"""What only a GPU can show of the model: run by hand on one, `pytest gpu_tests` (no Ray, no internet, torch >= 2.11).
+
+Not among `tests/`, whose run fails where a test is skipped.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from model.activation import Checkpointing
+from model.attention import Backend, attend, backend_in_use, sdpa_backends
+from model.config import LlamaConfig
+from model.init import init_weights
+from model.packing import Form, pack
+from model.parallelize import make_mesh, parallelize
+from model.sharding import Layout
+from model.transformer import Llama
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+BOS, LENGTH = 1, 512
+CONFIG = LlamaConfig(dim=1024, n_layers=4, n_heads=8, n_kv_heads=4, vocab_size=8192, sequence_length=LENGTH)
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group() -> Iterator[None]:
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29571")
+    dist.init_process_group("nccl", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def documents(rows: int = 2) -> torch.Tensor:
+    draw = random.Random(1)
+    made = []
+    for _ in range(rows):
+        row = [draw.randrange(3, 8192) for _ in range(20)]
+        while len(row) < LENGTH:
+            row += [BOS, *(draw.randrange(3, 8192) for _ in range(draw.choice((0, 3, 60, 200))))]
+        made.append(row[:LENGTH])
+    return torch.tensor(made)
+
+
+def draw_qkv(device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, LENGTH, 128) for heads in (8, 4, 4)]
+    drawn = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [each.to(device, dtype).requires_grad_() for each in drawn]
+
+
+@pytest.mark.parametrize("form", ["mask", "flex", "varlen"])
+def test_documents_equal_the_float64_reference(form: Form) -> None:
+    tokens = documents()
+    exact = draw_qkv(CPU, torch.float64)
+    expected = attend(*exact, pack(tokens, BOS, "mask", CPU, torch.float64).mask)
+    expected_grads = torch.autograd.grad(expected.sin().sum(), exact)
+    inputs = draw_qkv(GPU, torch.bfloat16)
+    out = attend(*inputs, pack(tokens, BOS, form, GPU, torch.bfloat16).mask)
+    torch.testing.assert_close(out.cpu().double(), expected, atol=0.03, rtol=0.03)
+    grads = torch.autograd.grad(out.float().sin().sum(), inputs)
+    for grad, each in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad.cpu().double(), each, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("backend", ["flash", "cudnn", "efficient", "math"])
+def test_whole_sequences_equal_the_float64_reference(backend: Backend) -> None:
+    expected = attend(*draw_qkv(CPU, torch.float64))
+    with sdpa_backends(backend, GPU):
+        out = attend(*draw_qkv(GPU, torch.bfloat16))
+    torch.testing.assert_close(out.cpu().double(), expected, atol=0.03, rtol=0.03)
+
+
+def test_the_backend_is_named() -> None:
+    like = torch.empty(0, device=GPU, dtype=torch.bfloat16)
+    assert backend_in_use(CONFIG, 2, None, "auto", like) in ("flash", "cudnn")
+    assert backend_in_use(CONFIG, 2, None, "flash", like) == "flash"
+
+
+def step(mode: Checkpointing, compile: bool, packed: bool) -> tuple[float, list[torch.Tensor], int]:
+    """(loss, gradients, peak bytes) of one bfloat16 step under FSDP of one rank."""
+    torch._dynamo.reset()
+    with torch.device("meta"):
+        model = Llama(CONFIG)
+    mesh = make_mesh("cuda", Layout())
+    parallelize(model, mesh, param_dtype=torch.bfloat16, checkpointing=mode, compile=compile)
+    model.to_empty(device=GPU)
+    init_weights(model, seed=5)
+    tokens = documents(8)
+    packing = pack(tokens, BOS, "varlen", GPU, torch.bfloat16) if packed else None
+    torch.cuda.reset_peak_memory_stats()
+    with sdpa_backends("auto", GPU):
+        loss = model(tokens.to(GPU), tokens.to(GPU), packing=packing)
+    loss.backward()
+    grads = [p.grad.full_tensor().cpu() for p in model.parameters()]
+    return loss.item(), grads, torch.cuda.max_memory_allocated()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("compile", [False, True])
+def test_checkpointing_changes_memory_and_nothing_else(compile: bool, packed: bool) -> None:
+    plain, selective, full = (step(mode, compile, packed) for mode in ("none", "selective", "full"))
+    assert plain[2] > selective[2] > full[2]
+    for other in (selective, full):
+        assert other[0] == pytest.approx(plain[0], rel=1e-3)
+        for grad, expected in zip(other[1], plain[1], strict=True):
+            torch.testing.assert_close(grad, expected, atol=0.05 * expected.abs().max().item(), rtol=0.05)

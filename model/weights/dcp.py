@@ -1,0 +1,118 @@
+"""The weights in a checkpoint of torch.distributed.checkpoint, read and written one tensor at a time.
+
+A checkpoint of a run holds `app.model.NAME` beside the optimiser and the position in the data; one that is written
+here holds the weights alone. torch's own `dcp.load` and `dcp.save` want a whole state dict; their planners and
+readers, which are the documented way to extend them, do not.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from model.config import LlamaConfig
+from model.weights.tensors import Progress, TensorInfo, WeightSource, counted, model_shapes, require_shapes
+
+PREFIX = "app.model."
+
+
+class CheckpointWeights:
+    """The weights of a checkpoint, whatever number of ranks wrote it. ValueError where they are not `config`'s."""
+
+    def __init__(self, path: Path, config: LlamaConfig) -> None:
+        self.path, self.config = path, config
+        self._reader = FileSystemReader(path)
+        try:
+            _require_plain(path / ".metadata")
+            self._metadata = self._reader.read_metadata()
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
+            raise ValueError(f"{path}: its .metadata is broken: {error}") from error
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        found = {
+            key.removeprefix(PREFIX): TensorInfo(tuple(entry.size), entry.properties.dtype)
+            for key, entry in self._metadata.state_dict_metadata.items()
+            if key.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
+        }
+        expected = model_shapes(config)
+        shapes = {name: info.shape for name, info in found.items()}
+        require_shapes(path, expected, shapes, sorted(found.keys() - expected.keys()))
+        self.tensors: Mapping[str, TensorInfo] = {name: found[name] for name in expected}
+
+    def read(self, name: str) -> torch.Tensor:
+        info = self.tensors[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype)
+        planner = DefaultLoadPlanner()
+        planner.set_up_planner({PREFIX + name: tensor}, self._metadata, is_coordinator=True)
+        try:
+            plan = self._reader.prepare_local_plan(planner.create_local_plan())
+            self._reader.read_data(plan, planner).wait()
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.path}: {name} cannot be read: {error.filename} is missing") from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, AssertionError) as error:
+            raise ValueError(f"{self.path}: {name} cannot be read, a file is cut short or damaged: {error}") from error
+        return tensor
+
+
+class _Plain(pickle.Unpickler):
+    """Builds what torch's writer puts into `.metadata`, and calls nothing else: a folder may come from anywhere."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name) if module.split(".")[0] in _PLAIN_MODULES else None
+        of_dcp = module.startswith("torch.distributed.checkpoint.") and isinstance(found, type)
+        if of_dcp or isinstance(found, torch.dtype) or (module.split(".")[0], name) in _PLAIN:
+            return found
+        raise pickle.UnpicklingError(f"refused: it would call {module}.{name}")
+
+
+_PLAIN_MODULES = {"torch", "pathlib", "collections", "builtins"}
+_PLAIN = {
+    ("torch", "Size"),
+    ("torch", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("builtins", "set"),
+    *(("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
+}
+
+
+def _require_plain(file: Path) -> None:
+    with file.open("rb") as stream:
+        _Plain(stream).load()
+
+
+class _ReadWhenWritten(DefaultSavePlanner):
+    """A plan made from tensors without memory, each read from the source when its turn comes."""
+
+    def __init__(self, source: WeightSource, progress: Progress) -> None:
+        super().__init__()
+        self._read = counted(source.read, source.tensors, progress)
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return self._read(index.fqn.removeprefix(PREFIX))
+
+
+def write_checkpoint(folder: Path, source: WeightSource, progress: Progress) -> None:
+    """Write a checkpoint with the weights of `source`, a file for each tensor."""
+    model = {name: torch.empty(info.shape, dtype=info.dtype, device="meta") for name, info in source.tensors.items()}
+    # One file for all would be kept in memory by torch's writer until its end.
+    writer = FileSystemWriter(folder, single_file_per_rank=False, thread_count=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")  # one process is what is meant
+            dcp.save(
+                {"app": {"model": model}},
+                storage_writer=writer,
+                planner=_ReadWhenWritten(source, progress),
+                no_dist=True,
+            )
+    except CheckpointException as error:  # dcp's own wrapping of what really happened
+        cause, _ = next(iter(error.failures.values()))
+        raise cause from None

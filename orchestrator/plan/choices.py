@@ -1,0 +1,81 @@
+"""How a step is computed where the spec says `auto`: by the memory of the plan, the same for the plan and the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from model.config import LlamaConfig
+from orchestrator.plan.memory import batch_of, memory_plan
+from orchestrator.spec import Experiment
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What each `auto` became; `why`, in words, the checkpointing."""
+
+    activation_checkpointing: Literal["none", "selective", "full"]
+    gradient_reduction: Literal["once_per_step", "each_micro_batch"]
+    compile: bool
+    dtype: Literal["float32", "bfloat16"]
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As run.json has it."""
+        return asdict(self)
+
+
+def step_memory(
+    experiment: Experiment, config: LlamaConfig, workers: int, device_type: str | None, device_gb: float | None
+) -> dict[str, Any]:
+    """`memory_plan` of the spec on `workers` devices of `device_gb` GB (None: not known). Other than on a GPU nothing
+    has to fit, because the memory of a CPU is shared with what nobody here knows."""
+    training, cluster, cuda = experiment.training, experiment.cluster, device_type == "cuda"
+    data_ranks = max(1, workers // cluster.tensor_parallel)
+    batch = batch_of(experiment.batch_sequences, data_ranks, training.micro_batch_sequences, config.sequence_length)
+    return memory_plan(
+        config,
+        workers,
+        batch,
+        4 if _dtype(experiment, cuda) == "float32" else 2,
+        device_gb,
+        _said(training.activation_checkpointing),
+        not cuda,
+        reduction=_said(training.gradient_reduction),
+        tensor=cluster.tensor_parallel,
+        replicas=cluster.replicas,
+    )
+
+
+def choose(
+    experiment: Experiment, config: LlamaConfig, workers: int, device_type: str, device_gb: float | None
+) -> Choices:
+    """The choices for `workers` devices of `device_gb` GB; None where their memory is not known, as on the CPU.
+
+    On the CPU, and where the memory is not known, nothing is recomputed and gradients are reduced once a step.
+    """
+    training, cuda = experiment.training, device_type == "cuda"
+    memory = step_memory(experiment, config, workers, device_type, device_gb)
+    if _said(training.activation_checkpointing):
+        why = "as the spec says"
+    elif memory["fits"] is None:
+        why = "the memory of the device is not known" if cuda else "on the CPU nothing is computed twice"
+    else:
+        needs = f"{memory['memory_gb_per_gpu']:.1f} GB of {memory['usable_gb']:.1f} GB usable"
+        why = needs if memory["fits"] else f"nothing fits, this is the least: {needs}"
+    return Choices(
+        memory["checkpointing"],
+        memory["gradient_reduction"],
+        cuda if training.compile == "auto" else training.compile,
+        _dtype(experiment, cuda),
+        why,
+    )
+
+
+def _said(value: str) -> str | None:
+    return None if value == "auto" else value
+
+
+def _dtype(experiment: Experiment, cuda: bool) -> Literal["float32", "bfloat16"]:
+    given = experiment.training.dtype
+    return given if given != "auto" else "bfloat16" if cuda else "float32"

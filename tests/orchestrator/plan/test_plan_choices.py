@@ -1,0 +1,91 @@
+"""What `auto` becomes: the fastest that fits, and the same in the plan and in the run."""
+
+import pytest
+from plan_fakes import spec
+
+from orchestrator.plan import make_plan
+from orchestrator.plan.choices import choose, step_memory
+from orchestrator.plan.memory import CHECKPOINTING, EACH, ONCE
+
+A100_GB = 80.0
+
+
+def test_the_least_recomputation_that_fits_then_the_least_communication() -> None:
+    experiment = spec("llama_7b", "cluster.workers=8", "training.micro_batch_sequences=1")
+    config = experiment.llama_config()
+    needs = {
+        (mode, when): step_memory(
+            spec(
+                "llama_7b",
+                "cluster.workers=8",
+                "training.micro_batch_sequences=1",
+                f"training.activation_checkpointing={mode}",
+                f"training.gradient_reduction={when}",
+            ),
+            config,
+            8,
+            "cuda",
+            A100_GB,
+        )["memory_gb_per_gpu"]
+        for mode in CHECKPOINTING
+        for when in (ONCE, EACH)
+    }
+    order = list(needs)
+    for device_gb in (needs[each] / 0.9 + 0.01 for each in order):
+        found = choose(experiment, config, 8, "cuda", device_gb)
+        expected = next(each for each in order if needs[each] <= device_gb * 0.9)
+        assert (found.activation_checkpointing, found.gradient_reduction) == expected
+        assert f"{needs[expected]:.1f} GB" in found.why
+    too_small = choose(experiment, config, 8, "cuda", 10.0)
+    assert too_small.activation_checkpointing == "full" and too_small.gradient_reduction == EACH
+    assert "nothing fits" in too_small.why
+
+
+def test_the_65b_does_not_keep_261_gb_of_gradients() -> None:
+    experiment = spec("llama_65b", "training.micro_batch_sequences=1", "cluster.workers=1024")
+    found = choose(experiment, experiment.llama_config(), 1024, "cuda", A100_GB)
+    assert found.gradient_reduction == EACH
+    once = spec("llama_65b", "training.gradient_reduction=once_per_step", "training.micro_batch_sequences=1",
+                "cluster.workers=1024")  # fmt: skip
+    parts = step_memory(once, once.llama_config(), 1024, "cuda", A100_GB)["choices"]["full"]
+    assert parts["accumulated_gradients"] == pytest.approx(261, rel=0.01) and not parts["fits"]
+
+
+def test_the_cpu_recomputes_nothing_and_does_not_compile() -> None:
+    experiment = spec("laptop")
+    found = choose(experiment, experiment.llama_config(), 2, "cpu", None)
+    assert (found.activation_checkpointing, found.gradient_reduction, found.compile) == ("none", ONCE, False)
+    assert (found.dtype, found.why) == ("float32", "on the CPU nothing is computed twice")
+    on_gpu = choose(experiment, experiment.llama_config(), 2, "cuda", A100_GB)
+    assert (on_gpu.dtype, on_gpu.compile, on_gpu.activation_checkpointing) == ("bfloat16", True, "none")
+
+
+def test_the_spec_is_obeyed() -> None:
+    experiment = spec(
+        "llama_7b", "cluster.workers=8", "training.activation_checkpointing=full", "training.compile=false"
+    )
+    found = choose(experiment, experiment.llama_config(), 8, "cuda", 1000.0)
+    assert (found.activation_checkpointing, found.compile, found.why) == ("full", False, "as the spec says")
+    plan = make_plan(experiment)
+    assert plan["memory"]["checkpointing"] == "full" and plan["flop"]["recomputed"] > 0
+
+
+def test_plan_and_run_choose_the_same() -> None:
+    for name, workers in (("llama_7b", 8), ("llama_13b", 32), ("llama_65b", 2048)):
+        experiment = spec(name, f"cluster.workers={workers}")
+        memory = make_plan(experiment)["memory"]
+        found = choose(experiment, experiment.llama_config(), workers, "cuda", memory["device_gb"])
+        assert found.activation_checkpointing == memory["checkpointing"]
+        assert found.gradient_reduction == memory["gradient_reduction"]
+
+
+def test_tensor_parallelism_and_replicas_move_memory_the_right_way() -> None:
+    def parts(*overrides: str) -> dict[str, float]:
+        experiment = spec("llama_65b", "cluster.workers=64", "training.micro_batch_sequences=1", *overrides)
+        memory = step_memory(experiment, experiment.llama_config(), 64, "cuda", A100_GB)
+        return memory["choices"]["selective"]
+
+    plain, tensor, replicas = parts(), parts("cluster.tensor_parallel=8"), parts("cluster.replicas=2")
+    assert tensor["activations"] < plain["activations"] / 4 and tensor["gathered"] < plain["gathered"] / 2
+    assert plain["parameters"] < tensor["parameters"] < 1.1 * plain["parameters"]  # the root is cut over shards alone
+    assert replicas["parameters"] == pytest.approx(2 * plain["parameters"])

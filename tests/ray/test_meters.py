@@ -1,0 +1,64 @@
+"""On a cluster that was joined, each node's meter learns from Ray how many ranks its node has, those that ended too."""
+
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from energy.account import account_run
+from energy.readings import read_sessions
+from energy.runs import RunFolder
+from orchestrator.launch import RAY_ENVIRONMENT
+from orchestrator.meters import describe_meters, joined, rank_counts, start_meters, stop_meters
+
+
+@ray.remote(num_cpus=0)
+class RayTrainWorker:
+    """Named as Ray Train names its ranks."""
+
+    def work(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A cluster of a test must not become the one that another process joins by default.
+    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *arguments: None)
+    run = RunFolder(tmp_path / "run")
+    run.write_run({"run_id": "shared", "device_type": "cpu"})
+    for key, value in RAY_ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+        ray.init(address=cluster.address, log_to_driver=False)
+        assert joined()
+        meters = start_meters(run.path, {"interval_s": 0.2, "attempt": 1, "declared": {}})
+        described = describe_meters(meters)
+        assert len(described) == 2
+        home = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == "127.0.0.2")
+        strategy = NodeAffinitySchedulingStrategy(home, soft=False)
+        ranks = [RayTrainWorker.options(scheduling_strategy=strategy).remote() for _ in range(2)]
+        assert ray.get([rank.work.remote() for rank in ranks]) == [home, home]
+        assert rank_counts() == {home: 2}
+        for rank in ranks:
+            ray.kill(rank)
+        _, faults = stop_meters(meters)
+        assert faults == []
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    noted = {}
+    for path in run.ledgers():
+        [session] = read_sessions(path)[0]
+        [event] = [event for event in session.events if event["event"] == "ranks"]
+        noted[path.stem] = (event["ranks"], event["shared"], event["on_gpus"], session.ended)
+    [own] = [name for name in noted if name.endswith("127.0.0.2")]
+    assert noted.pop(own) == (2, True, False, True)
+    assert list(noted.values()) == [(0, True, False, True)]
+    account = account_run(run)
+    assert {device.node for device in account.devices} == {own}
+    assert any("no rank of this run was on that node" in text for text in account.warnings)
