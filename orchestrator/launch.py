@@ -4,6 +4,7 @@ import contextlib
 import os
 import textwrap
 import threading
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -32,6 +33,8 @@ CPU_RANK_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_ARENA_MAX": "1",
 }
+CONTROLLER_CLASS = "TrainController"
+ABANDON_S = 20.0
 LONGEST_REASON = 160  # characters; Ray's own may be twenty lines of a log, which logs/ray.log has whole
 # Processes of a local Ray that keep their priority: the ranks, the meters, and what answers Ray's health checks. The
 # two dozen others (dashboard, agents, log monitors, Ray Train's helper actors) were measured to take a tenth of a core.
@@ -118,6 +121,24 @@ class Training(threading.Thread):
             self.complete = trainer.fit().return_value
         except Exception as error:
             self.error = error
+
+    def abandon(self) -> None:
+        """Ends a training that still runs, by its controller, with which its workers end.
+
+        Before `ray.shutdown`: a thread that asks Ray for anything after that ends the whole process (exit code 1), and
+        no record would be written.
+        """
+        import ray
+        from ray._private.state import actors as actor_table
+        from ray._private.worker import global_worker
+
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        until = time.monotonic() + ABANDON_S
+        while self.is_alive() and time.monotonic() < until:
+            for actor_id, actor in actor_table(job_id=job).items():
+                if actor["ActorClassName"].rpartition(".")[2] == CONTROLLER_CLASS and actor["State"] != "DEAD":
+                    global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+            self.join(timeout=0.5)
 
 
 def _train_function(config: dict[str, Any]) -> bool:

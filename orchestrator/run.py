@@ -172,6 +172,7 @@ def _train(
 
     stops.install()  # again: ray.init puts a handler of its own
     meters: list[Any] = []
+    training: Training | None = None
     try:
         workers, device = choose_workers(experiment)
         meters = start_meters(folder.path, _metering(experiment, attempt))
@@ -188,10 +189,10 @@ def _train(
         with screen.live(experiment, folder):
             while training.is_alive():
                 training.join(timeout=0.5)
-                if choices is None and (choices := keep_choices(folder, attempt)) is not None:
-                    screen.note(f"  {in_words(choices)}")
                 if screen.update(folder):
                     stops.gently()
+                if choices is None and (choices := keep_choices(folder, attempt)) is not None:
+                    screen.note(f"  {in_words(choices)}")
                 for text in stops.notes():
                     screen.note(text)
         if training.error is not None:
@@ -201,6 +202,8 @@ def _train(
         return bool(training.complete)
     finally:
         stops.finishing()
+        if training is not None:
+            training.abandon()
         claim.free_space()  # before the last readings: a full disk still has room for them
         keep_choices(folder, attempt)
         described, faults = stop_meters(meters)

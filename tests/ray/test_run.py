@@ -70,3 +70,19 @@ def test_ctrl_c_checkpoints_reports_and_resumes(tmp_path: Path, environment: dic
     )
     assert changed.returncode == 2
     assert "training.peak_lr" in changed.stderr
+
+
+def test_ctrl_c_while_the_workers_start_leaves_a_record(tmp_path: Path, environment: dict[str, str]) -> None:
+    spec = write_spec(tmp_path, workers=1, steps=20_000)
+    run = tmp_path / "runs" / "early"
+    command = [*HOOFPRINT, str(spec), "--runs", str(tmp_path / "runs"), "--name", "early"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not ((run / "run.json").exists() and json.loads((run / "run.json").read_text())["meters"]):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(3)  # into Ray Train's own start, whose thread must not outlive Ray
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert json.loads((run / "footprint.json").read_text())["run"]["status"] == "stopped"
