@@ -19,7 +19,7 @@ CONVENTIONS = {"palm": PALM, "causal": CAUSAL, "six_n": SIX_N}
 HARDWARE = {
     "none": "nothing is computed twice",
     "selective": "products and attention are kept; what is computed twice is element-wise and counts as 0",
-    "full": "every block's forward is computed twice: 2 N_blocks + 4 L d s per token on top",
+    "full": "every block's forward but its last product is computed twice: 2 N_blocks - 2 L d h + 4 L d s per token",
 }
 NOT_COUNTED = "the forward passes of evaluations, and what is element-wise: norms, activations, the optimiser"
 
@@ -59,18 +59,19 @@ def flop_per_token(model: Row) -> dict[str, float | None]:
 def recomputed_per_token(model: Row, checkpointing: str | None) -> float | None:
     """FLOP per token that activation checkpointing computes a second time; None where that is not known.
 
-    full: the forward of every block (Korthikanti et al. 2022), a third of 6 N and of 12 L d s, without the output
-    projection, which is not recomputed.
+    full: the forward of every block (Korthikanti et al. 2022), but for the last product of each (of h hidden channels
+    with d), at which PyTorch stops because nothing behind it needs what it would give. The output projection is in no
+    block.
     """
     if checkpointing is None:
         return None
     if checkpointing != "full":
         return 0.0
-    keys = ("matmul_params", "vocab_size", "dim", "n_layers", "sequence_length")
+    keys = ("matmul_params", "vocab_size", "dim", "ffn_hidden", "n_layers", "sequence_length")
     if any(model.get(key) is None for key in keys):
         return None
-    matmul, vocabulary, dim, layers, length = (model[key] for key in keys)
-    return float(2 * (matmul - vocabulary * dim) + 4 * layers * dim * length)
+    matmul, vocabulary, dim, hidden, layers, length = (model[key] for key in keys)
+    return float(2 * (matmul - vocabulary * dim) - 2 * layers * dim * hidden + 4 * layers * dim * length)
 
 
 def tokens_of(steps: Sequence[Row]) -> tuple[float, float]:

@@ -95,7 +95,7 @@ def memory_gb(
     workers: all of them; `replicas` groups of `workers / replicas`, in which `tensor` share a batch, hold the model.
     """
     d, vocab, tokens = config.dim, config.vocab_size, batch.micro_tokens
-    root = 2 * vocab * d + d
+    root = (1 if config.tie_embeddings else 2) * vocab * d + d
     block = (config.params - root) // config.n_layers / tensor
     shards = workers // replicas // tensor
     shard = (config.n_layers * block + root) / shards
