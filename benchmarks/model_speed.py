@@ -31,6 +31,7 @@ from report import machine, write_result
 
 from model.config import LlamaConfig
 from model.init import init_weights
+from model.kernels import product
 from model.optim import make_optimizer
 from model.transformer import Llama
 
@@ -92,7 +93,10 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def products_s(config: LlamaConfig, batch: int) -> float:
-    """Seconds of a step's matrix products and attention, forward and backward, each timed alone and warm."""
+    """Seconds of a step's matrix products and attention, forward and backward, each timed alone and warm.
+
+    Of the products those of the faster library, PyTorch's default or the one that our model asks for.
+    """
     rows, d = batch * config.sequence_length, config.dim
     shapes = {  # (inputs, outputs): how many layers of that shape
         (d, d): 4 * config.n_layers,
@@ -110,7 +114,12 @@ def products_s(config: LlamaConfig, batch: int) -> float:
             torch.mm(grad, weight, out=grad_x)
             torch.mm(grad.t(), x, out=grad_weight)
 
-        total += count * statistics.median(seconds(layer) for _ in range(5))
+        def by_kernels(x=x, weight=weight, grad=grad, grad_weight=grad_weight) -> None:
+            product(x, weight.t())
+            product(grad, weight)
+            torch.mm(grad.t(), x, out=grad_weight)
+
+        total += count * min(statistics.median(seconds(one) for _ in range(5)) for one in (layer, by_kernels))
     heads = (batch, config.n_heads, config.sequence_length, config.head_dim)
     qkv = [torch.randn(heads, requires_grad=True) for _ in range(3)]
     grad = torch.randn(heads)

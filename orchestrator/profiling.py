@@ -30,7 +30,7 @@ CATEGORIES = ("matmul", "attention", "other kernels", "exposed communication")
 _COMMUNICATION = re.compile(r"^(gloo|nccl|mpi):|^nccl", re.IGNORECASE)
 _ATTENTION = re.compile(r"flash|fmha|attention|attn|_sdpa|cudnn.*(sdpa|mha)", re.IGNORECASE)
 _MATMUL = re.compile(
-    r"^aten::(mm|addmm|bmm|baddbmm|mv|addmv|_scaled_mm)$|gemm|gemv|cutlass|nvjet|xmma|cublas",
+    r"^aten::(mm|addmm|bmm|baddbmm|mv|addmv|_scaled_mm)$|^mkldnn::_linear|gemm|gemv|cutlass|nvjet|xmma|cublas",
     re.IGNORECASE,
 )
 
@@ -132,13 +132,13 @@ class StepProfiler:
 
 
 def what_ran(events: Iterable[Any], device_type: str) -> dict[str, list[Interval]]:
-    """Intervals in us of the profiler's events by category; on the CPU of ATen's operators, with what they call."""
+    """Intervals in us of the profiler's events by category; on the CPU of PyTorch's operators, with what they call."""
     ran: dict[str, list[Interval]] = {name: [] for name in CATEGORIES}
     for event in events:
         on_gpu = event.device_type != DeviceType.CPU
         if device_type == "cuda" and not on_gpu:
             continue
         kind = category(event.name)
-        if device_type == "cuda" or event.name.startswith("aten::") or kind == "exposed communication":
+        if device_type == "cuda" or event.name.startswith(("aten::", "mkldnn::")) or kind == "exposed communication":
             ran[kind].append((event.time_range.start, event.time_range.end))
     return ran

@@ -17,6 +17,7 @@ from orchestrator.profiling import CATEGORIES, SKIPPED, StepProfiler, category, 
     ("name", "expected"),
     [
         ("aten::mm", "matmul"),
+        ("mkldnn::_linear_pointwise", "matmul"),
         ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "matmul"),
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matmul"),
         ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_256x128_32x3_tn_align8>", "matmul"),
