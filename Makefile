@@ -33,6 +33,7 @@ lint: $(DEV_STAMP)
 
 bench: $(DEV_STAMP)
 	$(VENV)/bin/python benchmarks/model_speed.py
+	$(VENV)/bin/python benchmarks/training/run.py
 	$(VENV)/bin/python benchmarks/overhead.py
 	$(VENV)/bin/python benchmarks/metering/run.py
 	$(VENV)/bin/python benchmarks/metering/scale.py

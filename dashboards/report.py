@@ -188,7 +188,16 @@ def _outcome(run: RunFolder) -> dict[str, Any] | None:
         return None
     outcome = json.loads(file.read_text(encoding="utf-8")).get("outcome") or {"totals": [], "factors": []}
     known = {part: [row for row in outcome[part] if row["ratio"] is not None] for part in ("totals", "factors")}
+    known["factors"] = [_as_cause(row) for row in known["factors"]]
     return known if known["totals"] else None
+
+
+def _as_cause(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of plan.json such that its ratio is that of its two figures: of throughput, the time that a token takes."""
+    if row["factor"] != "throughput":
+        return row
+    inverse = {key: 1e6 / row[key] for key in ("planned", "actual")}
+    return {**row, **inverse, "factor": "time per token", "unit": "device-µs"}
 
 
 def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:

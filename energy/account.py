@@ -25,7 +25,7 @@ from energy.stretches import Stretch, device_key, join, unite
 SLOT_S = 300.0  # grid intensities hold for five minutes or more
 POWER_POINTS = 4000  # what is kept of a device's power for drawing, once it has several times as many rows
 LOST, IDLE_DEVICES, GAP = "lost", "idle_devices", "gap"
-USEFUL = ("train_step",)
+USEFUL = ("train_step",)  # not `compile`, the first step of an attempt whose model is compiled: that is start-up
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Account:
     damaged: list[str] = field(default_factory=list)
     start_unix_s: float | None = None
     end_unix_s: float | None = None
-    overhead: dict[str, float] = field(default_factory=dict)
+    overhead: dict[str, Any] = field(default_factory=dict)
     curve: tuple[Array, Array] | None = None  # all devices: unix s on the five minutes, cumulative J
 
     @property
@@ -73,7 +73,7 @@ class Account:
 
     @property
     def useful_j(self) -> float:
-        """Energy of training steps whose result was kept."""
+        """Energy of training steps whose result was kept, without those by which the model was compiled."""
         return math.fsum(self.phases[name]["energy_j"] for name in USEFUL if name in self.phases)
 
 
@@ -174,6 +174,8 @@ def _collect(
     ends = [event for session in sessions for event in session.events if event.get("overhead")]
     if ends:
         told, sofar = [event["overhead"] for event in ends], account.overhead
+        counts = {each.get("cpu_counts", "one thread of the meter") for each in told} | {sofar.get("cpu_counts")}
+        sofar["cpu_counts"] = "; ".join(sorted(filter(None, counts)))
         sofar["cpu_s"] = sofar.get("cpu_s", 0.0) + math.fsum(each["cpu_s"] for each in told)
         sofar["cores"] = sofar.get("cores", 0) + max(each["cores"] for each in told)
         sofar["peak_memory_mb"] = max([sofar.get("peak_memory_mb", 0.0), *(each["peak_memory_mb"] for each in told)])
@@ -212,6 +214,11 @@ def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], use
             f"{math.fsum(others_j):.0f} J are not in the total; its CPUs and memory are, whoever used them"
         )
     for about, curves, _, _ in whole:
+        if not any(curve.samples for curve in curves):
+            account.warnings.append(
+                f"{about['name']} ({about['uuid']}) was never read: the node's energy is that of its parts alone"
+            )
+            continue
         _add_rest(account, books, about, curves, [entry[1] for entry in parts])
 
 

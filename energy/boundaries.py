@@ -33,6 +33,7 @@ METHODS = {
     "integrated": "integrated power readings",
     "modelled": "a model of the device",
     "assumed": "a constant that was given",
+    "unknown": "not known: the part of the ledger that said so is lost",
     "mixed": "several methods, each device's beside it",
     "measured": "clocks, counts and sensors of the run",
     "computed": "other figures of the record and its assumptions",

@@ -9,8 +9,11 @@ the hardware FLOP, and not in the model FLOP of the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from energy.factors import common_accelerator, match_accelerator
+from energy.factors import peak_flops as peak_by_name
 
 PALM = "PaLM: 6 N_matmul + 12 L d s per token, embedding look-up excluded"
 CAUSAL = "causal: 6 N_matmul + 6 L d s per token, the masked half of attention not counted"
@@ -27,17 +30,31 @@ Row = Mapping[str, Any]
 
 
 def checkpointing_of(run: Row) -> str | None:
-    """none, selective or full, as run.json or the spec in it says; None where neither does."""
-    for holder in (run, run.get("spec") or {}, run.get("experiment") or {}):
-        training = holder.get("training") if isinstance(holder, Mapping) else None
-        said = training.get("activation_checkpointing") if isinstance(training, Mapping) else None
-        if said is not None:
-            if said not in HARDWARE:
-                raise ValueError(
-                    f"training.activation_checkpointing is {said!r}, expected one of {', '.join(HARDWARE)}"
-                )
-            return str(said)
-    return None
+    """none, selective or full, as run.json says; None where it does not."""
+    said = (run.get("training") or {}).get("activation_checkpointing")
+    if said is not None and said not in HARDWARE:
+        raise ValueError(f"training.activation_checkpointing is {said!r}, expected one of {', '.join(HARDWARE)}")
+    return said
+
+
+def peak_of(stored: Row | None, gpu_names: Iterable[str], on_gpus: bool) -> tuple[dict[str, Any] | None, str | None]:
+    """(dense BF16 peak of one device as a factor, a warning): that of the metered GPUs, by their drivers' names.
+
+    stored: the peak of the accelerator that the spec names (its `geography`): it stands where the tables do not know
+    the names, and not for a run on CPUs, which have no such peak.
+    """
+    names = sorted(set(gpu_names))
+    named = str((stored or {}).get("geography") or "")
+    kind, said = common_accelerator(names), match_accelerator(named)
+    if not on_gpus and said is not None:
+        return None, f"the spec names the accelerator {named}, and the run was on CPUs: no peak and no MFU"
+    if kind is not None:
+        differs = said is not None and said != kind
+        text = f"the spec names the accelerator {named}, and {kind.name} was metered: peak and MFU are of {kind.name}"
+        return peak_by_name(kind.name).as_dict(), text if differs else None
+    if said is not None and names:
+        return dict(stored or {}), f"peak and MFU are of {named}, which the spec names; metered were {', '.join(names)}"
+    return (dict(stored) if stored else None), None
 
 
 def flop_per_token(model: Row) -> dict[str, float | None]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energy.boundaries import boundary_of, quantities_of, shares_of
 from energy.checks import check_record
-from energy.compute import compute_account
-from energy.factors import common_accelerator, peak_flops, rated_power
+from energy.compute import compute_account, peak_of
+from energy.factors import common_accelerator, rated_power
 from energy.formula import energy_facility_kwh, estimate
 from energy.impact import carbon_block, embodied_block, given, sci_block, water_block
 from energy.series import IntensitySeries
-from energy.uncertainty import CONFIDENCE, RULE, half_width
+from energy.uncertainty import RULE, half_widths, interval, parts_of, relative_quantile, relative_range
 from energy.units import JOULE_PER_KWH
 
 SCHEMA = "hoofprint/footprint/1"
@@ -30,7 +31,6 @@ DECLARED = {
     "peak_flops": "FLOP/s",
 }
 ALWAYS_SHOWN = ("pue", "intensity_g_per_kwh")
-RATED = {"device_rated_power_w": rated_power, "peak_flops": peak_flops}  # what the tables know of a device by its name
 
 Row = Mapping[str, Any]
 
@@ -41,16 +41,22 @@ def _counted(run: Row, account: Any) -> list[Any]:
     return [device for device in account.devices if device.kind == kind]
 
 
-def _assumption(run: Row, account: Any, key: str) -> dict[str, Any] | None:
+def _assumption(run: Row, account: Any, key: str, warnings: list[str]) -> dict[str, Any] | None:
     """A figure from elsewhere with all that belongs to it: as run.json has it, else by the tables for these devices.
 
-    ValueError for one that cannot be.
+    The peak is that of the metered devices, where the tables know them, and not of what the spec names. ValueError for
+    a figure that cannot be.
     """
     stored = (run.get("accounting") or {}).get(key)
-    if given(run, key, lowest=1.0 if key == "pue" else 0.0)[0] is None and key in RATED:
-        on_gpus = run.get("device_type") == "cuda"
-        kind = common_accelerator(device.name for device in _counted(run, account)) if on_gpus else None
-        factor = RATED[key](kind.name) if kind else None
+    value = given(run, key, lowest=1.0 if key == "pue" else 0.0)[0]
+    on_gpus = run.get("device_type") == "cuda"
+    names = [device.name for device in _counted(run, account)] if on_gpus else []
+    if key == "peak_flops":
+        stored, warning = peak_of(stored, names, on_gpus)
+        warnings += [warning] if warning else []
+    elif key == "device_rated_power_w" and value is None:
+        kind = common_accelerator(names)
+        factor = rated_power(kind.name) if kind else None
         stored = factor.as_dict() if factor and factor.value is not None else None
     if not stored and key not in ALWAYS_SHOWN:
         return None
@@ -75,34 +81,55 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _interval(value: float | None, error: float, error_90: float) -> dict[str, float] | None:
-    """The 95 % interval, and the 5th, 50th and 95th percentile: the law is symmetric about what was found."""
-    if value is None:
-        return None
+def _uncertainty(
+    account: Any, total_j: float, figures: Mapping[str, float | None], factors: Mapping[str, Row]
+) -> dict[str, Any]:
+    """The record's `uncertainty`: an interval for each figure, and which factors have a range that is in it.
+
+    factors: those in use by key, PUE and intensity; one without a range enters as it is, and the block says so.
+    """
+    widths = half_widths(parts_of(account.devices))
+    errors = tuple(sorted(width / abs(total_j) for width in widths)) if total_j else ()
+    ranges = {key: found for key, factor in factors.items() if (found := relative_range(factor)) is not None}
+    inside = {"energy_facility_kwh": ("pue",), "carbon_tco2eq": ("pue", "intensity_g_per_kwh")}
+    bare = [key for key, factor in factors.items() if key not in ranges]
+    known = figures["energy_it_kwh"] is not None
+    told = [f"{key} with its source's range" for key in ranges]
+    told += [f"{key} as given: its source states no range" for key in bare]
     return {
-        "low": value * max(0.0, 1 - error),
-        "high": value * (1 + error),
-        "p5": value * max(0.0, 1 - error_90),
-        "p50": value,
-        "p95": value * (1 + error_90),
+        **{
+            key: interval(value, errors, [ranges[name] for name in inside.get(key, ()) if name in ranges])
+            for key, value in figures.items()
+        },
+        "relative": relative_quantile(errors) if known else None,
+        "relative_90": relative_quantile(errors, 0.90) if known else None,
+        "factors_with_range": list(ranges),
+        "factors_without_range": bare,
+        "method": RULE + (f" Facility energy and carbon: {'; '.join(told)}." if told else ""),
     }
 
 
-def _relative_error(account: Any, total_j: float, confidence: float = CONFIDENCE) -> float:
-    """Half width of the energy's interval over its value (see energy.uncertainty)."""
-    parts = [(d.method, d.energy_j, d.doubt_j) for d in account.devices]
-    return half_width(parts, confidence) / total_j if total_j else 0.0
+def _without_places(data: Row) -> dict[str, Any]:
+    """run.json's data, with the files that were skipped named from their common folder on: no place of a machine."""
+    sources = []
+    for source in data.get("sources") or []:
+        texts = source.get("skipped_files") or []
+        common = os.path.commonprefix(texts).rpartition("/")[0]
+        names = [text[len(common) + 1 :] if common or text.startswith("/") else text for text in texts]
+        sources.append({**source, "skipped_files": names, "skipped_count": len(names)})
+    return {**data, "sources": sources} if sources else dict(data)
 
 
-def _overhead(account: Any) -> dict[str, float | None]:
-    """What the metering itself cost: CPU seconds, its largest process in MB, and joules at the CPUs' mean power."""
+def _overhead(account: Any) -> dict[str, Any]:
+    """What the metering itself cost: CPU seconds and of what, MB of its largest process, J at the CPUs' mean power."""
     told = account.overhead
     if not told:
-        return {"cpu_s": None, "peak_memory_mb": None, "energy_j": None}
+        return {"cpu_s": None, "cpu_counts": None, "peak_memory_mb": None, "energy_j": None}
     cpu_j = math.fsum(d.energy_j for d in account.devices if d.kind == "cpu")
     core_s = told["cores"] * max(0.0, (account.end_unix_s or 0.0) - (account.start_unix_s or 0.0))
     return {
         "cpu_s": told["cpu_s"],
+        "cpu_counts": told["cpu_counts"],
         "peak_memory_mb": told["peak_memory_mb"],
         "energy_j": told["cpu_s"] * cpu_j / core_s if cpu_j and core_s else None,
     }
@@ -139,7 +166,8 @@ def make_footprint(
     warnings = [w for w in account.warnings if w not in damaged] + [
         w for meter in run.get("meters") or [] for w in meter.get("warnings") or []
     ]
-    assumed = {key: figure for key in DECLARED if (figure := _assumption(run, account, key)) is not None}
+    figures_used = ((key, _assumption(run, account, key, warnings)) for key in DECLARED)
+    assumed = {key: figure for key, figure in figures_used if figure is not None}
     pue, power_w, peak = (assumed.get(key, {}).get("value") for key in ("pue", "device_rated_power_w", "peak_flops"))
 
     total_j = account.energy_j
@@ -159,7 +187,9 @@ def make_footprint(
 
     planned = run.get("planned_tokens")
     fraction = trained / planned if planned else None
-    error, error_90 = _relative_error(account, total_j), _relative_error(account, total_j, 0.90)
+    # By the hour the intensity is computed, and its series has no range.
+    entering = ("pue", "intensity_g_per_kwh") if series is None else ("pue",)
+    factors = {key: assumed[key] for key in entering if assumed[key]["value"] is not None}
     figures = {
         "energy_it_kwh": it_kwh,
         "energy_facility_kwh": facility,
@@ -179,7 +209,7 @@ def make_footprint(
         },
         "model": dict(run.get("model") or {}),
         "data": {
-            **dict(run.get("data") or {}),
+            **_without_places(run.get("data") or {}),
             "tokens_trained": trained,
             "tokens_processed": processed,
             "training_loss": _finite(steps[-1]["loss"]) if steps else None,
@@ -208,12 +238,7 @@ def make_footprint(
         "sci": sci_block(
             tonnes, made["carbon_tco2eq"], trained, compute["compute_flop"], (run.get("model") or {}).get("params")
         ),
-        "uncertainty": {
-            **{key: _interval(value, error, error_90) for key, value in figures.items()},
-            "relative": error if measured_any else None,
-            "relative_90": error_90 if measured_any else None,
-            "method": RULE,
-        },
+        "uncertainty": _uncertainty(account, total_j, figures, factors),
         "quality": {
             "warnings": list(dict.fromkeys(warnings)),
             "damaged": damaged,

@@ -5,7 +5,7 @@ What is in them, and how each is labelled here:
 - countries (`global_energy_mix.json`): Our World in Data's grams per kWh generated, by country, each with its own year.
 - US states (`usa_emissions.json`): EPA eGRID, annual total output emission rate, in lb/MWh (x 0.45359237 = g/kWh).
 - Canadian provinces (`canada_energy_mix.json`): shares of generation, times the package's own combustion factors for
-  coal, petroleum and natural gas. What burns none of them counts zero: the direct basis.
+  coal, petroleum and natural gas. All else counts zero, biomass too, as in codecarbon's own code: the direct basis.
 - Chinese provinces (`china_provincial_emissions.json`): the ministry's official factors, CO2 only.
 - Swedish and Norwegian bidding zones (`nordic_emissions.json`): generation mix times factors of the sources. Its entry
   for Finland is left out: the file says neither where it is from nor how it was made, and the country table has one.
@@ -117,7 +117,10 @@ def canadian_provinces() -> tuple[dict[str, Factor], dict[str, str]]:
         names[zone] = name.title().replace(" And ", " and ")
         value = math.fsum(mix[part] * per_source[factor] for part, factor in _FOSSIL.items()) / mix["total"]
         told, basis = f"generation mix times the factors of {sources.name}", "average direct generation location"
-        note = f"{names[zone]}; year: that of the folder, the file states none"
+        note = (
+            f"{names[zone]}; only coal, petroleum and natural gas count, as in codecarbon's core/emissions.py: water, "
+            "nuclear, wind, sun and biomass are 0; year: that of the folder, the file states none"
+        )
         found[zone] = _factor(value, told, path, basis, zone, note, 2023)
     return found, names
 

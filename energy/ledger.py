@@ -35,6 +35,7 @@ STATE = struct.Struct("<BHdffqqqq")  # the columns of energy.track.Row
 HEADER, EVENT, MINUTE, RAW, SECONDS = b"H", b"E", b"M", b"R", b"S"
 KINDS = (HEADER, EVENT, MINUTE, RAW, SECONDS)
 LONGEST = 1 << 26  # a length beyond this is damage, not a frame
+TAIL = 1 << 18  # of the end of a file, what is read first: many frames, seen that they hold 60 rows at most
 
 
 class Frame(NamedTuple):
@@ -60,9 +61,9 @@ class Appender:
             os.close(self._fd)
             raise OSError(errno.EBUSY, "another meter is writing it", str(self.path)) from None
         try:
-            data = self.path.read_bytes()
-            self._size = whole_size(data)
-            self.cut_bytes = len(data) - self._size  # of a frame that a crash tore
+            length = os.fstat(self._fd).st_size
+            self._size = whole_size(self._fd, length)
+            self.cut_bytes = length - self._size  # of a frame that a crash tore
             os.ftruncate(self._fd, self._size)
         except OSError:
             os.close(self._fd)
@@ -163,6 +164,27 @@ def _next_frame(data: bytes, start: int) -> int:
     return len(data)
 
 
-def whole_size(data: bytes) -> int:
-    """Bytes up to the end of the last whole frame: what a writer keeps when it goes on with a file."""
-    return max((frame.end for frame in _whole(data, [], "")), default=0)
+def whole_size(fd: int, length: int) -> int:
+    """Bytes up to the end of the last whole frame: what a writer keeps when it goes on with a file of this length.
+
+    Only the end is read, and more of it, four times as much each time, until a whole frame is in it: a file of weeks is
+    100 MB. Where no frame is whole this comes to all of the file.
+    """
+    window = TAIL
+    while True:
+        start = max(0, length - window)
+        data = _read(fd, start, length)
+        ends = [frame.end for frame in _whole(data, [], "", _next_frame(data, 0))]
+        if ends:
+            return start + max(ends)
+        if start == 0:
+            return 0
+        window *= 4
+
+
+def _read(fd: int, start: int, end: int) -> bytes:
+    parts = []
+    while start < end and (part := os.pread(fd, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -22,11 +25,54 @@ def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]
     }
 
 
-def overhead(cpu_s: float, readings: int) -> dict[str, float]:
-    """The meter's own CPU time in s, and of its process the largest memory in MB and the cores that it might use."""
+PROCESS, THREADS = "all of the meter's process", "the threads that the meter started"
+
+
+class OwnCpu:
+    """CPU time in s that a meter has taken so far.
+
+    whole_process: nothing else works in its process, so that all of the process since now is the meter's: threads of
+    libraries (codecarbon's, Ray's) too. Else it is that of the threads that call `note`. The figure is the one that was
+    noted last, so that a forked child, which has a copy of it and no such threads, never counts from zero.
+    """
+
+    def __init__(self, whole_process: bool) -> None:
+        self.counts = PROCESS if whole_process else THREADS
+        self._pid, self._before_s = os.getpid(), time.process_time()
+        self._noted_s: dict[threading.Thread, float] = {}
+        self._process_s = 0.0
+
+    def note(self) -> None:
+        """By each of the meter's threads, as it goes on."""
+        if self.counts == THREADS:
+            self._noted_s[threading.current_thread()] = time.thread_time()
+        elif os.getpid() == self._pid:
+            self._process_s = time.process_time() - self._before_s
+
+    def total_s(self, of_sensors: Sequence[tuple[float, float]]) -> float:
+        """With what its sensors have taken: CPU s of their threads and of the programs that they asked."""
+        own_s = self._process_s + sum(list(self._noted_s.values()))
+        threads_s = 0.0 if self.counts == PROCESS else sum(thread_s for thread_s, _ in of_sensors)
+        return own_s + threads_s + sum(programs_s for _, programs_s in of_sensors)
+
+
+def peak_memory_mb() -> float:
+    """The largest memory that this process had so far: of `ru_maxrss` a process inherits what its parent had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        if line is not None:
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: KiB
+
+
+def overhead(cpu_s: float, counts: str, readings: int) -> dict[str, Any]:
+    """The meter's own CPU time in s and what that counts, and of its process the largest memory in MB and the cores
+    that it might use."""
     return {
         "cpu_s": cpu_s,
+        "cpu_counts": counts,
         "readings": readings,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,  # Linux: KiB
+        "peak_memory_mb": peak_memory_mb(),
         "cores": os.cpu_count() or 1,
     }

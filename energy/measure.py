@@ -27,14 +27,13 @@ from typing import Any
 from energy import child
 from energy.measurement import Factors, Measurement
 from energy.meter import Meter
-from energy.runs import RunFolder
+from energy.runs import LOCK, RunFolder
 from energy.sensors import discover
 from energy.sensors.declared import node_sensors
 from energy.windows import Window
 
 KIND = "measure"
 COMMAND_PHASE = "command"
-LOCK = ".lock"  # held while the run is at work: who finds it free knows that the run is over, or was lost
 LOOK_UP_S = 10.0  # the models of CPU and memory need a second or two of it, where there are no counters
 STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -221,7 +220,8 @@ def _meter(
         if sensor.describe()["method"] == "modelled" or sensor.describe()["kind"] == "node":
             while sensor.read().pending and time.monotonic() < give_up_s:
                 time.sleep(0.01)
-    meter = Meter(folder.ledger_file(node), node=node, interval_s=interval_s, sensors=sensors, discover_sensors=False)
+    ledger = folder.ledger_file(node)
+    meter = Meter(ledger, node=node, interval_s=interval_s, sensors=sensors, discover_sensors=False, whole_process=True)
     meter.warnings += warnings
     return meter
 

@@ -23,15 +23,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from energy.live import live_figures, overhead
+from energy.live import OwnCpu, live_figures, overhead
 from energy.readers import Alarm, Channel, Clock, be_punctual, boot_id, system_clock
 from energy.sensors import Sensor, discover
 from energy.windows import SETTLE_S, Edge, Edges, Window
 from energy.writer import LedgerWriter, Tick
 
 # How often counters are looked at between rows, for each GPU that there is: half of it is unknown of one that is lost,
-# which matters less to a node of many, where looking costs more.
-GLANCE_S, GLANCES_S = 0.0625, (0.2, 0.5)
+# which matters less to a node of many, where looking costs more. Eight GPUs are left to rows of a second.
+GLANCE_S, GLANCES_S = 0.1, (0.2, 1.0)
 FAST_S = 0.05  # power that no counter backs is read this often
 EDGE_S = 0.01  # how often the counters are read while an edge waits for them to update
 HANG_S = 2.0  # a sensor that has not answered for this long is left alone
@@ -44,10 +44,11 @@ class Meter:
     """Meters this node from `start()` to `stop()`, in a thread of its own.
 
     ledger: file to append to (continued if it exists), or None for windows alone.
-    interval_s: time between rows of the ledger. Counters are looked at two to five times a second whatever it is, the
-        edges of windows and power without a counter faster.
+    interval_s: time between rows of the ledger. Between them counters are looked at up to five times a second on nodes
+        of few GPUs; the edges of windows and power without a counter are read faster.
     gpus: "visible" to this process, "all" of the node, or UUIDs. host: also CPU and memory.
     sensors: further sensors, or (with `discover_sensors=False`) the only ones.
+    whole_process: this process does nothing else, so that all of its CPU time is the cost of metering.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Meter:
         sensors: Sequence[Sensor] = (),
         discover_sensors: bool = True,
         clock: Clock = system_clock,
+        whole_process: bool = False,
     ) -> None:
         if not interval_s > 0:
             raise ValueError(f"interval_s: expected a time above 0 s, got {interval_s}")
@@ -81,7 +83,7 @@ class Meter:
         self._names = threading.Lock()  # of windows
         self._wake, self._first, self._done = Alarm(), threading.Event(), threading.Event()
         self._stopping = self._read_now = False
-        self._generation, self._closed, self._cpu_s = 0, False, 0.0
+        self._generation, self._closed, self._cpu = 0, False, OwnCpu(whole_process)
         found: list[Sensor] = []
         if discover_sensors:
             found, warnings = discover(self.node, gpus=gpus, host=host)
@@ -102,12 +104,9 @@ class Meter:
 
     def describe(self) -> dict[str, Any]:
         """{node, sensors, warnings, overhead}: this meter's entry in `run.json`."""
-        return {
-            "node": self.node,
-            "sensors": self.sensors,
-            "warnings": list(self.warnings),
-            "overhead": overhead(self._cpu_s, self._number),
-        }
+        cpu_s = self._cpu.total_s([channel.own_cpu_s for channel in self._channels])
+        told = {"node": self.node, "sensors": self.sensors, "warnings": list(self.warnings)}
+        return told | {"overhead": overhead(cpu_s, self._cpu.counts, self._number)}
 
     def now(self) -> list[dict[str, Any]]:
         """The newest figures of each device: energy_j since the start, power_w, and why it is missing if it is."""
@@ -334,7 +333,6 @@ class Meter:
         be_punctual()
         due_s = fast_due_s = time.monotonic()
         between_s = math.inf
-        cpu_s = time.thread_time()
         while lock is self._lock and not self._closed:
             now_s = time.monotonic()
             wanted_s = min(due_s, between_s, fast_due_s if fast else math.inf)
@@ -349,7 +347,7 @@ class Meter:
                     wanted, self._read_now = self._read_now, False
                     self._read_all(lock, last=self._stopping, keep=wanted)
                     due_s = now_s + self._spaced(self.interval_s)
-                    between_s = now_s + self._glance_s if self.interval_s > self._glance_s else math.inf
+                    between_s = now_s + self._glance_s if self.interval_s > 1.3 * self._glance_s else math.inf
                 elif now_s >= between_s and not self._edges:
                     between_s = now_s + self._glance_s if due_s - now_s > 1.3 * self._glance_s else math.inf
                     self._read_some(lock, quick, glance=True)
@@ -365,8 +363,7 @@ class Meter:
                         self._opening = self._edge()
                         self._edges.add(self._opening)
                     self._first.set()
-            self._cpu_s += time.thread_time() - cpu_s
-            cpu_s = time.thread_time()
+            self._cpu.note()
         if self._closed:
             self._done.set()
 
@@ -392,6 +389,7 @@ class Meter:
                     channel.hung = True
                     self._warn(f"{channel.about['name']} ({channel.uuid}): its sensor does not answer")
                     self._launch()
+            self._cpu.note()
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:

@@ -83,6 +83,12 @@ class Channel:
         return self._pending_since_s is not None and not self.track.points and not self.track.missing
 
     @property
+    def own_cpu_s(self) -> tuple[float, float]:
+        """CPU s of the sensor's own thread and of the programs that it asked; most have neither."""
+        told = getattr(self._sensor, "own_cpu_s", None)
+        return (0.0, 0.0) if told is None else told()
+
+    @property
     def needs_fast(self) -> bool:
         """Power alone, with no counter behind it: what happens between two readings is lost."""
         return self.about["kind"] == "gpu" and not self.track.uses_counter

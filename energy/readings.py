@@ -148,7 +148,10 @@ def _join(
             ticks = ticks[max(0, int(low) - 1) : int(high) + 1]
         header = headers.get(number)
         if header is None or len(header["sensors"]) != width:
-            damaged.append(f"{name}: the header of stretch {number} is lost: its devices are known by place only")
+            damaged.append(
+                f"{name}: the header of stretch {number} is lost: what its devices are is not known, nor whether they "
+                "were measured or modelled"
+            )
             header = {"node": "", "boot_id": None, "sensors": [_unknown(i, name) for i in range(width)]}
         own = events.get(number, [])
         renewed = {event["uuid"]: event for event in own if event.get("event") == "sensor"}
@@ -163,13 +166,14 @@ def _join(
 
 
 def _unknown(place: int, name: str) -> dict[str, Any]:
+    """A device whose description is lost. Its energy counts; as measured it does not, for it may be a model's."""
     return {
         "uuid": f"{name}#{place}",
         "name": f"device {place} of {name}",
         "node": "",
-        "kind": "gpu",
-        "method": "counter",
-        "boundary": "gpu",
+        "kind": "unknown",
+        "method": "unknown",
+        "boundary": "node",
     }
 
 

@@ -2,6 +2,10 @@
 
     footprint.json   the record: a pure function of the run's files, sorted, replaced in one move
     records.jsonl    a line for each record that the run has had: its hash, the one before, when it was written and why
+    records/         the records that were replaced, whole, each by the first digits of its hash
+
+A record whose source is missing is not replaced without a reason: the files that a figure came from may be lost, the
+figure must not go with them.
 
 The record itself holds no clock and no place of this machine, so that the same files give the same bytes elsewhere.
 When it was written stands in records.jsonl alone. A record that comes out as it was makes no new line.
@@ -28,7 +32,7 @@ from typing import Any, NamedTuple
 from energy.account import account_run
 from energy.factors import table_versions
 from energy.factors.model import Basis
-from energy.footprint import make_footprint
+from energy.footprint import SCHEMA, make_footprint
 from energy.runs import RunFolder
 from energy.series import IntensitySeries
 
@@ -37,6 +41,7 @@ ENTRIES = "records.jsonl"
 SPEC = "experiment.yaml"
 SERIES = "grid/series.json"  # the grid's intensity over the run, where it is declared by the hour
 SOURCES = ("energy/*.ledger", "energy/*.seconds", "energy/*.raw", "energy/*.raw.old", "metrics/*.jsonl", SERIES, SPEC)
+KEPT = "records"
 FIRST = "first record"
 MOST_CHANGES = 12  # listed in an entry; the rest is counted
 BLOCK = 1 << 20
@@ -189,39 +194,73 @@ def write_record(run: RunFolder, reason: str | None = None) -> dict[str, Any]:
     """Computes the record from the folder's files, writes it where it differs from the last one, and returns it.
 
     A record that differs is a new entry in records.jsonl with its reason: the one given, else what has changed in the
-    sources. Raises OSError when the folder cannot be written; it is never left with half a record.
+    sources; the one that it replaces is kept whole under records/. ValueError, without a reason, when a source of the
+    last record is missing. Raises OSError when the folder cannot be written; it is never left with half a record.
     """
     folder = Path(run.path)
     path = folder / FILE_NAME
     entries, _ = read_entries(folder)
     last = entries[-1] if entries else None
+    old_data = path.read_bytes() if path.exists() else None
+    old = _parsed(old_data) if old_data is not None else {}
+    if old.get("schema") not in (None, SCHEMA):
+        raise ValueError(
+            f"{path}: a record of {old['schema']}, which this version ({SCHEMA}) does not know: it is left "
+            "as it is; use the version of hoofprint that wrote it"
+        )
+    foreign = old_data is not None and (last is None or _digest(old_data) != last["record_sha256"])
     record = compute_record(run, last["previous_sha256"] if last else None)
     text = canonical(record)
-    old_text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    if last is not None and hash_of_text(text) == last["record_sha256"]:
-        if old_text != text:
+    same = last is not None and hash_of_text(text) == last["record_sha256"]
+    if same and not foreign:
+        if old_data is None:
             replace_text(path, text)
         return record
-    old = _parsed(old_text) if old_text is not None else {}
-    if old.get("schema") not in (None, record["schema"]):
+    missing = _missing_sources(folder, last, old)
+    if missing and reason is None:
         raise ValueError(
-            f"{path}: a record of {old['schema']}, which this version ({record['schema']}) does not know: it is left "
-            "as it is; use the version of hoofprint that wrote it"
+            f"{folder}: {', '.join(missing[:MOST_CHANGES])} {'is' if len(missing) == 1 else 'are'} missing, from which "
+            f"the last record was computed: it is left as it is. Bring the files back, or say why they are gone: "
+            f'hoofprint report {folder} --reason "..."'
         )
     if last is not None:
         record["chain"]["previous_sha256"] = last["record_sha256"]
         text = canonical(record)
-    told = reason or (_what_changed(old, record) if old or last else FIRST)
-    if old_text is not None and (last is None or hash_of_text(old_text) != last["record_sha256"]):
-        told += f"; the {FILE_NAME} that lay here had no entry"
+    told = reason or ("computed again" if same else _what_changed(old, record) if old or last else FIRST)
+    if foreign:
+        told += f"; the {FILE_NAME} that lay here " + ("had been changed" if last else "had no entry")
+    if old_data is not None:
+        _keep(folder, old_data)
     replace_text(path, text)
-    _append(folder, last, record, text, told, old)
+    replaced = {"replaced_sha256": None if old_data is None else _digest(old_data), "missing_sources": missing}
+    _append(folder, last, record, text, told, old, replaced)
     return record
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def kept_file(folder: Path, sha256: str) -> Path:
+    """Where a record that was replaced lies."""
+    return folder / KEPT / f"{sha256[:16]}.json"
+
+
+def _keep(folder: Path, data: bytes) -> None:
+    path = kept_file(folder, _digest(data))
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(data)
+    os.replace(aside, path)
+
+
+def _missing_sources(folder: Path, last: Mapping[str, Any] | None, old: Mapping[str, Any]) -> list[str]:
+    """The files that the last record names and that are not there; its entry names them too, should it be gone."""
+    chain = old.get("chain")
+    files = chain.get("files") if isinstance(chain, dict) else None
+    named = {*(files if isinstance(files, dict) else ()), *((last or {}).get("sources") or ())}
+    return sorted(name for name in named if not (folder / name).exists())
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        old = json.loads(text)
+        old = json.loads(data)
     except ValueError:
         return {}
     return old if isinstance(old, dict) else {}
@@ -234,6 +273,7 @@ def _append(
     text: str,
     reason: str,
     old: Mapping[str, Any],
+    replaced: Mapping[str, Any],
 ) -> None:
     now = time.time()
     found = differences(old, json.loads(text)) if old else ()
@@ -249,6 +289,8 @@ def _append(
         "schema": record["schema"],
         "changed": changes[:MOST_CHANGES],
         "changed_fields": len(changes),
+        "sources": sorted(record["chain"]["files"]),
+        **replaced,
     }
     entry["entry_sha256"] = _seal(entry)
     path = folder / ENTRIES
@@ -274,8 +316,6 @@ def _what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     parts += [(f"run.json: {key}", before.get("run", {}).get(key), digest) for key, digest in after["run"].items()]
     changed = [name for name, was, is_now in parts if was != is_now]
     changed += [name for name in before.get("files", {}) if name not in after["files"]]
-    if not before:
-        return "written again, now with hashes of its sources"
     return f"recomputed; changed: {', '.join(changed)}" if changed else "recomputed by another version of the program"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -103,6 +104,24 @@ class RunFolder:
     def ledgers(self) -> list[Path]:
         """The ledger of each node, by name."""
         return sorted(self.energy_dir.glob("*.ledger"))
+
+
+LOCK = ".lock"  # in a run's folder; the kernel lets go of it however the process that holds it dies
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process holds the run's lock: a run that says that it runs, and whose lock is free, was lost."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def list_runs(directory: str | os.PathLike[str]) -> list[RunFolder]:

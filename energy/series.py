@@ -55,6 +55,13 @@ class IntensitySeries:
         text = "\n".join(f"{start!r},{end!r},{value!r}" for start, end, value in rows)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def mean_g_per_kwh(self) -> float:
+        """The mean over the time that the series covers; holes do not count."""
+        lengths = [end - start for start, end in zip(self.start_unix_s, self.end_unix_s, strict=True)]
+        weighted = (g * length for g, length in zip(self.g_per_kwh, lengths, strict=True))
+        return math.fsum(weighted) / math.fsum(lengths)
+
     def at(self, unix_s: float) -> float | None:
         """The intensity in g/kWh at a moment; None where the series does not cover it."""
         i = bisect.bisect_right(self.start_unix_s, unix_s) - 1

@@ -17,7 +17,7 @@ from typing import Any
 
 from energy.merge import merge
 from energy.record import FILE_NAME
-from energy.runs import RunFolder
+from energy.runs import RunFolder, is_at_work
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
@@ -92,11 +92,12 @@ def read_runs(directory: Path) -> RunList:
 def read_entry(path: Path) -> Entry:
     """One run. FileNotFoundError without a run.json; ValueError for one that holds no JSON object."""
     run = RunFolder(path).read_run()
-    created = run.get("created_unix_s")
+    created, status = run.get("created_unix_s"), str(run.get("status") or "not known")
+    was_lost = status == "running" and not is_at_work(path)
     entry = Entry(
         name=path.name,
         path=path,
-        status=str(run.get("status") or "not known"),
+        status="lost" if was_lost else status,
         purpose=str(run.get("purpose") or NOT_SAID),
         start_unix_s=None if created is None else float(created),
         end_unix_s=run.get("ended_unix_s"),
@@ -109,6 +110,9 @@ def read_entry(path: Path) -> Entry:
         entry.note = "no record"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         entry.note = f"record unreadable: {error}"
+    if was_lost:
+        why = f"its process ended without a word; write what it took: hoofprint report {path}"
+        entry.note = f"{entry.note}; {why}" if entry.note else why
     return entry
 
 

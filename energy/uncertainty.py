@@ -4,7 +4,11 @@ What may be wrong, as half widths of uniform errors:
 - a board's sensor gain: +-5 % of what that board measured, each board for itself (Yang et al. 2023, "Part-time Power
   Measurements", found gains within about 5 % on 70 GPUs);
 - the edges of a window, and what sampling may have missed: in J, each device for itself;
-- what a model gave, and what was only assumed: the truth within +-50 % of that figure, all of it moving together.
+- what a model gave, and what was only assumed: the truth within +-50 % of that figure, all of it moving together;
+- PUE and grid intensity: the range that their source gives, where it gives one.
+
+Of a node with a sensor of its own, that sensor alone is in the total (what lies beyond the parts is its reading less
+theirs), so its errors alone count. A product's relative errors add up, to first order.
 
 The sum of independent uniform errors has a known characteristic function, prod sin(a_k t) / (a_k t). The half width is
 the x with P(|sum| <= x) = 95 %, from P = (2/pi) * integral of sin(x t) / t * prod(...) dt (Gil-Pelaez 1951). With more
@@ -14,27 +18,106 @@ than forty errors none of which dominates the normal law replaces it (they diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from statistics import NormalDist
+from typing import Any, Protocol
 
 MEASURED_GAIN = 0.05
 MODELLED_ERROR = 0.50
 CONFIDENCE = 0.95
 RULE = (
-    f"95 % interval: ±{MEASURED_GAIN:.0%} gain of each measured device, independent of each other; edges and what "
-    f"sampling may have missed, per device; ±{MODELLED_ERROR:.0%} on all that is modelled or assumed, moving together; "
-    "all uniform, combined exactly. PUE and grid intensity enter as given, without an interval."
+    f"95 % interval: ±{MEASURED_GAIN:.0%} gain of each measured device, independent of each other (of a node with a "
+    "sensor of its own, of that sensor alone); edges and what sampling may have missed, per device; "
+    f"±{MODELLED_ERROR:.0%} on all that is modelled or assumed, moving together; all uniform, combined exactly."
 )
 MANY = 40
+DIGITS = 6
 MEASURED = ("counter", "integrated")
 
 
-def half_width(parts: Sequence[tuple[str, float, float]], confidence: float = CONFIDENCE) -> float:
-    """Half width in J of the interval of a sum of (method, energy in J, further half width in J)."""
+Part = tuple[str, float, float]  # method, energy in J, further half width in J
+
+
+class Booked(Protocol):
+    """A device as the account has it."""
+
+    node: str
+    kind: str
+    method: str
+    energy_j: float
+    doubt_j: float
+
+
+def parts_of(devices: Iterable[Booked]) -> list[Part]:
+    """What a total is made of: each device, but of a node with a sensor of its own the reading of that sensor."""
+    nodes: dict[str, list[Booked]] = {}
+    for device in devices:
+        nodes.setdefault(device.node, []).append(device)
+    parts: list[Part] = []
+    for found in nodes.values():
+        whole = [device for device in found if device.kind == "node"]  # it holds what the node has beyond the others
+        if len(whole) == 1:
+            parts.append((whole[0].method, math.fsum(device.energy_j for device in found), whole[0].doubt_j))
+        else:
+            parts += [(device.method, device.energy_j, device.doubt_j) for device in found]
+    return parts
+
+
+def half_widths(parts: Sequence[Part]) -> list[float]:
+    """The half widths in J of the independent uniform errors of a sum of energies."""
     errors = [MEASURED_GAIN * energy_j for method, energy_j, _ in parts if method in MEASURED]
     errors += [extra_j for _, _, extra_j in parts]
     errors.append(MODELLED_ERROR * math.fsum(energy_j for method, energy_j, _ in parts if method not in MEASURED))
-    return quantile([error for error in errors if error > 0], confidence)
+    return [abs(error) for error in errors if error]
+
+
+def half_width(parts: Sequence[Part], confidence: float = CONFIDENCE) -> float:
+    """Half width in J of the interval of a sum of energies."""
+    return quantile(half_widths(parts), confidence)
+
+
+def relative_range(factor: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(middle, half width) of a factor's range over its value, the middle counted from the value; None without one.
+
+    A bound that the source leaves out is the value itself.
+    """
+    value, low, high = (factor.get(key) for key in ("value", "low", "high"))
+    if not value or (low is None and high is None):
+        return None
+    least, most = (float(value if bound is None else bound) / value - 1 for bound in (low, high))
+    return (most + least) / 2, abs(most - least) / 2
+
+
+@lru_cache(maxsize=64)
+def relative_quantile(errors: tuple[float, ...], confidence: float = CONFIDENCE) -> float:
+    """`quantile` of relative errors, to DIGITS significant digits.
+
+    It comes through the machine's sine, exponential and logarithm, whose last bits differ between libraries: rounded,
+    a record has the same bytes wherever it is computed.
+    """
+    return float(f"{quantile(errors, confidence):.{DIGITS}g}")
+
+
+def interval(
+    value: float | None, errors: Sequence[float], ranges: Sequence[tuple[float, float]] = ()
+) -> dict[str, float] | None:
+    """The 95 % interval of a product and its 5th, 50th and 95th percentile, none below zero.
+
+    errors: relative half widths of its energy; ranges: those of its factors, each (middle, half width).
+    """
+    if value is None:
+        return None
+    middle = 1 + math.fsum(shift for shift, _ in ranges)
+    widths = (*errors, *(half for _, half in ranges if half))
+    error, error_90 = relative_quantile(widths), relative_quantile(widths, 0.90)
+    return {
+        "low": value * max(0.0, middle - error),
+        "high": value * (middle + error),
+        "p5": value * max(0.0, middle - error_90),
+        "p50": value * middle,
+        "p95": value * (middle + error_90),
+    }
 
 
 def quantile(half_widths: Sequence[float], confidence: float = CONFIDENCE) -> float:

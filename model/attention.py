@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
+from model.cache import LayerCache
 from model.config import LlamaConfig
 from model.kernels import rotate
 from model.linear import Linear
@@ -47,24 +48,6 @@ class Varlen(NamedTuple):
 Mask: TypeAlias = Union[torch.Tensor, "BlockMask", Varlen, None]
 
 
-class KVCache:
-    """Keys and values of the positions one layer has seen, in buffers allocated once."""
-
-    def __init__(self, batch: int, length: int, config: LlamaConfig, like: torch.Tensor) -> None:
-        shape = (batch, config.n_kv_heads, length, config.head_dim)
-        self.k_BKSD = like.new_empty(shape)
-        self.v_BKSD = like.new_empty(shape)
-        self.length = 0
-
-    def append(self, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new positions and return all positions so far."""
-        end = self.length + k_BKLD.shape[2]
-        self.k_BKSD[:, :, self.length : end] = k_BKLD
-        self.v_BKSD[:, :, self.length : end] = v_BKLD
-        self.length = end
-        return self.k_BKSD[:, :, :end], self.v_BKSD[:, :, :end]
-
-
 class Attention(nn.Module):
     """Multi-head attention with rotary positions; grouped-query where n_kv_heads < n_heads."""
 
@@ -82,20 +65,22 @@ class Attention(nn.Module):
         x_BLE: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        cache: KVCache | None = None,
+        cache: LayerCache | None = None,
         mask: Mask = None,
     ) -> torch.Tensor:
         # -1: under tensor parallelism a rank has some of the heads.
         heads = (*x_BLE.shape[:2], -1, self.head_dim)
-        q_BHLD = rotate(self.wq(x_BLE).view(heads), cos, sin).transpose(1, 2)
-        k_BKLD = rotate(self.wk(x_BLE).view(heads), cos, sin).transpose(1, 2)
-        v_BKLD = self.wv(x_BLE).view(heads).transpose(1, 2)
+        q_BLHD = rotate(self.wq(x_BLE).view(heads), cos, sin)
+        k_BLKD = rotate(self.wk(x_BLE).view(heads), cos, sin)
+        v_BLKD = self.wv(x_BLE).view(heads)
         if cache is not None:
-            # `is_causal` aligns its mask with the first key, so it is right only for a prompt into an empty
-            # cache; a single new position sees everything before it and needs no mask.
-            assert cache.length == 0 or x_BLE.shape[1] == 1, "after the prompt, feed one position at a time"
-            k_BKLD, v_BKLD = cache.append(k_BKLD, v_BKLD)
-        out_BHLD = attend(q_BHLD, k_BKLD, v_BKLD, mask)
+            k_BLKD, v_BLKD = cache.store(k_BLKD, v_BLKD)
+        q_BHLD, k_BKLD, v_BKLD = q_BLHD.transpose(1, 2), k_BLKD.transpose(1, 2), v_BLKD.transpose(1, 2)
+        if cache is None or cache.reads_prompts:
+            out_BHLD = attend(q_BHLD, k_BKLD, v_BKLD, mask)
+        else:
+            assert mask is None or isinstance(mask, torch.Tensor)
+            out_BHLD = attend_next(q_BHLD, k_BKLD, v_BKLD, mask)
         return self.wo(out_BHLD.transpose(1, 2).flatten(2))
 
 
@@ -113,6 +98,18 @@ def attend(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor, mas
     if isinstance(mask, Varlen):
         return _attend_varlen(q_BHLD, k_BKLD, v_BKLD, mask)
     return _attend_flex(q_BHLD, k_BKLD, v_BKLD, mask)
+
+
+def attend_next(
+    q_BH1D: torch.Tensor, k_BKSD: torch.Tensor, v_BKSD: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention of one new position of each row to those that are cached, (B, H, 1, D). mask: additive, (B, 1, 1, S).
+
+    The query heads of a key/value head take the place of positions: they see the same, so that every kernel can
+    compute grouped queries, and reads keys and values once for all of them.
+    """
+    q_BKGD = q_BH1D.view(*k_BKSD.shape[:2], -1, q_BH1D.shape[-1])
+    return F.scaled_dot_product_attention(q_BKGD, k_BKSD, v_BKSD, attn_mask=mask).reshape(q_BH1D.shape)
 
 
 def _attend_varlen(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor, mask: Varlen) -> torch.Tensor:

@@ -6,13 +6,12 @@ Shapes: B batch, L positions, E dim, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention import Attention, KVCache, Mask
+from model.attention import Attention, Mask
+from model.cache import Cache, LayerCache
 from model.config import LlamaConfig
 from model.kernels import rms_norm, swiglu
 from model.linear import Linear
@@ -61,7 +60,7 @@ class Block(nn.Module):
         x_BLE: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        cache: KVCache | None = None,
+        cache: LayerCache | None = None,
         mask: Mask = None,
     ) -> torch.Tensor:
         x_BLE = x_BLE + self.attention(self.attention_norm(x_BLE), cos, sin, cache, mask)
@@ -110,26 +109,30 @@ class Llama(nn.Module):
         self,
         tokens_BL: torch.Tensor,
         targets_BL: torch.Tensor | None = None,
-        caches: Sequence[KVCache] | None = None,
+        cache: Cache | None = None,
         packing: Packing | None = None,
     ) -> torch.Tensor:
         """Logits (B, L, V), or with `targets_BL` the summed loss in nats (see `linear_cross_entropy_sum`).
 
-        With `caches`, one per layer, the tokens follow the positions already cached. With `packing` (not both), the
-        sequences are made of documents that do not see each other.
+        With `cache` the tokens go on with the texts in it, and the logits are those of each text's last position,
+        (B, 1, V). With `packing` (not both), the sequences are made of documents that do not see each other.
         """
-        start = caches[0].length if caches else 0
-        end = start + tokens_BL.shape[1]
-        if end > self.config.sequence_length:
-            raise ValueError(f"{end} tokens exceed sequence_length ({self.config.sequence_length})")
-        cos, sin = self.cos[start:end], self.sin[start:end]
+        length = tokens_BL.shape[1]
+        if length > self.config.sequence_length:
+            raise ValueError(f"{length} tokens exceed sequence_length ({self.config.sequence_length})")
+        cos, sin = self.cos[:length], self.sin[:length]
         mask: Mask = None
         if packing is not None:
-            assert caches is None, "a cache holds one text, not documents packed together"
+            assert cache is None, "a cache holds whole texts, not documents packed together"
             cos, sin, mask = self.cos[packing.positions_BL], self.sin[packing.positions_BL], packing.mask
         x_BLE = self.embedding(tokens_BL)
+        if cache is not None:
+            cos, sin = cache.turns(self.cos, length), cache.turns(self.sin, length)
+            mask = cache.mask(x_BLE.dtype)
         for layer, block in enumerate(self.blocks):
-            x_BLE = block(x_BLE, cos, sin, caches[layer] if caches else None, mask)
+            x_BLE = block(x_BLE, cos, sin, cache.layers[layer] if cache else None, mask)
+        if cache is not None:
+            x_BLE = cache.last(x_BLE)
         x_BLE = self.norm(x_BLE)
         weight_VE = self.embedding.weight if self.output is None else self.output.weight
         return self.head(x_BLE, weight_VE, targets_BL)

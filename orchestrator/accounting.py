@@ -55,8 +55,13 @@ def model_figures(config: LlamaConfig) -> dict[str, Any]:
 
 
 def keep_series_file(experiment: Experiment, folder: RunFolder) -> None:
-    """Puts the user's intensities by the hour into the run's folder before anything is trained. ValueError if unfit."""
-    if experiment.energy.grid_series is not None:
+    """Puts the user's intensities by the hour into the run's folder at each attempt; ValueError if unfit.
+
+    One that the spec no longer names is taken out: it would go on to price the run.
+    """
+    if experiment.energy.grid_series is None:
+        (Path(folder.path) / "grid" / "series.json").unlink(missing_ok=True)
+    else:
         from energy.series_file import read_series
 
         _keep(folder, read_series(experiment.energy.grid_series))

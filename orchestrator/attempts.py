@@ -7,12 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from energy.runs import RunFolder
+from energy.runs import LOCK, RunFolder
 from orchestrator.saved import remove_partial
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, load_experiment
 
-LOCK = ".lock"
 RESERVE = ".reserve"
 RESERVE_BYTES = 2**20
 RESUMABLE = {

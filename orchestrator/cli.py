@@ -10,11 +10,12 @@ import click
 
 from orchestrator.commands.factors import check_table, factors
 from orchestrator.commands.formula import estimate, published
+from orchestrator.commands.generation import generate
 from orchestrator.commands.listing import runs
 from orchestrator.commands.metering import doctor, measure, readings
 from orchestrator.commands.planning import plan
 from orchestrator.commands.reporting import report, verify
-from orchestrator.commands.training import generate, run, schema
+from orchestrator.commands.training import run, schema
 from orchestrator.commands.weights import export, import_
 
 ROOMS = {"energy", "model", "orchestrator", "dashboards"}

@@ -43,6 +43,7 @@ class MeterActor:
             node=name,
             gpus="all",
             sensors=node_sensors(name, **declared),
+            whole_process=True,
             **meter,
         )
         self._meter.start()

@@ -9,16 +9,22 @@ from orchestrator.loop import StepResult
 
 LONG_WAIT_S = 0.05  # a shorter wait for data stays in its step: marks of microseconds would only fill the disk
 MARK_EVERY_STEPS = 5  # an open train_step span is written out this often: what a kill can leave unattributed
+COMPILE = "compile"
 
 
 class MetricsFile:
     """The `Recorder` of one rank. Every rank marks its phases; rank 0 also writes steps and evaluations.
 
+    compiles: the model is compiled by its first step, so that this step is the phase `compile`. Its tokens are trained
+    as any others; only its time is start-up.
+
     While the disk refuses, lines wait in memory and training goes on: whoever frees the disk loses nothing. Only
     `close` raises OSError, for lines that never reached it.
     """
 
-    def __init__(self, path: Path, attempt: int, rank: int, batch_tokens: int, started_unix_s: float):
+    def __init__(
+        self, path: Path, attempt: int, rank: int, batch_tokens: int, started_unix_s: float, compiles: bool = False
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._file = path.open("ab", buffering=0)
@@ -27,11 +33,14 @@ class MetricsFile:
             self._pending += b"\n"  # isolates a line that a kill tore
         self._attempt, self._rank, self._batch_tokens = attempt, rank, batch_tokens
         self._phase, self._phase_start, self._steps_open = "startup", started_unix_s, 0
+        self._compiles = compiles
         self._step_start = time.time()
 
     def phase(self, name: str) -> None:
         now = time.time()
         self._step_start = now
+        if name == "train_step" and self._compiles:
+            self._compiles, name = False, COMPILE
         if name == self._phase and self._steps_open < MARK_EVERY_STEPS:
             return
         self._close_phase(now)
@@ -53,9 +62,11 @@ class MetricsFile:
             )
 
         if result.data_wait_s >= LONG_WAIT_S:
-            # It began with the step: of two spans the shorter one inside has its time.
-            end = self._step_start + result.data_wait_s
-            self._write(event="phase", phase="data_wait", start_unix_s=self._step_start, end_unix_s=end)
+            self.within("data_wait", self._step_start, self._step_start + result.data_wait_s)
+
+    def within(self, phase: str, start_unix_s: float, end_unix_s: float) -> None:
+        """A span inside the open one: of two, the account lets the one that started last have the time."""
+        self._write(event="phase", phase=phase, start_unix_s=start_unix_s, end_unix_s=end_unix_s)
 
     def devices(self, uuids: list[str]) -> None:
         """Notes which accelerators the ranks of this attempt train on."""

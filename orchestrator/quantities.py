@@ -66,9 +66,17 @@ def _count(text: Any) -> int:
     return round(value)
 
 
+def _whole(value: Any) -> int:
+    """No text with units here, and no truth value, which Python counts as 0 or 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected a whole number such as 1, got {value!r}")
+    return value
+
+
 # YAML 1.1 reads `3e-4` as a string, so plain numbers go through the same door.
 Number = Annotated[float, BeforeValidator(_parser({"": 1.0}, "3.0e-4")), Written(())]
 Count = Annotated[int, BeforeValidator(_count), Written(tuple(COUNT))]
+Whole = Annotated[int, BeforeValidator(_whole)]
 PowerW = Annotated[float, BeforeValidator(_parser(POWER, "400 W")), Written(tuple(POWER))]
 DurationS = Annotated[float, BeforeValidator(_parser(DURATION, "30 min")), Written(tuple(DURATION))]
 IntensityGPerKwh = Annotated[float, BeforeValidator(_parser(INTENSITY, "385 g/kWh")), Written(tuple(INTENSITY))]

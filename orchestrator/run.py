@@ -72,6 +72,8 @@ def run_experiment(
     else:
         path = attempt_files.run_path(runs_dir, run_id or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     require_cluster(experiment.cluster.address)
+    for doubt in experiment.doubts:
+        screen.note(f"note: {doubt}")
     prepared = prepare_corpus(experiment, screen.progress)
     weights = None
     if not resume or newest_complete(existing.path / "checkpoints") is None:  # else nobody reads them again
@@ -102,6 +104,8 @@ def _run(
     fresh: bool,
     profile_steps: int,
 ) -> tuple[RunFolder, int]:
+    from energy.record import replace_text
+
     folder, started = claim.folder, time.time()  # the corpus is made by now: what it took is no training time
     spec_file = folder.path / "experiment.yaml"
     previous, previous_spec = ({}, "") if fresh else (folder.read_run(), spec_file.read_text(encoding="utf-8"))
@@ -115,14 +119,18 @@ def _run(
         described = _describe(experiment, folder, prepared, attempts)
         if weights is not None:
             described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
+        replace_text(spec_file, dump_experiment(experiment))
         folder.write_run(previous | described)
-        spec_file.write_text(dump_experiment(experiment), encoding="utf-8")
+        keep_series_file(experiment, folder)
         if fresh:
             _write_plan(experiment, folder)
-            keep_series_file(experiment, folder)
     except (OSError, ValueError):
         if fresh:
             attempt_files.discard(folder.path)
+        else:
+            claim.free_space()
+            folder.write_run(previous)
+            replace_text(spec_file, previous_spec)
         raise
     with Stops(folder.path / "stop", screen, lambda: ending.write("stopped")) as stops:
         with RayLog(folder.path / RAY_LOG) as log:
@@ -136,7 +144,7 @@ def _run(
                     attempt_files.discard(folder.path)
                 else:
                     folder.write_run(previous)
-                    spec_file.write_text(previous_spec, encoding="utf-8")
+                    replace_text(spec_file, previous_spec)
                 raise
             except KeyboardInterrupt:
                 ending.write("stopped")

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from energy.factors import common_accelerator
+from energy.compute import peak_of
 from energy.human import human_carbon, human_count, human_energy, human_flop, percent
 from energy.runs import RunFolder
 from orchestrator import view
@@ -268,9 +268,7 @@ def _reservations(meters: list[dict[str, Any]], cuda: bool) -> list[str]:
 
 
 def _peak_flops(run: dict[str, Any]) -> float | None:
-    """Peak FLOP/s of one device: from the spec's accelerator, else by the name that the driver gives the GPUs."""
-    given = (run.get("accounting") or {}).get("peak_flops")
-    if given:
-        return float(given["value"])
-    known = common_accelerator(s["name"] for meter in run["meters"] for s in meter["sensors"] if s["kind"] == "gpu")
-    return known.peak_flops if known else None
+    """Peak FLOP/s of one device, as the record will have it."""
+    names = [s["name"] for meter in run["meters"] for s in meter["sensors"] if s["kind"] == "gpu"]
+    peak, _ = peak_of((run.get("accounting") or {}).get("peak_flops"), names, run["device_type"] == "cuda")
+    return float(peak["value"]) if peak else None

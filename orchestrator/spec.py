@@ -4,14 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from energy.factors import Factor
 from energy.factors import accelerator as known_accelerator
 from energy.grid import intensity as grid_intensity
-from model.config import LlamaConfig, RopeKind, RopeScaling, default_ffn_hidden
+from model.config import LlamaConfig, RopeKind, RopeScaling
+from orchestrator import sense
 from orchestrator.named import OrName, with_names_looked_up
-from orchestrator.quantities import Count, DurationS, IntensityGPerKwh, Number, PowerW
+from orchestrator.quantities import Count, DurationS, IntensityGPerKwh, Number, PowerW, Whole
+from orchestrator.section import Section
 
 Positive = Annotated[Count, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
@@ -27,11 +29,14 @@ def _known_to(look_up: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(look)
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _auto_or_switch(value: Any) -> Any:
+    """One fault for a value that is neither, where pydantic has one for each."""
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"expected auto, true or false, got {value!r}")
+    return value
 
 
-class RopeScalingSpec(Strict):
+class RopeScalingSpec(Section):
     """Rotary frequencies slowed for longer sequences. `linear` knows `factor` only, `llama3` all four."""
 
     kind: RopeKind
@@ -40,17 +45,14 @@ class RopeScalingSpec(Strict):
     high_freq_factor: Annotated[Number, Field(gt=0)] = 4.0
     original_length: Positive = 8192
 
-    @model_validator(mode="after")
-    def _high_is_above_low(self) -> "RopeScalingSpec":
-        RopeScaling(**self.model_dump())  # checks itself
-        return self
+    rules = (sense.rope_scaling,)
 
     @property
     def scaling(self) -> RopeScaling:
         return RopeScaling(**self.model_dump())
 
 
-class ModelSpec(Strict):
+class ModelSpec(Section):
     """The LLaMA architecture. `ffn_hidden` defaults to 2/3 of 4 dim, rounded up to a multiple of 256.
 
     `init_from`: a folder of `hoofprint import`, or a run, whose weights the training starts from.
@@ -69,25 +71,17 @@ class ModelSpec(Strict):
     vocab_size: Positive | None = None  # rows of the embedding; default: as many as the tokenizer has pieces
     init_from: Path | None = None
 
-    @model_validator(mode="after")
-    def _heads_divide_dim(self) -> "ModelSpec":
-        if self.dim % self.n_heads or (self.dim // self.n_heads) % 2:
-            raise ValueError(
-                f"n_heads {self.n_heads} does not divide dim {self.dim} into heads of even size (rotary pairs)"
-            )
-        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}")
-        return self
+    rules = (sense.heads_divide_dim, sense.kv_heads_divide_heads)
 
 
-class TokenizerSpec(Strict):
+class TokenizerSpec(Section):
     """`path` loads a SentencePiece `tokenizer.model`; without it one is trained on the data."""
 
     vocab_size: Annotated[Count, Field(ge=300)] = 32000
     path: Path | None = None
 
 
-class SourceEntry(Strict):
+class SourceEntry(Section):
     """One text source of the mixture. `min_bytes` belongs to python-stdlib only."""
 
     name: str
@@ -97,16 +91,10 @@ class SourceEntry(Strict):
     text_key: str = "text"
     min_bytes: Positive | None = None
 
-    @model_validator(mode="after")
-    def _path_where_needed(self) -> "SourceEntry":
-        if (self.path is None) != (self.kind == "python-stdlib"):
-            raise ValueError(f"kind {self.kind} needs {'no path' if self.path else 'a path to a file or folder'}")
-        if self.min_bytes is not None and self.kind != "python-stdlib":
-            raise ValueError("min_bytes is understood for kind python-stdlib only")
-        return self
+    rules = (sense.path_where_needed, sense.min_bytes_where_understood)
 
 
-class DataSpec(Strict):
+class DataSpec(Section):
     """Where the text comes from, and what part is held out for the validation loss."""
 
     sources: Annotated[list[SourceEntry], Field(min_length=1)]
@@ -115,18 +103,10 @@ class DataSpec(Strict):
     validation_fraction: Annotated[Number, Field(gt=0, lt=0.5)] = 0.01
     cache: Path = Path(".cache/hoofprint")
 
-    @field_validator("sources")
-    @classmethod
-    def _proportions_add_up(cls, sources: list[SourceEntry]) -> list[SourceEntry]:
-        total = sum(source.proportion for source in sources)
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"the proportions of the sources add up to {total:.6g}, expected 1")
-        if len({source.name for source in sources}) < len(sources):
-            raise ValueError("two sources have the same name")
-        return sources
+    rules = (sense.proportions_add_up, sense.names_differ)
 
 
-class TrainingSpec(Strict):
+class TrainingSpec(Section):
     """Optimisation as in the LLaMA paper, section 2.3. `tokens` is the whole training, `batch_tokens` one step."""
 
     tokens: Positive
@@ -142,7 +122,8 @@ class TrainingSpec(Strict):
     # What blocks keep for the backward: everything, the outputs of linear layers and attention, or their input only;
     # auto: the fastest that fits the devices.
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
-    compile: Literal["auto"] | bool = "auto"  # torch.compile each block; auto: on GPUs
+    # torch.compile each block; auto: on GPUs
+    compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_switch)] = "auto"
     # Gradients of a step's micro-batches are summed on each worker and reduced once, or cut at once to save memory;
     # auto: once where they fit.
     gradient_reduction: Literal["auto", "once_per_step", "each_micro_batch"] = "auto"
@@ -153,7 +134,7 @@ class TrainingSpec(Strict):
     checkpoint_every_steps: Positive = 500
 
 
-class ClusterSpec(Strict):
+class ClusterSpec(Section):
     """How many workers (one per GPU where there are GPUs), and where. No address starts a local Ray.
 
     The workers form a grid: `replicas` of groups that shard the model (1: all workers shard it), and in each of them
@@ -168,35 +149,10 @@ class ClusterSpec(Strict):
     accelerator: Annotated[str, _known_to(known_accelerator)] | None = None
     address: str | None = None
 
-    @model_validator(mode="after")
-    def _workers_form_a_grid(self) -> "ClusterSpec":
-        group = self.replicas * self.tensor_parallel
-        if self.workers % group:
-            raise ValueError(
-                f"workers {self.workers} do not divide into replicas {self.replicas} x tensor_parallel "
-                f"{self.tensor_parallel}; nearest: {max(1, self.workers // group) * group}"
-            )
-        return self
+    rules = (sense.workers_form_a_grid,)
 
 
-SOURCED = (
-    "pue",
-    "intensity",
-    "intensity_market",
-    "transmission_loss",
-    "wue",
-    "water_intensity",
-    "device_rated_power",
-    "node_baseline",
-)
-TOLD_BY_ONE_OF = {
-    "the power of a node": ("node_baseline", "node_power_command", "node_power_file"),
-    "the grid's intensity": ("grid", "intensity"),
-    "the grid's intensity by the hour": ("grid_series", "grid_zone"),
-}
-
-
-class EnergySpec(Strict):
+class EnergySpec(Section):
     """Accounting assumptions. What is not declared stays missing in the record: nothing is guessed.
 
     Those that the factor tables hold may be named, as in `pue: google fleet 2024` or `water_intensity: FR`.
@@ -239,9 +195,10 @@ class EnergySpec(Strict):
             return None
         return Factor("intensity_g_per_kwh", self.intensity, "g CO2eq/kWh", str(self.intensity_source))
 
-    @model_validator(mode="before")
+    rules = (sense.each_is_told_once, sense.figures_have_sources)
+
     @classmethod
-    def _names_are_looked_up(cls, given: Any) -> Any:
+    def resolved(cls, given: Any) -> Any:
         return with_names_looked_up(given)
 
     @field_validator("grid", mode="before")
@@ -251,95 +208,28 @@ class EnergySpec(Strict):
             raise ValueError("YAML reads NO as false: quote it, 'NO'")
         return place
 
-    @model_validator(mode="after")
-    def _each_is_told_once(self) -> "EnergySpec":
-        for what, keys in TOLD_BY_ONE_OF.items():
-            given = [key for key in keys if getattr(self, key) is not None]
-            if len(given) > 1:
-                raise ValueError(f"{' and '.join(given)} all tell {what}: give one of them")
-        return self
 
-    @model_validator(mode="after")
-    def _figures_have_sources(self) -> "EnergySpec":
-        for key in SOURCED:
-            if getattr(self, key) is not None and not getattr(self, f"{key}_source"):
-                raise ValueError(f"{key} is given without {key}_source: say where the figure comes from")
-        return self
-
-
-class Experiment(Strict):
+class Experiment(Section):
     """A whole experiment, as read from one YAML file."""
 
     spec_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     purpose: Literal["final", "development", "evaluation"] = "final"  # what a project's total books the run under
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[Whole, Field(ge=0)] = 1
     model: ModelSpec
     data: DataSpec
     training: TrainingSpec
     cluster: ClusterSpec = ClusterSpec()
     energy: EnergySpec = EnergySpec()
 
-    @field_validator("data")
-    @classmethod
-    def _weights_bring_their_tokenizer(cls, data: DataSpec, info: ValidationInfo) -> DataSpec:
-        model = info.data.get("model")
-        if model is not None and model.init_from is not None and data.tokenizer.path is None:
-            raise ValueError(
-                "model.init_from needs tokenizer.path: trained weights mean nothing under a tokenizer that is made for "
-                "this text"
-            )
-        return data
-
-    @field_validator("training")
-    @classmethod
-    def _batch_is_whole_sequences(cls, training: TrainingSpec, info: ValidationInfo) -> TrainingSpec:
-        model = info.data.get("model")
-        if model is None:
-            return training
-        length = model.sequence_length
-        if training.batch_tokens % length:
-            below = training.batch_tokens // length * length
-            near = f"{below or length} or {below + length}"
-            raise ValueError(
-                f"batch_tokens {training.batch_tokens} is not a whole number of sequences of {length}; nearest: {near}"
-            )
-        if training.tokens < training.batch_tokens:
-            raise ValueError(f"tokens {training.tokens} is less than one batch of {training.batch_tokens}")
-        return training
-
-    @field_validator("cluster")
-    @classmethod
-    def _batch_divides_over_ranks(cls, cluster: ClusterSpec, info: ValidationInfo) -> ClusterSpec:
-        model, training = info.data.get("model"), info.data.get("training")
-        if model is None or training is None:
-            return cluster
-        tensor = cluster.tensor_parallel
-        for knob in ("n_heads", "n_kv_heads", "ffn_hidden", "sequence_length"):
-            size = getattr(model, knob) or (default_ffn_hidden(model.dim) if knob == "ffn_hidden" else tensor)
-            if size % tensor:
-                raise ValueError(f"tensor_parallel {tensor} does not divide model.{knob} {size}")
-        sequences, ranks = training.batch_tokens // model.sequence_length, cluster.workers // tensor
-        if sequences % ranks:
-            below = sequences // ranks * ranks
-            near = f"{below or ranks} or {below + ranks}"
-            raise ValueError(f"batch of {sequences} sequences does not divide over {ranks} ranks; nearest: {near}")
-        return cluster
-
-    @field_validator("training")
-    @classmethod
-    def _attention_fits_the_data(cls, training: TrainingSpec, info: ValidationInfo) -> TrainingSpec:
-        data = info.data.get("data")
-        if data is None:
-            return training
-        if training.attention in ("flex", "varlen") and not data.document_masking:
-            raise ValueError(f"attention {training.attention} is for documents: set data.document_masking, or auto")
-        if training.attention in ("flash", "cudnn") and data.document_masking:
-            raise ValueError(
-                f"attention {training.attention} takes no mask of documents; expected auto, varlen, flex, "
-                "efficient or math"
-            )
-        return training
+    rules = (
+        sense.weights_bring_their_tokenizer,
+        sense.batch_is_whole_sequences,
+        sense.tokens_fill_a_batch,
+        sense.tensor_parallel_divides_the_model,
+        sense.batch_divides_over_ranks,
+        sense.attention_fits_the_data,
+    )
 
     @property
     def batch_sequences(self) -> int:
@@ -349,6 +239,17 @@ class Experiment(Strict):
     def total_steps(self) -> int:
         """Steps of the whole training; the last partial batch is not trained."""
         return self.training.tokens // self.training.batch_tokens
+
+    @property
+    def doubts(self) -> list[str]:
+        """What can be trained and is hardly meant: said before the start, and no fault."""
+        steps, warmup = self.total_steps, self.training.warmup_steps
+        if warmup < steps:
+            return []
+        return [
+            f"training.warmup_steps {warmup:,} is not less than the {steps:,} steps of the training: the learning rate "
+            "only rises, and peak_lr is hardly reached, or never"
+        ]
 
     def llama_config(self, vocab_size: int | None = None) -> LlamaConfig:
         """The model; `vocab_size` is the tokenizer's. ValueError where the model has no row for one of its pieces."""

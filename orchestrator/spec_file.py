@@ -1,70 +1,110 @@
 """Reads an experiment from YAML and, when it is wrong, shows every fault at once where it stands in the file."""
 
-import difflib
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from energy.series_file import read_series
+from orchestrator.quantities import COUNT, quantity
+from orchestrator.section import Location
+from orchestrator.sense import TOLD_BY_ONE_OF
 from orchestrator.spec import Experiment
+from orchestrator.spec_faults import Mark, Source, in_words, placed, pointed
 
-Mark = tuple[int, int]  # line and column, from 0
-Location = tuple[str, ...]  # a key and its parents
+NODES = ("cluster", "nodes")  # on the command line only: nodes of `cluster.gpus_per_node` workers each
+WORKERS = ("cluster", "workers")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
 class BadInput(ValueError):
     """Something the user gave that cannot be used; the message says what to do. Exit code 2."""
 
 
-@dataclass(frozen=True)
-class _Source:
-    path: Path
-    text: str
-    node: yaml.Node | None
-
-
 NOTHING = "nothing was started"
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The checked experiment in `path`, with `--set a.b=c` overrides; BadInput lists every fault found."""
-    source = _read(path)
-    data = yaml.safe_load(source.text)
-    overridden = [_apply(data, override) for override in overrides]
-    faults = [_pointed(source, mark, message) for mark, message in _repeated_keys(source.node)]
+class _Loader(yaml.SafeLoader):
+    """YAML without the numbers that are not what they look like: those stay text (see `_traps`)."""
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    if _is_trap(node):
+        return node.value
+    read = yaml.SafeLoader.construct_yaml_int if node.tag.endswith(":int") else yaml.SafeLoader.construct_yaml_float
+    return read(loader, node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = (), need_files: bool = False) -> Experiment:
+    """The checked experiment in `path`, with `--set a.b=c` overrides; BadInput lists every fault found.
+
+    need_files: that a file or folder is not there, or that the grid's series cannot be read, is a fault too.
+    """
+    source, data = _read(path)
+    faults = [source.pointed(mark, message) for mark, message in _repeated_keys(source.node)]
+    traps = {place: source.pointed(mark, f"{_key(place)}: {said}") for place, mark, said in _traps(source.node)}
+    overridden: dict[Location, str] = {}
+    for override in overrides:
+        place, trap = _apply(data, override)
+        overridden[tuple(map(str, place))] = _key(place)
+        traps = {each: said for each, said in traps.items() if each[: len(place)] != place}
+        if trap is not None:
+            traps[place] = f"--set {override}: {trap}"
+    if NODES not in traps:
+        faults += _workers_of_nodes(data, overridden)
+    _drop_what_was_replaced(data, overridden)
     try:
         experiment = Experiment.model_validate(data)
     except ValidationError as error:
-        faults += [_describe(source, overridden, dict(fault)) for fault in error.errors()]
+        for fault in error.errors():
+            location = tuple(fault["loc"])
+            if not any(location[: len(place)] == place for place in traps):
+                faults.append(placed(source, overridden, location, in_words(dict(fault)), fault["type"] == "missing"))
+    faults += traps.values()
+    if need_files:
+        for location, said in _unfit_files(data):
+            if location not in traps:
+                faults.append(placed(source, overridden, location, said, False))
     if faults:
         raise _all(faults)
     return experiment
 
 
-def require_files(experiment: Experiment, path: Path) -> None:
-    """BadInput that lists every file or folder that the spec in `path` names and that is not there."""
-    source = _read(path)
-    faults = []
-    for location, missing in _missing(experiment):
-        mark, found = _find(source.node, location)
-        text = f"{'.'.join(map(str, location))}: no such file or folder: {missing}"
-        text += "" if missing.is_absolute() else f" (seen from {Path.cwd()})"
-        faults.append(_pointed(source, mark, text) if found else f"{path}: {text}")
-    if faults:
-        raise _all(faults)
-
-
-def _missing(experiment: Experiment) -> list[tuple[tuple[Any, ...], Path]]:
-    named: list[tuple[tuple[Any, ...], Path | None]] = [
-        (("data", "sources", i, "path"), source.path) for i, source in enumerate(experiment.data.sources)
+def _unfit_files(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Files that the spec as written names and that are not there, whatever else is wrong with it."""
+    sources = _below(data, "data", "sources")
+    entries = enumerate(sources) if isinstance(sources, list) else ()
+    named: list[tuple[Location, Any]] = [
+        *((("data", "sources", i, "path"), _below(source, "path")) for i, source in entries),
+        (("data", "tokenizer", "path"), _below(data, "data", "tokenizer", "path")),
+        (("model", "init_from"), _below(data, "model", "init_from")),
+        (("energy", "grid_series"), _below(data, "energy", "grid_series")),
     ]
-    named.append((("data", "tokenizer", "path"), experiment.data.tokenizer.path))
-    named.append((("model", "init_from"), experiment.model.init_from))
-    named.append((("energy", "grid_series"), experiment.energy.grid_series))
-    return [(location, path) for location, path in named if path is not None and not path.exists()]
+    for location, given in named:
+        if not isinstance(given, str):
+            continue
+        path = Path(given)
+        if not path.exists():
+            seen = "" if path.is_absolute() else f" (seen from {Path.cwd()})"
+            yield location, f"no such file or folder: {path}{seen}"
+        elif location[-1] == "grid_series":
+            try:
+                read_series(path)
+            except (OSError, ValueError) as error:
+                yield location, f"the grid's series cannot be used: {error}"
+
+
+def _below(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def dump_experiment(experiment: Experiment) -> str:
@@ -72,7 +112,7 @@ def dump_experiment(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> _Source:
+def _read(path: Path) -> tuple[Source, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -80,44 +120,107 @@ def _read(path: Path) -> _Source:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text at byte {error.start}; {NOTHING}") from error
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        said = "; ".join(part for part in (error.context, error.problem) if part)
+        place = (mark.line, mark.column) if mark else (0, 0)
+        raise BadInput(f"{pointed(path, text, place, f'not valid YAML: {said}')}\n\n{NOTHING}") from error
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {error}\n{NOTHING}") from error
+        said = str(error).splitlines()[0]
+        raise BadInput(f"{path}: not valid YAML: {said}\n{NOTHING}") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected keys such as spec_version, name, model\n{NOTHING}")
-    return _Source(path, text, node)
+    return Source(path, text, node), data
 
 
-def _apply(data: dict[str, Any], override: str) -> Location:
-    """Sets the key of `override` in `data`; where that is."""
+def _apply(data: dict[str, Any], override: str) -> tuple[Location, str | None]:
+    """Sets the key of `override` in `data`; where that is, and what is wrong with a number that is a trap."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise BadInput(f"--set {override}: expected key=value, for example --set training.tokens=4M")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        trap = next((said for _, _, said in _traps(yaml.compose(text, Loader=_Loader))), None)
     except yaml.YAMLError as error:
         raise BadInput(f"--set {override}: {text!r} is not valid YAML; quote it if it is text") from error
-    *parents, last = key.split(".")
+    place: list[str | int] = []
     target: Any = data
+    *parents, last = key.split(".")
     for parent in parents:
         if isinstance(target, list):
             if not parent.isdigit() or int(parent) >= len(target):
                 raise BadInput(f"--set {override}: {parent} is not an entry of the list (0..{len(target) - 1})")
+            place.append(int(parent))
             target = target[int(parent)]
         elif isinstance(target, dict):
             if target.get(parent) is None:
                 target[parent] = {}
+            place.append(parent)
             target = target[parent]
         else:
             raise BadInput(f"--set {override}: {parent} lies below a plain value")
     if isinstance(target, list) and last.isdigit() and int(last) < len(target):
         target[int(last)] = value
+        place.append(int(last))
     elif isinstance(target, dict):
         target[last] = value
+        place.append(last)
     else:
         raise BadInput(f"--set {override}: there is no place called {last}")
-    return tuple(key.split("."))
+    return tuple(place), trap
+
+
+def _workers_of_nodes(data: dict[str, Any], overridden: dict[Location, str]) -> list[str]:
+    """Turns `--set cluster.nodes=4` into the workers that these are; what is wrong with it."""
+    if NODES not in overridden:
+        return []
+    nodes = data["cluster"].pop("nodes")
+    if WORKERS in overridden:
+        return ["--set cluster.nodes and --set cluster.workers both tell the workers: give one of them"]
+    each = data["cluster"].get("gpus_per_node", Experiment.model_fields["cluster"].default.gpus_per_node)
+    try:
+        data["cluster"]["workers"] = round(quantity(nodes, COUNT, "8") * quantity(each, COUNT, "8"))
+    except ValueError as error:
+        return [f"--set cluster.nodes: {error}"]
+    overridden[WORKERS] = overridden.pop(NODES)
+    return []
+
+
+def _drop_what_was_replaced(data: dict[str, Any], overridden: dict[Location, str]) -> None:
+    """What the command line tells in one of several ways replaces another way that the file has, with its source."""
+    energy = data.get("energy")
+    if not isinstance(energy, dict):
+        return
+    for ways in TOLD_BY_ONE_OF.values():
+        told = [key for key in ways if ("energy", key) in overridden and energy.get(key) is not None]
+        for key in ways if told else ():
+            if ("energy", key) not in overridden:
+                energy.pop(key, None)
+                energy.pop(f"{key}_source", None)
+
+
+def _is_trap(node: yaml.ScalarNode) -> bool:
+    """YAML 1.1 counts 1:30 in sixties and 0100 in eights."""
+    return ":" in node.value or (node.tag.endswith(":int") and _OCTAL.fullmatch(node.value) is not None)
+
+
+def _traps(node: yaml.Node | None, location: Location = ()) -> Iterator[tuple[Location, Mark, str]]:
+    """Numbers that YAML would take for others than most people read."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _traps(value, (*location, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _traps(value, (*location, index))
+    elif isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and _is_trap(node):
+        text = node.value
+        if ":" in text:
+            said = f"{text} would be read in sixties, as YAML 1.1 does: write one number with its unit (90 s, 1.5 h)"
+        else:
+            said = f"{text} would be read in eights, as YAML 1.1 does: leave out the 0 in front"
+        yield location, (node.start_mark.line, node.start_mark.column), f"{said}, or quote it where it is text"
 
 
 def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[Mark, str]]:
@@ -138,68 +241,10 @@ def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[Mark, str]]:
             yield from _repeated_keys(value)
 
 
+def _key(location: Location) -> str:
+    return ".".join(map(str, location))
+
+
 def _all(faults: list[str]) -> BadInput:
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     return BadInput("\n\n".join(faults) + f"\n\n{count}; {NOTHING}")
-
-
-def _pointed(source: _Source, mark: Mark, message: str) -> str:
-    """The message with file, line and column, and the line with a caret under the place."""
-    (line, column), lines = mark, source.text.splitlines()
-    shown = lines[line] if line < len(lines) else ""
-    return f"{source.path}:{line + 1}:{column + 1}: {message}\n    {shown}\n    {' ' * column}^"
-
-
-def _describe(source: _Source, overridden: list[Location], fault: dict[str, Any]) -> str:
-    location = tuple(fault["loc"])
-    mark, found = _find(source.node, location)
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
-        message = f"unknown key {location[-1]}" + (f"; did you mean {near[0]}?" if near else "")
-    elif fault["type"] == "missing":
-        message = f"the key {location[-1]} is missing"
-    key = ".".join(str(part) for part in location)
-    # A value from the command line has no place in the file, though its key may have one.
-    named = tuple(str(part) for part in location)
-    by_set = next((each for each in overridden if each == named[: len(each)]), None)
-    if by_set is not None:
-        return f"--set {'.'.join(by_set)}: " + (message if by_set == named else f"{key}: {message}")
-    if not found and fault["type"] != "missing":
-        return f"{source.path}: {key} (from --set or a default): {message}"
-    return _pointed(source, mark, f"{key}: {message}")
-
-
-def _find(node: yaml.Node | None, location: tuple[Any, ...]) -> tuple[Mark, bool]:
-    """Where the key stands, or the nearest parent that does."""
-    mark: Mark = (0, 0)
-    for part in location:
-        child: yaml.Node | None = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    mark, child = (key.start_mark.line, key.start_mark.column), value
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            child = node.value[part]
-            mark = (child.start_mark.line, child.start_mark.column)
-        if child is None:
-            return mark, False
-        node = child
-    return mark, True
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    model: Any = Experiment
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [
-            annotation,
-            *get_args(annotation),
-            *[b for a in get_args(annotation) for b in get_args(a)],
-        ]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)

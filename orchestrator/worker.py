@@ -6,6 +6,7 @@ It needs a process group and a job, and no launcher: Ray Train, torchrun and pyt
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from orchestrator.corpus import source_specs
 from orchestrator.data.shards import open_corpus
 from orchestrator.data.stream import TokenStream
 from orchestrator.loop import Schedule, StepResult, train
-from orchestrator.metrics import MetricsFile
+from orchestrator.metrics import COMPILE, MetricsFile
 from orchestrator.plan.choices import choose
 from orchestrator.profiling import StepProfiler
 from orchestrator.spec import Experiment
@@ -101,6 +102,7 @@ class Rank:
         )
         self.progress: dict[str, Any] = {"step": 0, "data": self.stream.state()}
         self.state = checkpoint.TrainState(self.model, self.optimizer, self.progress)
+        self.evaluation_compiles = self.choices.compile  # a forward pass without gradients is compiled by itself
 
     def resume(self) -> int:
         """Loads the newest complete checkpoint, else the initial weights, if any; the step to do next, from 1."""
@@ -148,7 +150,7 @@ class Rank:
             raise FloatingPointError(f"the loss at step {step} is {loss}: lower training.peak_lr or inspect the data")
         return StepResult(loss, float(norm), lr, stop_votes > 0, data_wait_s)
 
-    def evaluate(self) -> float:
+    def evaluate(self, recorder: MetricsFile) -> float:
         """Mean negative log-likelihood of the held-out sequences, in nats per token."""
         wanted = self.spec.training.evaluation_sequences
         batch = np.concatenate(list(self.stream.validation_batches(self.stream.sequence_length, wanted)))
@@ -163,7 +165,11 @@ class Rank:
                 mine, counted = rows[start : start + step] % len(batch), valid[start : start + step]
                 chunk = batch[mine].copy()
                 chunk[~counted, 1:] = -100
+                began_s = time.time()
                 shared[0] += self._loss_sum(chunk)
+                if self.evaluation_compiles:
+                    self.evaluation_compiles = False
+                    recorder.within(COMPILE, began_s, time.time())
                 # Of a tensor-parallel group, each rank has the loss of its own positions.
                 shared[1] += int(counted.sum()) * (chunk.shape[1] - 1) / self.layout.tensor
         dist.all_reduce(shared)
@@ -225,6 +231,7 @@ def run_rank(job: Job) -> bool:
         rank.rank,
         rank.spec.training.batch_tokens,
         job.started_unix_s,
+        rank.choices.compile,
     )
     if rank.device.type == "cuda":
         uuids: list[Any] = [None] * rank.world
@@ -236,7 +243,7 @@ def run_rank(job: Job) -> bool:
     try:
         training = rank.spec.training
         schedule = Schedule(rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps)
-        return train(schedule, rank.resume(), step, rank.evaluate, rank.save, recorder)
+        return train(schedule, rank.resume(), step, partial(rank.evaluate, recorder), rank.save, recorder)
     finally:
         if isinstance(step, StepProfiler):
             step.finish()

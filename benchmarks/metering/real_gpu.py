@@ -71,7 +71,7 @@ def loads(gpu: int) -> dict[str, Load]:
     import torch
 
     if not torch.cuda.is_available():
-        raise SystemExit("this torch sees no GPU: take --idle-only for the sensors alone")
+        raise RuntimeError("this torch sees no GPU: take --idle-only for the sensors alone")
     device = torch.device("cuda", gpu)
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
 
@@ -119,6 +119,28 @@ def under(load: Load | None, uuid: str, seconds: float) -> dict[str, Any]:
     }
 
 
+def examine(gpu: int, seconds: float, idle_only: bool = False, gpus: str = "all") -> dict[str, Any]:
+    """All that is found out about one GPU: number `gpu` of `gpus` (all of the node, or those visible here).
+
+    RuntimeError where there is none.
+    """
+    sensors, warnings = nvml.find("here", gpus)
+    if len(sensors) <= gpu:
+        raise RuntimeError("; ".join(warnings) or f"there is no GPU {gpu}")
+    sensor = sensors[gpu]
+    about = sensor.describe()
+    result: dict[str, Any] = {
+        "gpu": about["name"],
+        "driver": nvml.driver_version(),
+        "latency_us": latency_us(sensor),
+        "cadence_ms": cadence_ms(sensor),
+        "loads": {"idle": under(None, about["uuid"], seconds)},
+    }
+    for name, load in ({} if idle_only else loads(gpu)).items():
+        result["loads"][name] = under(load, about["uuid"], seconds)
+    return result
+
+
 def main() -> None:
     from report import machine, write_result
 
@@ -127,20 +149,15 @@ def main() -> None:
     parser.add_argument("--gpu", type=int, default=0)
     parser.add_argument("--idle-only", action="store_true", help="no load: sensors and the idle ratio alone")
     options = parser.parse_args()
-    sensors, warnings = nvml.find("here")
-    if not sensors:
-        raise SystemExit("; ".join(warnings))
-    sensor = sensors[options.gpu]
-    about = sensor.describe()
+    try:
+        found = examine(options.gpu, options.seconds, options.idle_only)
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from error
     result: dict[str, Any] = {
         "what": "sensors of one GPU: cost of a reading, cadence of updates, counter over integrated power by load",
-        "machine": machine() | {"gpu": about["name"], "driver": nvml.driver_version()},
-        "latency_us": latency_us(sensor),
-        "cadence_ms": cadence_ms(sensor),
-        "loads": {"idle": under(None, about["uuid"], options.seconds)},
+        "machine": machine() | {"gpu": found.pop("gpu"), "driver": found.pop("driver")},
+        **found,
     }
-    for name, load in ({} if options.idle_only else loads(options.gpu)).items():
-        result["loads"][name] = under(load, about["uuid"], options.seconds)
     write_result("metering_real_gpu", result)
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/metering/scale.py [--days 21] [--nodes 256]
 
-Part one lets the writer append 21 days of readings of eight GPUs, a CPU and a memory (twice a second, the default)
-with a clock that is turned by hand, and looks at the files and at the memory of the process. Part two makes ledgers of
-many nodes at a row a minute and times the account, whose energy it compares with what was put in.
+Part one lets the writer append 21 days of readings of eight GPUs, a CPU and a memory (twice a second, twice as often as
+the default) with a clock that is turned by hand, and looks at the files and at the memory of the process. Part two
+makes ledgers of many nodes at a row a minute and times the account, whose energy it compares with what was put in.
 Written to benchmarks/results/metering_scale.json.
 """
 
@@ -191,7 +191,9 @@ def main() -> None:
     result = {
         "what": "a node's ledger after so many days; the account of many nodes at a row a minute",
         "machine": machine(),
-        "ledger": one | {"target_disk_mb": 150, "target_memory_mb": 150},
+        "ledger": one
+        | {"target_disk_mb": 150, "target_memory_mb": 150}
+        | {"met": one["disk_mb"] <= 150 and one["peak_memory_mb"] <= 150},
         "account": account
         | {
             "nodes": arguments.nodes,
@@ -201,6 +203,7 @@ def main() -> None:
             "relative_error": account["energy_j"] / (truth_mj / 1e3) - 1,
             "target_seconds": 60,
             "target_memory_mb": 1000,
+            "met": account["seconds"] <= 60 and account["peak_memory_mb"] <= 1000,
         },
     }
     write_result("metering_scale", result)

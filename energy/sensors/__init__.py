@@ -51,7 +51,8 @@ class Sensor(Protocol):
     # reading. False: something is odd, and a reading should come at once.
     #
     # A sensor that is looked up in the background may have `news()`: (its description, warnings) once it is ready,
-    # else None.
+    # else None. One that works on a thread of its own or asks other programs has `own_cpu_s()`: CPU s of the thread
+    # and of the programs so far.
 
 
 def discover(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.sensors import Reading, Sensor
+from energy.sensors.command import output_of
 
 _WATTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(k?)\s*(?:W\b|watts?\b)", re.IGNORECASE)
 _REDFISH = re.compile(r'"PowerConsumedWatts"\s*:\s*([0-9.]+)')
@@ -62,6 +63,7 @@ class NodePowerSensor:
         self._command, self._file, self._every_s = command, file, every_s
         self._newest: tuple[float, float, float] | None = None  # W, unix s, monotonic s
         self._error = "no answer yet"
+        self._thread_s = self._commands_s = 0.0
         source = command if command is not None else str(file)
         self._about = {
             "uuid": f"node@{node}",
@@ -86,21 +88,25 @@ class NodePowerSensor:
             return Reading(error=f"no answer for {OLD_S:g} s: {self._error}")
         return Reading(power_w=power_w, power_unix_s=unix_s)
 
+    def own_cpu_s(self) -> tuple[float, float]:
+        return self._thread_s, self._commands_s
+
     def _ask_on(self) -> None:
         while True:
             try:
                 self._newest = (parse_watts(self._ask()), time.time(), time.monotonic())
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self._error = f"{self._about['name']}: {error}"
+            self._thread_s = time.thread_time()
             time.sleep(self._every_s)
 
     def _ask(self) -> str:
         if self._file is not None:
             return self._file.read_text(encoding="utf-8")
         assert self._command is not None
-        return subprocess.run(
-            shlex.split(self._command), capture_output=True, text=True, timeout=TIMEOUT_S, check=True
-        ).stdout
+        answer, cpu_s = output_of(shlex.split(self._command), TIMEOUT_S)
+        self._commands_s += cpu_s
+        return answer
 
 
 def node_sensors(

@@ -7,8 +7,10 @@ at the machine, so it does so on a thread, and the sensors are pending until the
 
 from __future__ import annotations
 
+import csv
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +29,7 @@ class ModelSensor:
     def __init__(self, kind: str, node: str, look_up: Callable[[], None]) -> None:
         self.kind, self._look_up = kind, look_up
         self._hardware: Any = None
+        self.looked_s = 0.0  # CPU time of the look-up
         self._failure: str | None = None
         self._news: list[str] | None = None
         self._about = {
@@ -55,6 +58,9 @@ class ModelSensor:
         news, self._news = self._news, None
         return None if news is None else (self.describe(), news)
 
+    def own_cpu_s(self) -> tuple[float, float]:
+        return self.looked_s, 0.0
+
     def settle(self, hardware: Any, name: str, warnings: list[str]) -> None:
         self._about["name"], self._hardware, self._news = name, hardware, warnings
 
@@ -79,12 +85,14 @@ def _look_up(sensors: list[ModelSensor]) -> None:
     with _LOOK_UP:
         for sensor in sensors:
             warnings: list[str] = []
+            before_s = time.thread_time()
             try:
                 with _captured_log(warnings):
                     hardware, name, assumed = (_cpu if sensor.kind == "cpu" else _memory)()
                 sensor.settle(hardware, name, [f"host model: {text}" for text in [*warnings, assumed]])
             except Exception as error:  # codecarbon parses what machines print: anything may happen, and is then said
                 sensor.fail(f"{sensor.kind} is not accounted: {error}", warnings)
+            sensor.looked_s = time.thread_time() - before_s
 
 
 def _cpu() -> tuple[Any, str, str]:
@@ -93,20 +101,42 @@ def _cpu() -> tuple[Any, str, str]:
     from codecarbon.core.util import count_physical_cpus
     from codecarbon.external.hardware import CPU
 
-    tdp = TDP()
+    class WithoutPandas(TDP):
+        """codecarbon's look-up in codecarbon's table, which it reads with pandas: that alone takes 65 MB."""
+
+        known = False
+
+        def _get_cpu_power_from_registry(self, cpu_model_raw: str) -> Any:
+            table = _tdp_table()
+            names: Any = {"Name": list(table)}  # all that is asked of codecarbon's data frame
+            name = self._get_matching_cpu(cpu_model_raw, names)
+            self.known = name is not None
+            return None if name is None else float(table[name])
+
+    tdp = WithoutPandas()
     if tdp.tdp is None:
         raise RuntimeError("codecarbon detects neither the CPU's model nor its threads")
     # codecarbon looks up one socket, but guesses an unknown CPU by all the threads of the machine.
-    known = bool(tdp._get_cpu_power_from_registry(tdp.model))
-    sockets = max(1, int(count_physical_cpus())) if known else 1
+    sockets = max(1, int(count_physical_cpus())) if tdp.known else 1
     tdp_w = float(tdp.tdp) * sockets
-    basis = f"{sockets} x {tdp.tdp:g} W TDP" if known else f"{tdp_w:g} W assumed: unknown CPU, 4 W a thread"
+    basis = f"{sockets} x {tdp.tdp:g} W TDP" if tdp.known else f"{tdp_w:g} W assumed: unknown CPU, 4 W a thread"
     hardware = CPU(output_dir="", mode="cpu_load", model=tdp.model, tdp=round(tdp_w))
     return (
         hardware,
         f"{tdp.model} (model: {basis})",
         f"the CPU ({tdp.model}) is modelled from its load, not measured: {basis}",
     )
+
+
+def _tdp_table() -> dict[str, str]:
+    """{CPU: thermal design power in W} as it stands there (a few are no number); of two of one name the first."""
+    from codecarbon.input import DataSource
+
+    table: dict[str, str] = {}
+    with open(DataSource().cpu_power_path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            table.setdefault(row["Name"], row["TDP"])
+    return table
 
 
 def _memory() -> tuple[Any, str, str]:

@@ -32,9 +32,10 @@ def estimate(
     as_json: bool,
 ) -> None:
     """The LLaMA paper's formula: GPU-hours x watts x PUE x grid intensity."""
-    from energy.checks import power_warning
+    from energy.checks import Claim, check_claim, power_warning
     from energy.factors import preset_factors, rated_power
     from energy.formula import estimate
+    from energy.human import digits, human_carbon, human_energy
 
     # Of a figure the last one named stands: a preset's, then a table's by the name of a device or place, then a number.
     factors = dict(preset_factors(preset)) if preset else {}
@@ -49,12 +50,14 @@ def estimate(
     given = {"gpu_power_w": gpu_power_w, "pue": pue, "intensity_g_per_kwh": intensity_g_per_kwh}
     factors = {key: factors[key] for key, value in given.items() if value is None and key in factors}
     figures: dict[str, Any] = given | {key: factor.value for key, factor in factors.items()}
-    missing = [f"--{key.replace('_', '-')}" for key in given if figures.get(key) is None]
+    ways = {"gpu_power_w": " (or --gpu NAME)", "intensity_g_per_kwh": " (or --grid PLACE)"}
+    missing = [f"--{key.replace('_', '-')}{ways.get(key, '')}" for key in given if figures.get(key) is None]
     if missing:
         raise click.UsageError(f"missing {', '.join(missing)}; nothing is guessed (or take --preset llama_paper)")
     result = estimate(gpu_hours=gpu_hours, **figures)
     odd = power_warning(result["gpu_power_w"], gpu)
-    result["warnings"] = [odd] if odd else []
+    told = check_claim(Claim("", pue=result["pue"], intensity_g_per_kwh=result["intensity_g_per_kwh"]))
+    result["warnings"] = [*([odd] if odd else []), *(finding.message for finding in told)]
     result["factors"] = [factor.as_dict() for factor in factors.values()]
     if grid is not None:
         result["intensity_factor"] = factors["intensity_g_per_kwh"].as_dict()
@@ -64,9 +67,9 @@ def estimate(
         print_json(result)
         return
     click.echo(
-        f"{gpu_hours:,.0f} GPU-hours x {result['gpu_power_w']:g} W = {result['energy_it_kwh'] / 1e3:,.2f} MWh IT; "
-        f"x PUE {result['pue']:g} = {result['energy_facility_kwh'] / 1e3:,.2f} MWh; "
-        f"x {result['intensity_g_per_kwh']:g} g/kWh = {result['carbon_tco2eq']:,.2f} tCO2eq"
+        f"{digits(gpu_hours)} GPU-hours x {result['gpu_power_w']:g} W = {human_energy(result['energy_it_kwh'])} IT; "
+        f"x PUE {result['pue']:g} = {human_energy(result['energy_facility_kwh'])}; "
+        f"x {result['intensity_g_per_kwh']:g} g/kWh = {human_carbon(result['carbon_tco2eq'])}"
     )
     if grid is not None:
         click.echo(f"intensity of {grid}: {factors['intensity_g_per_kwh']}")

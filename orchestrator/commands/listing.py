@@ -124,7 +124,7 @@ def total_lines(total: dict[str, Any], room: int | None = None) -> list[str]:
     if any("+" in cell for row in rows for cell in row):
         lines.append("+ at least: not every run knows this figure")
     times = total["total_to_final"]["energy_it_kwh"]
-    if times is not None:
+    if times is not None and f"{times:.3g}" != "1":
         lines.append(f"all runs together took {times:.3g} times the energy of the final ones")
     for gap in total["missing"]:
         names = ", ".join(gap["runs"][:NAMED])
@@ -134,9 +134,13 @@ def total_lines(total: dict[str, Any], room: int | None = None) -> list[str]:
 
 
 def _figures(part: dict[str, Any]) -> list[str]:
-    """A sum that lacks runs is a lower bound, and marked as one."""
+    """A sum that lacks runs is a lower bound, and marked as one; at least zero says nothing, and is not known."""
     keys = ("gpu_hours", "energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "embodied_tco2eq")
-    return [_digits(part[key]) + ("+" if part[key] is not None and part[f"{key}_unknown_runs"] else "") for key in keys]
+    cells = []
+    for key in keys:
+        lacks = part[f"{key}_unknown_runs"] > 0
+        cells.append(UNKNOWN if lacks and not part[key] else _digits(part[key]) + ("+" if lacks else ""))
+    return cells
 
 
 def _digits(value: float | None) -> str:

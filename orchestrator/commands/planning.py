@@ -73,7 +73,7 @@ def _sweep(
     spec: Path, overrides: Sequence[str], runs_dir: Path, text: str, options: object, start_with: str, as_json: bool
 ) -> None:
     from orchestrator.plan import PlanOptions
-    from orchestrator.plan.sweep import NODES, parse_sweep, run_sweep
+    from orchestrator.plan.sweep import parse_sweep, run_sweep
     from orchestrator.spec_file import load_experiment
 
     assert isinstance(options, PlanOptions)
@@ -87,5 +87,4 @@ def _sweep(
 
     from orchestrator.plan.sweep_screen import print_sweep
 
-    key = "cluster.workers" if sweep.key == NODES else sweep.key
-    print_sweep(result, name, f"{start_with} --set {key}=...", Console(highlight=False))
+    print_sweep(result, name, f"{start_with} --set {sweep.key}=...", Console(highlight=False))

@@ -40,7 +40,8 @@ def report(
     """Writes the record and the report of RUN again, from its files alone.
 
     With --format one form of it goes to stdout or to a file: html, markdown and pdf for people, the others for the
-    forms that ask for them. A record that comes out otherwise than before is a new entry in records.jsonl.
+    forms that ask for them. A record that comes out otherwise than before is a new entry in records.jsonl, and the one
+    before is kept under records/. Where files that it was computed from are missing, it needs a --reason.
     """
     _require_sense(form, output, card, as_json)
     from energy.runs import RunFolder
@@ -102,11 +103,12 @@ def _record(folder: "RunFolder", reason: str | None) -> dict[str, Any]:
             raise
         _note(f"the record is the one that lies there: it cannot be written again ({error.strerror or error})")
         return json.loads(path.read_text(encoding="utf-8"))
-    entries = len(read_entries(folder.path)[0])
+    found, _ = read_entries(folder.path)
+    entries = len(found)
     if reason is not None and entries == before:
         _note(f"nothing has changed: the record is the one of entry {entries}, and no correction is entered")
     elif entries > 1 and entries > before:
-        _note(f"the record has changed: entry {entries} in records.jsonl says why")
+        _note(f"the record has changed (entry {entries} in records.jsonl): {found[-1]['reason']}")
     if record["run"]["status"] == "running":
         _note("the run is still at work: the record is of what lies there so far")
     if not folder.ledgers():

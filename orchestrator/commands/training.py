@@ -1,4 +1,4 @@
-"""Commands around a run of training: run, generate, schema."""
+"""Commands around a run of training: run, schema."""
 
 import sys
 from pathlib import Path
@@ -32,12 +32,11 @@ def run(
     verbose: bool,
 ) -> None:
     """Trains the experiment SPEC on Ray, metered, and writes its footprint and report."""
-    from orchestrator.spec_file import load_experiment, require_files
+    from orchestrator.spec_file import load_experiment
 
     if resume is not None and run_id is not None:
         raise click.UsageError("--resume goes on with a run under its own name: leave --name out")
-    experiment = load_experiment(spec, overrides)
-    require_files(experiment, spec)
+    experiment = load_experiment(spec, overrides, need_files=True)
     if resume is not None and not resume.exists() and (runs_dir / resume).exists():
         resume = runs_dir / resume
     from orchestrator.run import run_experiment
@@ -49,22 +48,6 @@ def run(
     if as_json and footprint.exists():
         click.echo(footprint.read_text(encoding="utf-8"), nl=False)
     sys.exit(code)
-
-
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--prompt", required=True)
-@click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=0.95, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
-def generate(model: Path, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int) -> None:
-    """Continues a prompt with the newest checkpoint of MODEL: a run, or weights that were imported."""
-    from orchestrator.generation import generate_text
-
-    for text in generate_text(model, prompt, max_tokens, temperature, top_p, seed):
-        click.echo(text, nl=False)
-    click.echo()
 
 
 @click.command()

@@ -9,6 +9,7 @@ from energy.checks import Claim, check_claim
 from energy.embodied import CONVENTIONS, embodied_rate
 from energy.factors import Accelerator, Factor, rated_power
 from energy.formula import carbon_tco2eq, energy_facility_kwh, energy_it_kwh
+from energy.series_file import read_series
 from energy.units import KWH, TONNES
 from orchestrator.accounting import declared
 from orchestrator.plan.earlier_runs import Evidence
@@ -33,6 +34,7 @@ class Energy:
     rated_it_kwh: Range | None
     facility_kwh: Range | None
     carbon_tco2eq: Range | None
+    intensity_g_per_kwh: float | None
 
 
 def rated_power_of(spec: EnergySpec, device: Accelerator | None) -> Factor | None:
@@ -75,7 +77,7 @@ def energy_of(
     else:
         basis.take(pue_factor)
         basis.sources["energy_facility_kwh"] = f"PUE {spec.pue:g}: {spec.pue_source}"
-    grid = spec.intensity_factor
+    grid = grid_factor(spec, basis)
     if grid is None or grid.value is None:
         basis.missing.append("carbon: give energy.grid, or energy.intensity with its source (no location is guessed)")
     else:
@@ -87,7 +89,24 @@ def energy_of(
     basis.warnings += [f"{finding.check}: {finding.message}" for finding in check_claim(stated)]
     facility = None if it_kwh is None or pue is None else it_kwh.map(lambda kwh: energy_facility_kwh(kwh, pue))
     carbon = None if facility is None or intensity is None else facility.map(lambda kwh: carbon_tco2eq(kwh, intensity))
-    return Energy(power, it_kwh, it(None if rated is None else Range.exact(rated)), facility, carbon)
+    return Energy(power, it_kwh, it(None if rated is None else Range.exact(rated)), facility, carbon, intensity)
+
+
+def grid_factor(spec: EnergySpec, basis: Basis) -> Factor | None:
+    """The intensity to plan with: the mean of the spec's series by the hour, else what it declares.
+
+    When the training will run is not known here, so that every hour of the series counts alike.
+    """
+    path = spec.grid_series
+    if path is None:
+        return spec.intensity_factor
+    if not path.exists():
+        basis.warnings.append(f"energy.grid_series: no such file: {path}; the plan is without it")
+        return spec.intensity_factor
+    series = read_series(path)
+    mean, hours = series.mean_g_per_kwh, (series.end_unix_s[-1] - series.start_unix_s[0]) / 3600
+    source = f"mean over the {hours:,.0f} hours of {path.name}; the record takes each hour's own"
+    return Factor("intensity_g_per_kwh", mean, "g CO2eq/kWh", source, geography=series.geography)
 
 
 def embodied_tco2eq(gpu_hours: Range | None, device: Accelerator | None, convention: str, basis: Basis) -> Range | None:

@@ -71,7 +71,7 @@ def make_plan(
     workers, cpu = cluster.workers, cluster.device == "cpu"
     device = _device(experiment)
     found, skipped = find_evidence(runs_dir, config, workers, device, socket.gethostname(), cpu)
-    basis.warnings += skipped
+    basis.warnings += [*experiment.doubts, *skipped]
     chosen, evidence = _throughput(experiment, device, found, options, basis)
     device_type = "cpu" if cpu else "cuda" if device or cluster.device == "cuda" else None
     device_type = device_type or (evidence.device_type if evidence else None)
@@ -146,7 +146,7 @@ def make_plan(
         **describe_kind(chosen),
         "overhead": None if step_hours is None or wall_hours is None else wall_hours.likely / step_hours.likely,
         "pue": experiment.energy.pue,
-        "intensity_g_per_kwh": grid.value if (grid := experiment.energy.intensity_factor) else None,
+        "intensity_g_per_kwh": energy.intensity_g_per_kwh,
         "memory": memory,
         "failures": _plain(failures),
         "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),

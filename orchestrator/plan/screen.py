@@ -119,7 +119,8 @@ def _budget(budget: dict[str, Any], console: Console) -> None:
 
 def _memory(plan: Plan, console: Console) -> None:
     memory = plan["memory"]
-    most = memory["usable_gb"] or max(parts["total"] for parts in memory["choices"].values())
+    usable = memory["usable_gb"]  # without one there is nothing that a bar could be a part of
+    most = usable or max(parts["total"] for parts in memory["choices"].values())
     scale, unit = (1.0, "GB") if most >= 1 else (1e3, "MB")
     per = "GPU" if plan["device_type"] == "cuda" else "worker"
     of = f", {memory['usable_gb']:g} of {memory['device_gb']:g} GB usable" if memory["usable_gb"] else ""
@@ -132,7 +133,8 @@ def _memory(plan: Plan, console: Console) -> None:
         style = "green" if fits else "cyan" if fits is None else "red"
         says = {True: "fits", False: "does not fit", None: ""}[fits] + (", planned" if chosen and fits else "")
         label = Text(f"checkpointing {name}", style="bold" if chosen else "")
-        table.add_row(label, f"{digits(parts['total'] * scale)} {unit}", bar(parts["total"] / most, style), says)
+        drawn = bar(parts["total"] / usable, style) if usable else ""
+        table.add_row(label, f"{digits(parts['total'] * scale)} {unit}", drawn, says)
     console.print(indented(table))
     parts = memory["choices"][memory["checkpointing"]]
     made_of = {

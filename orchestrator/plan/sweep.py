@@ -14,7 +14,6 @@ from orchestrator.quantities import COUNT, quantity
 from orchestrator.spec import Experiment
 
 MOST = 200
-NODES = "cluster.nodes"  # not a key of the spec: nodes of `cluster.gpus_per_node` workers each
 EXAMPLE = "expected key=a..b (doubling), key=a..b:step or key=x,y,z, for example cluster.workers=8..256"
 _NEED_SOURCE = ("energy.intensity", "energy.pue", "energy.device_rated_power")
 _PLACE = re.compile(r"^.*?(:\d+:\d+: [\w.]+: | \(from --set or a default\): )")
@@ -72,10 +71,9 @@ def run_sweep(
     """
     rows: list[dict[str, Any]] = []
     first_error: ValueError | None = None
-    gpus_per_node = load([]).cluster.gpus_per_node if sweep.key == NODES else 1
     for value in sweep.values:
         try:
-            plan = make_plan(load(_overrides(sweep.key, value, gpus_per_node)), runs_dir, options)
+            plan = make_plan(load(_overrides(sweep.key, value)), runs_dir, options)
         except ValueError as error:
             first_error = first_error or error
             rows.append({"value": value, "error": _first_line(str(error))})
@@ -92,13 +90,14 @@ def run_sweep(
     return {"key": sweep.key, "rows": rows}
 
 
-def _overrides(key: str, value: str, gpus_per_node: int) -> list[str]:
-    if key == NODES:
-        nodes = quantity(value, COUNT, "8")
-        return [f"cluster.workers={round(nodes * gpus_per_node)}"]
+def _overrides(key: str, value: str) -> list[str]:
     # Quoted, so that YAML reads neither NO (Norway) as false nor 1:30 as a number of seconds.
     found = [f"{key}={json.dumps(value)}"]
-    return [*found, f'{key}_source="--sweep"'] if key in _NEED_SOURCE else found
+    if key in _NEED_SOURCE:
+        found.append(f'{key}_source="--sweep"')
+    if key in ("energy.grid", "energy.intensity"):
+        found.append("energy.grid_series=null")  # whose mean would be planned with, whatever the value
+    return found
 
 
 def _first_line(message: str) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 from energy.human import digits
 from orchestrator.plan.screen import bare, ending, indented, mass, or_none
 
-_BAR = 12
+_BAR = 6
 _LEGEND = """━ measured on as many devices   ╌ extrapolated
 tokens/s per GPU are those published, or measured here, on the number of
 devices nearest to the row's; no loss from scaling is added"""
@@ -25,7 +25,7 @@ def print_sweep(sweep: dict[str, Any], name: str, start_with: str, console: Cons
     energy = "energy_facility_kwh" if any(row["energy_facility_kwh"] for row in good) else "energy_it_kwh"
     unit, unit_name = (1e3, "MWh") if max((row[energy] or 0.0) for row in good) >= 1e3 else (1.0, "kWh")
     carbon_unit, carbon_name = mass(max((row["carbon_tco2eq"] or 0.0) for row in good))
-    head = ["GPU-hours", unit_name, f"{carbon_name} CO2eq", "GB/GPU", "tok/s/GPU"]
+    head = ["GPU-hours", unit_name, f"{carbon_name} CO2eq", "GB/GPU", "recompute", "tok/s/GPU"]
     table = bare(sweep["key"].rpartition(".")[2], "days", " ", *head)
     for row in rows:
         if row["error"]:
@@ -38,7 +38,8 @@ def print_sweep(sweep: dict[str, Any], name: str, start_with: str, console: Cons
         hours, carbon = or_none(row["gpu_hours"]), or_none(row["carbon_tco2eq"], carbon_unit)
         speed = or_none(row["tokens_per_s_per_gpu"])
         days = or_none(row["wall_days"])
-        table.add_row(row["value"], days, bar, hours, or_none(row[energy], unit), carbon, Text(memory, style), speed)
+        cells = [hours, or_none(row[energy], unit), carbon, Text(memory, style), row["checkpointing"], speed]
+        table.add_row(row["value"], days, bar, *cells)
     console.print(Text(f"Plan of {name} for each {sweep['key']}\n", style="bold"))
     console.print(indented(table, below=1))
     if any(row["wall_days"] for row in good):

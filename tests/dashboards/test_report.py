@@ -214,3 +214,20 @@ def test_report_is_written_the_same_twice(folder: RunFolder) -> None:
     first = [path.read_bytes() for path in report.write_report(folder)]
     assert first == [path.read_bytes() for path in report.write_report(folder)]
     assert not list(Path(folder.path).glob(".*"))
+
+
+def test_the_causes_are_ratios_of_actual_to_planned(folder: RunFolder) -> None:
+    factors = [
+        {"factor": "tokens", "planned": 1000.0, "actual": 900.0, "unit": "tokens", "ratio": 0.9},
+        {"factor": "throughput", "planned": 5000.0, "actual": 4000.0, "unit": "tokens/s per device", "ratio": 1.25},
+        {"factor": "pue", "planned": None, "actual": 1.1, "unit": "1", "ratio": None},
+    ]
+    totals = [{"key": "device_hours", "planned": 2.0, "actual": 2.25, "ratio": 1.125}]
+    plan = Path(folder.path) / "plan.json"
+    plan.write_text(json.dumps({"plan": {}, "outcome": {"totals": totals, "factors": factors}}))
+    html, markdown = (path.read_text() for path in report.write_report(folder))
+    assert "| time per token (device-µs) | 200 | 250 | 1.25 |" in markdown
+    assert "| tokens | 1,000 | 900 | 0.9 |" in markdown
+    for text in (html, markdown):
+        assert "Each cause is a ratio of actual to planned" in text and "throughput" not in text
+    assert "purpose: a test" in html

@@ -203,6 +203,17 @@ def test_devices_that_no_rank_trains_on_are_idle(run: RunFolder) -> None:
     assert_sums(account)
 
 
+def test_compilation_is_told_by_name_and_is_not_useful(run: RunFolder) -> None:
+    meter_fake(run, [FakeSensor("GPU-1", counter(*(100.0 * n for n in range(21))))], [float(n) for n in range(21)])
+    write_phases(run, [("startup", 0, 2), ("compile", 2, 8), ("train_step", 8, 14), ("evaluation", 14, 20)])
+    write_phases(run, [("compile", 15, 18)])  # of validation's first forward pass: inside, so that it has the time
+    account = account_run(run)
+    assert account.phases["compile"]["energy_j"] == pytest.approx(900)
+    assert account.phases["evaluation"]["energy_j"] == pytest.approx(300)
+    assert account.useful_j == account.phases["train_step"]["energy_j"] == pytest.approx(600)
+    assert_sums(account)
+
+
 def test_work_that_is_done_again_is_lost(run: RunFolder) -> None:
     meter_fake(run, [FakeSensor("GPU-1", counter(*(100.0 * n for n in range(21))))], [float(n) for n in range(21)])
     run.metrics_dir.mkdir(parents=True)

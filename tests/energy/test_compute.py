@@ -39,7 +39,7 @@ def test_full_checkpointing_computes_each_blocks_forward_but_its_last_product_tw
 
 def test_the_choice_is_read_where_run_json_keeps_it() -> None:
     choice = {"training": {"activation_checkpointing": "full"}}
-    assert checkpointing_of(choice) == checkpointing_of({"spec": choice}) == "full"
+    assert checkpointing_of(choice) == "full"
     assert checkpointing_of({}) is None
     with pytest.raises(ValueError, match="none, selective, full"):
         checkpointing_of({"training": {"activation_checkpointing": "some"}})

@@ -3,18 +3,25 @@
 import copy
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from energy_fakes import FakeSensor, meter_fake, reading
 
-from energy.account import Account, DeviceEnergy
+from energy import uncertainty
+from energy.account import Account, DeviceEnergy, account_run
 from energy.boundaries import BOUNDARIES, METHODS
 from energy.factors import peak_flops, rated_power
 from energy.footprint import make_footprint
+from energy.meter import Meter
 from energy.record import canonical
+from energy.runs import RunFolder
 from energy.schemas import record_schema
 from energy.series import IntensitySeries
+from energy.uncertainty import quantile
 
 
 def device(
@@ -165,6 +172,99 @@ def test_intervals_independent_when_measured_and_together_when_modelled() -> Non
     assert make_footprint(RUN, account("modelled", "modelled"), STEPS, [])["uncertainty"]["relative"] == pytest.approx(
         0.5 * 0.95
     )
+
+
+def test_a_node_with_a_sensor_of_its_own_has_that_sensors_interval_alone(tmp_path: Path) -> None:
+    """As the window over the same readings has it; a second node is independent of the first."""
+
+    def sensors() -> list[FakeSensor]:
+        gpus = [FakeSensor(f"GPU-{n}", [reading(100.0 * t, 100.0) for t in range(101)]) for n in range(8)]
+        return [*gpus, FakeSensor("bmc", [reading(1000.0 * t, 1000.0) for t in range(101)], kind="node")]
+
+    run = RunFolder(tmp_path / "r")
+    meter_fake(run, sensors(), [float(t) for t in range(101)])
+    account = account_run(run)
+    told = make_footprint(RUN, account, [], [])["uncertainty"]
+    assert account.energy_j == pytest.approx(100_000)
+    assert told["relative"] == 0.0475 and told["relative_90"] == 0.045
+
+    now = [0.0]
+    meter = Meter(sensors=sensors(), discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0]))
+    meter.sample()
+    meter.begin("w")
+    for t in range(1, 100):
+        now[0] = float(t)
+        meter.sample()
+    window = meter.end("w")
+    now[0] = 100.0
+    meter.sample()
+    assert window.energy_j and window.high_j
+    assert (window.high_j - window.energy_j) / window.energy_j == pytest.approx(told["relative"], rel=0.01)
+
+    second = [replace(each, node="n2") for each in account.devices]
+    both = make_footprint(RUN, hour([*account.devices, *second]), [], [])["uncertainty"]["relative"]
+    assert both == pytest.approx(0.05 * (1 - math.sqrt(0.05)), rel=2e-3)
+
+
+def test_a_node_sensor_that_was_never_read_takes_nothing_away(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r")
+    gpu = FakeSensor("GPU-1", [reading(100.0 * t, 100.0) for t in range(21)])
+    meter_fake(run, [gpu, FakeSensor("bmc", [reading()] * 21, kind="node")], [float(t) for t in range(21)])
+    record = make_footprint(RUN, account_run(run), [], [])
+    assert record["energy"]["energy_it_kwh"] == pytest.approx(2000 / 3.6e6)
+    assert any("(bmc) was never read" in text for text in record["quality"]["warnings"])
+
+
+def test_the_peak_is_that_of_the_metered_devices_whatever_the_spec_names() -> None:
+    def record(name: str, device_type: str = "cuda") -> dict[str, Any]:
+        accounting = RUN["accounting"] | {"peak_flops": peak_flops("A100-80GB").as_dict()}
+        run = {**RUN, "accounting": accounting, "device_type": device_type}
+        return make_footprint(run, hour([device("GPU-1", name, 1e6)]), STEPS, [])
+
+    def said(record: dict[str, Any]) -> list[str]:
+        return [text for text in record["quality"]["warnings"] if "the spec names" in text]
+
+    h100 = record("NVIDIA H100 80GB HBM3")
+    assert h100["compute"]["peak_flops"] == peak_flops("NVIDIA H100 80GB HBM3").value > 900e12
+    assert h100["energy"]["paper_method"]["device_power_w"] == 700
+    assert len(said(h100)) == 1 and "H100" in said(h100)[0] and "A100" in said(h100)[0]
+    assert said(record("NVIDIA A100-SXM4-80GB")) == []
+    unknown = record("NVIDIA A100-SXM4-80GB MIG 1g.10gb")
+    assert unknown["compute"]["peak_flops"] == 312e12 and "MIG 1g.10gb" in said(unknown)[0]
+    on_cpus = record("some CPU", device_type="cpu")
+    assert on_cpus["compute"]["peak_flops"] is None and on_cpus["compute"]["mfu"] is None
+    assert "no MFU" in said(on_cpus)[0]
+
+
+def test_the_ranges_of_factors_are_in_the_interval_of_what_they_make() -> None:
+    ranged = {"pue": {"value": 1.2, "source": "spec", "low": 1.1, "high": 1.3},
+              "intensity_g_per_kwh": {"value": 400.0, "source": "spec", "low": 300.0, "high": 400.0}}  # fmt: skip
+    told = make_footprint({**RUN, "accounting": ranged}, account("counter"), STEPS, [])["uncertainty"]
+    plain = make_footprint(RUN, account("counter"), STEPS, [])["uncertainty"]
+
+    def relative(key: str, bound: str) -> float:
+        value = {"energy_it_kwh": 0.5, "energy_facility_kwh": 0.6, "carbon_tco2eq": 0.6 * 400 / 1e6}[key]
+        return told[key][bound] / value - 1
+
+    assert told["energy_it_kwh"] == plain["energy_it_kwh"]
+    assert relative("energy_facility_kwh", "high") == pytest.approx(quantile([0.05, 1 / 12]), rel=1e-5)
+    # The intensity's range lies to one side of its value: so does the middle of the carbon.
+    assert relative("carbon_tco2eq", "p50") == pytest.approx(-0.125)
+    assert relative("carbon_tco2eq", "high") == pytest.approx(-0.125 + quantile([0.05, 1 / 12, 0.125]), rel=1e-4)
+    assert told["factors_with_range"] == ["pue", "intensity_g_per_kwh"] and told["factors_without_range"] == []
+    assert plain["factors_without_range"] == ["pue", "intensity_g_per_kwh"]
+    assert "pue as given: its source states no range" in plain["method"]
+
+
+def test_last_bits_of_a_library_do_not_reach_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make_footprint(RUN, account("counter", "integrated", "counter"), STEPS, [])
+    sine, exponential = math.sin, math.exp
+    monkeypatch.setattr(uncertainty.math, "sin", lambda x: math.nextafter(sine(x), 2.0))
+    monkeypatch.setattr(uncertainty.math, "exp", lambda x: math.nextafter(exponential(x), 0.0))
+    uncertainty.relative_quantile.cache_clear()
+    other = make_footprint(RUN, account("counter", "integrated", "counter"), STEPS, [])
+    uncertainty.relative_quantile.cache_clear()
+    assert canonical(other) == canonical(plain)
 
 
 def test_no_sensor_is_missing_and_not_zero() -> None:

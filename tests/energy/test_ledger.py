@@ -12,6 +12,7 @@ from energy_fakes import ROOT, FakeSensor, meter_fake, reading
 
 from energy import ledger, read_ledger
 from energy.account import account_run
+from energy.boundaries import shares_of
 from energy.ledger import EVENT, RAW, Appender, Frame, encode, frames
 from energy.meter import Meter
 from energy.readings import read_sessions
@@ -186,6 +187,34 @@ def test_a_lost_header_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     sessions, damaged = read_sessions(path)
     assert len(sessions) == 1 and any("header" in text for text in damaged)
+    account = account_run(run)
+    assert {(device.kind, device.method) for device in account.devices} == {("unknown", "unknown")}
+    assert account.energy_j > 0 and set(shares_of(account.devices, account.energy_j).values()) == {0.0}
+
+
+def test_a_restart_reads_only_the_end_of_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "n.seconds"
+    frame = encode(RAW, bytes(10_000))
+    path.write_bytes(frame * 1000 + frame[:700])
+    real, read_bytes = os.pread, []
+
+    def counting(fd: int, size: int, offset: int) -> bytes:
+        read_bytes.append(size)
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(ledger.os, "pread", counting)
+    appender = Appender(path)
+    appender.close()
+    assert appender.cut_bytes == 700 and path.stat().st_size == 1000 * len(frame)
+    assert sum(read_bytes) <= ledger.TAIL
+
+
+def test_a_restart_looks_further_back_where_the_end_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "n.seconds"
+    frame = encode(RAW, b"whole")
+    path.write_bytes(frame * 3 + bytes(3 * ledger.TAIL))
+    Appender(path).close()
+    assert path.read_bytes() == frame * 3
 
 
 KILLED = """

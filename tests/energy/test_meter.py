@@ -1,5 +1,6 @@
 """The meter's thread and its windows, on sensors whose truth is known at every moment."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from energy import Meter
 from energy.account import account_run
+from energy.live import PROCESS, THREADS, OwnCpu
 from energy.runs import RunFolder
 from energy.sensors import Reading
 
@@ -226,3 +228,32 @@ def test_power_is_not_held_over_a_silence(tmp_path: Path) -> None:
     assert account.energy_j == pytest.approx(6000)
     assert account.devices[0].gap_s == pytest.approx(30)
     assert any("30.0 s is unknown" in warning for warning in account.warnings)
+
+
+def test_its_cost_is_that_of_the_process_or_of_its_own_threads() -> None:
+    def spend(seconds: float) -> None:
+        began_s = time.process_time()
+        while time.process_time() - began_s < seconds:
+            sum(range(1000))
+
+    told = {}
+    for whole in (True, False):
+        meter = Meter(None, node="n1", sensors=[Board("GPU-1")], discover_sensors=False, whole_process=whole)
+        with meter:
+            spend(0.3)
+        told[whole] = meter.describe()["overhead"]
+    assert told[True]["cpu_s"] >= 0.3 and told[True]["cpu_s"] > told[False]["cpu_s"] > 0
+    assert (told[True]["cpu_counts"], told[False]["cpu_counts"]) == (PROCESS, THREADS)
+
+
+def test_a_forked_child_does_not_change_what_the_meter_has_cost() -> None:
+    cost = OwnCpu(whole_process=True)
+    cost._before_s -= 5.0
+    cost.note()
+    before_s = cost.total_s([(1.0, 2.0)])  # of the process already, and the programs that were asked
+    child = os.fork()
+    if child == 0:
+        cost.note()  # the process clock of the child begins at zero
+        os._exit(cost.total_s([(1.0, 2.0)]) != before_s)
+    assert os.waitpid(child, 0)[1] == 0
+    assert before_s == cost.total_s([]) + 2.0 >= 7.0

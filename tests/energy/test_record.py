@@ -14,7 +14,7 @@ import pytest
 from energy_fakes import ROOT, write_phases
 from record_fakes import START, make_run
 
-from energy.record import canonical, compute_record, hash_of_file, read_entries, write_record
+from energy.record import canonical, compute_record, hash_of_file, kept_file, read_entries, write_record
 from energy.schemas import record_schema, require_known, schema_faults
 
 
@@ -129,7 +129,67 @@ def test_a_record_that_was_tampered_with_is_replaced_and_the_entry_says_so(tmp_p
     path = run.path / "footprint.json"
     path.write_text(path.read_text().replace("385.0", "85.0"))
     write_record(run)
-    assert "had no entry" in entries(run.path)[1]["reason"]
+    second = entries(run.path)[1]
+    assert second["reason"].endswith("changed: run.json: status; the footprint.json that lay here had been changed")
+    assert second["replaced_sha256"] == hash_of_file(kept_file(run.path, second["replaced_sha256"]))[0]
+
+
+def test_a_changed_record_whose_sources_did_not_change_is_entered_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    write_record(run)
+    path = run.path / "footprint.json"
+    forged = path.read_text().replace('"energy_it_kwh": 0', '"energy_it_kwh": 9')
+    path.write_text(forged)
+    record = write_record(run)
+    first, second = entries(run.path)
+    assert second["reason"] == "computed again; the footprint.json that lay here had been changed"
+    assert any(text.startswith("energy.energy_it_kwh: 9") for text in second["changed"])
+    assert kept_file(run.path, second["replaced_sha256"]).read_text() == forged
+    assert record["chain"]["previous_sha256"] == first["record_sha256"]
+
+
+def test_a_newer_record_is_left_as_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    write_record(run)
+    path = run.path / "footprint.json"
+    newer = path.read_text().replace("hoofprint/footprint/1", "hoofprint/footprint/2")
+    path.write_text(newer)
+    with pytest.raises(ValueError, match="left as it is"):
+        write_record(run)
+    assert path.read_text() == newer and len(entries(run.path)) == 1
+
+
+@pytest.mark.parametrize("record_is_there", [True, False])
+def test_without_its_sources_a_record_is_replaced_only_for_a_reason(tmp_path: Path, record_is_there: bool) -> None:
+    run = make_run(tmp_path / "r")
+    path = run.path / "footprint.json"
+    write_record(run)
+    text = path.read_text()
+    shutil.rmtree(run.energy_dir)
+    if not record_is_there:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"energy/n1\.ledger, .* are missing.*--reason"):
+        write_record(run)
+    assert path.exists() == record_is_there and len(entries(run.path)) == 1
+    record = write_record(run, "the disk was lost")
+    second = entries(run.path)[1]
+    assert record["energy"]["energy_it_kwh"] is None
+    assert second["missing_sources"] == ["energy/n1.ledger", "energy/n1.raw", "energy/n1.seconds"]
+    if record_is_there:
+        assert kept_file(run.path, second["previous_sha256"]).read_text() == text
+    else:
+        assert second["replaced_sha256"] is None
+    assert write_record(run) == record  # the files that are gone are told once
+
+
+def test_no_place_of_a_machine_is_in_the_record(tmp_path: Path) -> None:
+    skipped = ["/home/someone/text/a/x.txt: not UTF-8 at byte 7", "/home/someone/text/b.txt: empty"]
+    sources = [{"name": "s", "skipped_files": skipped}, {"name": "t", "skipped_files": ["/x.txt: empty"]}]
+    record = write_record(make_run(tmp_path / "r", data={"sources": [*sources, {"name": "u"}]}))
+    first, second, third = record["data"]["sources"]
+    assert first["skipped_files"] == ["a/x.txt: not UTF-8 at byte 7", "b.txt: empty"] and first["skipped_count"] == 2
+    assert second["skipped_files"] == ["x.txt: empty"] and third["skipped_count"] == 0
+    assert "/home" not in canonical(record)
 
 
 def test_a_torn_history_is_named_and_gone_on_with(tmp_path: Path) -> None:

@@ -137,6 +137,28 @@ def test_the_host_model_is_marked_and_does_not_log(capfd: pytest.CaptureFixture[
         assert not [handler for handler in handlers if type(handler).__module__ == host.__name__]
 
 
+def test_the_host_model_is_codecarbons_own_without_its_pandas() -> None:
+    code = """
+import sys, time
+from energy.sensors import host
+[sensor], _ = host.find("n1", {"cpu"})
+while sensor.read().pending:
+    time.sleep(0.01)
+assert sensor.read().power_w > 0 and sensor.own_cpu_s()[0] > 0
+assert "pandas" not in sys.modules
+from codecarbon.core.cpu import TDP
+theirs, own = TDP(), host._tdp_table()
+print(theirs.model in sensor.describe()["name"])
+from codecarbon.input import DataSource
+for model in ("Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", "AMD EPYC 7763 64-Core Processor"):
+    found = theirs._get_matching_cpu(model, {"Name": list(own)})
+    assert float(own[found]) == theirs._get_cpu_power_from_registry(model)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("True")
+
+
 def test_discovery_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("broken driver")

@@ -1,5 +1,6 @@
 """A project's total: by purpose, each joule once, what is missing named."""
 
+import fcntl
 import json
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from record_fakes import START, make_run
 from energy.factors import read_table
 from energy.formula import preset
 from energy.record import write_record
+from energy.runs import LOCK
 from energy.total import Entry, clusters, project_total, read_runs, roll_up
 
 
@@ -119,3 +121,21 @@ def test_a_thousand_runs_are_listed_quickly(tmp_path: Path) -> None:
     began = time.process_time()
     assert len(read_runs(tmp_path).entries) == 1000
     assert time.process_time() - began < 5
+
+
+def test_a_run_whose_lock_nobody_holds_was_lost_and_is_booked_as_failed(tmp_path: Path) -> None:
+    for name in ("alive", "killed", "completed"):
+        status = "completed" if name == "completed" else "running"
+        run = make_run(tmp_path / name, start=START, uuid=name, status=status)
+        write_record(run)
+        (run.path / LOCK).touch()
+    with open(tmp_path / "alive" / LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs, total = project_total(tmp_path)
+    found = {run.name: run for run in runs.entries}
+    assert {name: run.status for name, run in found.items()} == {
+        "alive": "running", "killed": "lost", "completed": "completed"
+    }  # fmt: skip
+    assert found["killed"].group == "failed" and "hoofprint report" in found["killed"].note
+    assert total["by_purpose"]["failed"]["runs"] == 1 and total["by_purpose"]["final"]["runs"] == 2
+    assert {gap["what"][:13]: gap["runs"] for gap in total["missing"]}["still running"] == ["alive"]

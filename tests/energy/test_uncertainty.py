@@ -6,8 +6,11 @@ import random
 import pytest
 from energy_fakes import FakeSensor, reading
 
+from energy.account import Account, DeviceEnergy
+from energy.footprint import make_footprint
 from energy.meter import Meter
 from energy.uncertainty import half_width, quantile
+from energy.units import JOULE_PER_KWH
 
 NORMAL_Z = 1.959963984540054
 
@@ -60,3 +63,49 @@ def test_over_windows_of_a_meter_too() -> None:
         meter.sample()
         inside += window.low_j <= true_j <= window.high_j
     assert 372 <= inside <= 396  # 93 to 99 of 100
+
+
+RUN = {"device_type": "cuda", "world_size": 1, "accounting": {}}
+
+
+def simulated(draw: random.Random) -> tuple[float, Account]:
+    """(true J, account) of a run on one to three nodes, as their sensors gave it: some nodes with a sensor of their
+    own, devices with counters or power alone (which missed something), a gap, modelled CPUs."""
+    true_j, devices = 0.0, []
+    wrong = draw.uniform(-0.5, 0.5)  # of all models together: the truth beside what they gave
+    for node in range(draw.choice([1, 1, 2, 3])):
+        parts = []
+        for number in range(draw.choice([1, 2, 4])):
+            used_j, gap_j, doubt_j = draw.uniform(1e3, 1e5), draw.choice([0.0, 500.0]), 0.0
+            method, missed_j = draw.choice(["counter", "integrated"]), 0.0
+            if method == "integrated":
+                doubt_j = draw.uniform(0.0, 0.2) * used_j
+                missed_j = draw.uniform(-doubt_j, doubt_j)
+            read_j = (used_j + gap_j) * (1 + draw.uniform(-0.05, 0.05)) + missed_j
+            parts.append((used_j + gap_j, DeviceEnergy(f"G{node}-{number}", "GPU", f"n{node}", "gpu", "node", method,
+                                                       read_j, 10, 0.0, doubt_j)))  # fmt: skip
+        cpu_j = draw.uniform(0.0, 2e4)
+        parts.append((cpu_j * (1 + wrong), DeviceEnergy(f"C{node}", "CPU", f"n{node}", "cpu", "node", "modelled",
+                                                        cpu_j, 10, 0.0)))  # fmt: skip
+        node_j = math.fsum(part for part, _ in parts)
+        devices += [part for _, part in parts]
+        if draw.random() < 0.5:
+            node_j += draw.uniform(1e3, 1e4)
+            doubt_j = draw.uniform(0.0, 0.02) * node_j
+            read_j = node_j * (1 + draw.uniform(-0.05, 0.05)) + draw.uniform(-doubt_j, doubt_j)
+            rest_j = read_j - math.fsum(part.energy_j for _, part in parts)
+            devices.append(DeviceEnergy(f"N{node}", "rest of the node", f"n{node}", "node", "node", "integrated",
+                                        rest_j, 10, 0.0, doubt_j))  # fmt: skip
+        true_j += node_j
+    return true_j, Account(devices, start_unix_s=0.0, end_unix_s=3600.0)
+
+
+def test_over_a_thousand_runs_through_the_record_too() -> None:
+    draw = random.Random(3)
+    inside = inside_90 = 0
+    for _ in range(1000):
+        true_j, account = simulated(draw)
+        told = make_footprint(RUN, account, [], [])["uncertainty"]["energy_it_kwh"]
+        inside += told["low"] <= true_j / JOULE_PER_KWH <= told["high"]
+        inside_90 += told["p5"] <= true_j / JOULE_PER_KWH <= told["p95"]
+    assert 930 <= inside <= 990 and 870 <= inside_90 <= 940

@@ -222,14 +222,25 @@ def test_a_file_that_is_no_record_is_a_finding_and_no_crash(run: RunFolder, text
     assert not verify_run(run).ok
 
 
-def test_a_record_from_before_there_were_hashes_says_so(run: RunFolder) -> None:
+def test_a_record_without_hashes_says_so(run: RunFolder) -> None:
     path = run.path / "footprint.json"
     record = json.loads(path.read_text())
     del record["chain"]
     path.write_text(json.dumps(record))
     (run.path / "records.jsonl").unlink()
-    found = faults(run)
-    assert any("before records had hashes" in fault for fault in found)
+    assert any("names no sources" in fault for fault in faults(run))
     write_record(run)
     assert verify_run(run).ok
-    assert read_entries(run.path)[0][0]["reason"].startswith("written again, now with hashes")
+    assert read_entries(run.path)[0][0]["reason"].endswith("had no entry")
+
+
+def test_a_record_that_was_replaced_is_kept_and_looked_at(run: RunFolder) -> None:
+    before = (run.path / "footprint.json").read_bytes()
+    run.update_run(status="stopped")
+    write_record(run)
+    (kept,) = (run.path / "records").iterdir()
+    assert kept.read_bytes() == before and verify_run(run).ok
+    flip(kept, 0.5)
+    assert faults(run) == [f"records/{kept.name}: changed after it was kept"]
+    kept.unlink()
+    assert faults(run) == [f"records/{kept.name}: missing, a record that was replaced"]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from orchestrator.spec import Experiment
-from orchestrator.spec_file import BadInput, dump_experiment, load_experiment, require_files
+from orchestrator.spec_file import BadInput, dump_experiment, load_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAPTOP = EXPERIMENTS / "laptop.yaml"
@@ -115,10 +115,54 @@ def test_a_fault_from_the_command_line_is_not_pointed_at_in_the_file() -> None:
 def test_missing_files_are_pointed_at(tmp_path: Path) -> None:
     spec = EXPERIMENTS / "llama_7b.yaml"
     with pytest.raises(BadInput, match="7 faults; nothing was started") as raised:
-        require_files(load_experiment(spec), spec)
+        load_experiment(spec, need_files=True)
     assert f"{spec}:16:40: data.sources.0.path: no such file or folder: data/commoncrawl" in str(raised.value)
     assert str(raised.value).count("^") == 7
-    require_files(load_experiment(LAPTOP), LAPTOP)
+    load_experiment(LAPTOP, need_files=True)
+
+
+def test_one_round_shows_form_sense_and_missing_files(tmp_path: Path) -> None:
+    text = LAPTOP.read_text(encoding="utf-8").replace("n_layers: 4", "n_layer: 4").replace("n_heads: 4", "n_heads: 5")
+    text = text.replace("batch_tokens: 8192", "batch_tokens: 8000").replace("vocab_size: 4096", "path: no.model")
+    path = tmp_path / "spec.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match="6 faults") as raised:
+        load_experiment(path, ["data.sources.0.kind=python-stdlb"], need_files=True)
+    said = str(raised.value)
+    for words in ("n_layers is missing", "did you mean n_layers?", "n_heads 5 does not divide dim 128"):
+        assert words in said
+    for words in ("nearest: 7936 or 8192", "did you mean python-stdlib?", "no such file or folder: no.model"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed: 1", "seed: no", "seed: expected a whole number such as 1, got False"),
+        ("20M", "1:30", ":71: data.sources.0.min_bytes: 1:30 would be read in sixties"),
+        ("tokens: 1M", "tokens: 0100", "0100 would be read in eights"),
+        ("tokens: 1M", "tokens: [1", ":21:15: not valid YAML: "),
+    ],
+)
+def test_traps_of_yaml(old: str, new: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as raised:
+        load_experiment(edited(tmp_path, old, new))
+    assert said in str(raised.value) and "^" in str(raised.value)
+    assert "less than" not in str(raised.value) and "unicode string" not in str(raised.value)
+
+
+def test_nodes_on_the_command_line_are_workers() -> None:
+    spec = EXPERIMENTS / "llama_7b.yaml"
+    assert load_experiment(spec, ["cluster.nodes=4", "cluster.gpus_per_node=4"]).cluster.workers == 16
+    with pytest.raises(BadInput, match="give one of them"):
+        load_experiment(spec, ["cluster.nodes=4", "cluster.workers=4"])
+    with pytest.raises(BadInput, match="sixties"):
+        load_experiment(spec, ["cluster.nodes=1:30"])
+
+
+def test_a_warmup_longer_than_the_training_is_doubted() -> None:
+    assert load_experiment(LAPTOP).doubts == []
+    assert "warmup_steps 500" in load_experiment(LAPTOP, ["training.warmup_steps=500"]).doubts[0]
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00"])

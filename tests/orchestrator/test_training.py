@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch.multiprocessing as mp
-from tiny import STEPS, train, write_spec
+from tiny import STEPS, eager_rank, train, write_spec
 
 from energy.runs import RunFolder
+from orchestrator import loop
 from orchestrator.checkpoint import newest_complete
 from orchestrator.loop import StepResult
 from orchestrator.metrics import MetricsFile
@@ -33,6 +34,32 @@ def test_it_learns_and_leaves_a_checkpoint(whole: tuple[Path, RunFolder]) -> Non
     assert newest_complete(run.path / "checkpoints").name == f"step-{STEPS:08d}"
     assert not list((run.path / "checkpoints").glob(".*partial"))
     assert {span["phase"] for span in run.phases()} == {"startup", "train_step", "evaluation", "checkpoint"}
+
+
+def test_compilation_is_a_phase_of_its_own_and_its_tokens_count(whole: tuple[Path, RunFolder]) -> None:
+    spec, plain = whole
+    run = train(spec, plain.path.parent / "compiled", overrides=["training.compile=true"], rank=eager_rank)
+    spans = run.phases()
+    step, validation = (span for span in spans if span["phase"] == "compile")
+    first_evaluation = next(span for span in spans if span["phase"] == "evaluation")
+    assert step["start_unix_s"] <= run.steps()[0]["time_unix_s"] <= step["end_unix_s"] < run.steps()[1]["time_unix_s"]
+    assert first_evaluation["start_unix_s"] <= validation["start_unix_s"] < validation["end_unix_s"]
+    assert validation["end_unix_s"] <= first_evaluation["end_unix_s"]
+    assert [step["tokens"] for step in run.steps()] == [256 * number for number in range(1, STEPS + 1)]
+    assert losses(run) == pytest.approx(losses(plain), abs=1e-3)
+
+
+def test_every_attempt_compiles_anew(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for attempt, first in ((1, 1), (2, 5)):
+        metrics = MetricsFile(run.metrics_file(0), attempt, 0, 256, 0.0, compiles=True)
+        step = StepResult(loss=3.0, grad_norm=1.0, lr=0.1, stop=False)
+        loop.train(
+            loop.Schedule(first + 3, 2, 4), first, lambda number, step=step: step, lambda: 3.0, lambda _: None, metrics
+        )
+        metrics.close()
+    names = ["startup", "compile", "train_step", "evaluation", "train_step", "evaluation", "checkpoint"]
+    assert [span["phase"] for span in run.phases()] == 2 * names
 
 
 def test_two_workers_equal_one(whole: tuple[Path, RunFolder]) -> None:

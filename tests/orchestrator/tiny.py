@@ -4,7 +4,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partialmethod
 from pathlib import Path
 
 import torch
@@ -64,8 +65,19 @@ def _rank(rank: int, world: int, port: int, job: Job) -> None:
     dist.destroy_process_group()
 
 
+def eager_rank(rank: int, world: int, port: int, job: Job) -> None:
+    """A rank whose compiler only traces: `training.compile` as it is, in seconds and without a C++ compiler."""
+    torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="eager")
+    _rank(rank, world, port, job)
+
+
 def train(
-    spec: Path, run_dir: Path, world: int = 1, initial_weights: str | None = None, overrides: Sequence[str] = ()
+    spec: Path,
+    run_dir: Path,
+    world: int = 1,
+    initial_weights: str | None = None,
+    overrides: Sequence[str] = (),
+    rank: Callable[[int, int, int, Job], None] = _rank,
 ) -> RunFolder:
     """Trains the spec with `world` gloo processes into `run_dir`, without Ray and without a meter."""
     experiment = load_experiment(spec, overrides)
@@ -74,5 +86,5 @@ def train(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     job = Job(str(run_dir), str(corpus.path), experiment.model_dump(mode="json"), time.time(), initial_weights)
-    mp.spawn(_rank, (world, port, job), nprocs=world)
+    mp.spawn(rank, (world, port, job), nprocs=world)
     return RunFolder(run_dir)

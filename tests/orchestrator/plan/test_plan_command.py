@@ -70,6 +70,13 @@ def test_sweep_of_the_grid_scales_the_carbon_only() -> None:
     assert len({row["energy_facility_kwh"] for row in rows}) == 1
 
 
+@pytest.mark.parametrize("size", ["7b", "13b", "33b", "65b"])
+def test_a_sweep_over_grids_replaces_the_intensity_of_the_spec(size: str) -> None:
+    done = hoofprint("plan", str(EXPERIMENTS / f"llama_{size}.yaml"), "--sweep", "energy.grid=FR,DE")
+    assert done.returncode == 0, done.stderr
+    assert "FR" in done.stdout and "recompute" in done.stdout and "…" not in done.stdout
+
+
 def test_a_sweep_shows_the_values_that_the_spec_refuses() -> None:
     done = hoofprint("plan", LLAMA, "--sweep", "cluster.workers=64,96")
     assert done.returncode == 0

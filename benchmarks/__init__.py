@@ -1,0 +1,1 @@
+"""Side by side with peers. Run the scripts; what they measured lies in results/."""

@@ -1,0 +1,220 @@
+"""Everything that needs a GPU, in one command and one JSON, within 9 minutes on one GPU.
+
+    python benchmarks/gpu_suite.py [--wheels DIR] [--output FILE] [--minutes 9] [--only PART,...]
+    python benchmarks/gpu_suite.py --tiny --device cpu       # whether it runs at all; its figures mean nothing
+
+Needs a torch from 2.11 on, numpy and Python 3.11 or later; no Ray and no internet. Peers come from the environment or
+from wheels in a folder, all of which are installed without their dependencies into .cache/gpu-peers:
+    torchtitan spmd_types tyro docstring-parser typeguard (torchtitan's Llama), torchao (float8), nvidia-ml-py (energy),
+    transformers tokenizers huggingface_hub safetensors regex pyyaml packaging tqdm filelock fsspec (transformers),
+    pytest pluggy iniconfig (the tests in gpu_tests/)
+What is missing is said in the result. Each part is a process of its own with a limit of time, and keeps what it found
+when it is cut short. --help names the parts, in their order."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.gpu.compare import summary  # noqa: E402
+from benchmarks.report import RESULTS, machine  # noqa: E402
+from benchmarks.training.systems import Case  # noqa: E402
+from model.config import LlamaConfig  # noqa: E402
+
+CACHE = ROOT / ".cache"
+LEAST_S = 15.0  # with less time left than that no part is started
+LAYERS = 32
+# Bytes that training holds: master weights, gradients and two moments of each parameter in float32; what a layer keeps
+# of a token for its backward (8 E + 3 F in bfloat16, and a third more for peers); logits, gathered blocks, libraries.
+PARAMETER_BYTES, RESERVED_BYTES, USABLE = 16, 6e9, 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large everything is."""
+
+    dim: int
+    n_heads: int
+    vocab_size: int
+    lengths: tuple[int, ...]
+    tokens: int  # of a step
+    square: int  # of a product that shows the ceiling
+    batches: tuple[int, ...]  # of generation
+    prompt: int
+    new: int
+    seconds: float  # of a measurement
+
+
+FULL = Scale(4096, 32, 32000, (2048, 4096), 8192, 8192, (1, 16), 512, 128, 4.0)
+TINY = Scale(64, 4, 256, (32, 64), 128, 64, (1, 3), 8, 6, 0.05)
+
+
+def model(scale: Scale, layers: int, length: int) -> LlamaConfig:
+    return LlamaConfig(
+        dim=scale.dim, n_layers=layers, n_heads=scale.n_heads, vocab_size=scale.vocab_size, sequence_length=length
+    )
+
+
+def fitting_layers(scale: Scale, memory_bytes: float) -> int:
+    """The most layers, in fours, whose training fits into the device without checkpointing; at least one."""
+    for layers in (*range(LAYERS, 0, -4), 2):
+        config = model(scale, layers, max(scale.lengths))
+        kept = 1.3 * 2 * (8 * config.dim + 3 * config.ffn_hidden) * layers * scale.tokens
+        if PARAMETER_BYTES * config.params + kept + RESERVED_BYTES <= USABLE * memory_bytes:
+            return layers
+    return 1
+
+
+def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict[str, Any]]]:
+    """{name: (limit in s, what `benchmarks.gpu.part` takes)}, the most wanted first."""
+    lengths, longest = list(scale.lengths), max(scale.lengths)
+    case = Case(
+        config=model(scale, layers, longest), sequences=scale.tokens // longest, dtype="bfloat16", device=device
+    )
+    whole = dataclasses.replace(case, config=model(scale, LAYERS if device == "cuda" else layers, longest))
+
+    compiled = "_compiled" if device == "cuda" else ""
+
+    def train(system: str, only: list[int] | None = None, **changed: Any) -> dict[str, Any]:
+        given = dataclasses.replace(case, **changed).as_json()
+        name = system + compiled
+        return {"part": "training", "system": name, "case": given, "lengths": only or lengths, "seconds": scale.seconds}
+
+    def kernels(part: str, seconds: float, **more: Any) -> dict[str, Any]:
+        return {"part": part, "case": case.as_json(), "seconds": seconds, **more}
+
+    generation = {
+        "part": "generation",
+        "case": dataclasses.replace(whole, sequences=1).as_json(),
+        "batches": list(scale.batches),
+        "prompt": scale.prompt,
+        "new": scale.new,
+        "seconds": scale.seconds,
+    }
+    documents = {"lengths": lengths, "document": longest // 8}
+    full = {"config": whole.config, "checkpointing": "full"}
+    return {
+        "ceiling": (40, kernels("ceiling", scale.seconds / 4, square=scale.square)),
+        "training hoofprint": (130, train("hoofprint")),
+        "training torchtitan": (110, train("torchtitan")),
+        "training transformers": (110, train("transformers")),
+        "training float8": (80, train("hoofprint", lengths[:1], float8=True)),
+        "generation": (80, generation),
+        "metering": (45, {"part": "metering", "gpu": 0, "seconds": scale.seconds, "gpus": "visible"}),
+        "attention": (60, kernels("attention", scale.seconds / 20, **documents)),
+        "checks": (60, {"part": "checks"}),
+        "training selective": (60, train("hoofprint", [longest], checkpointing="selective")),
+        "training whole": (80, train("hoofprint", [longest], **full)),
+    }
+
+
+def run_part(task: dict[str, Any], limit_s: float, log: Path, packages: Path | None) -> dict[str, Any]:
+    """What the part found, and `error` where it did not come to its end; `seconds` it took."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(str(place) for place in (ROOT, packages) if place)
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "inductor"))
+    began_s = time.monotonic()
+    error = None
+    with log.open("wb") as stderr, log.with_suffix(".out").open("wb") as stdout:
+        command = [sys.executable, "-m", "benchmarks.gpu.part", json.dumps(task)]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr)
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            error = f"cut short after {limit_s:.0f} s"
+        else:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            error = None if code == 0 else f"exit status {code}: {lines[-1][:300] if lines else 'it said nothing'}"
+        finally:
+            process.kill()
+            process.wait()
+    found: dict[str, Any] = {}
+    for line in log.with_suffix(".out").read_text(errors="replace").splitlines():
+        if line.startswith("found "):
+            key, end = json.JSONDecoder().raw_decode(line, len("found "))
+            found[key] = json.loads(line[end:])
+    return {"found": found, "error": error, "seconds": time.monotonic() - began_s}
+
+
+def install(wheels: Path | None) -> tuple[Path | None, str | None]:
+    """The folder of the peers that came as wheels, and why there is none."""
+    if wheels is None:
+        return None, None
+    files = sorted(str(file) for file in wheels.glob("*.whl"))
+    if not files:
+        return None, f"{wheels} holds no wheels"
+    folder = CACHE / "gpu-peers"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
+    done = subprocess.run([*command, "--target", str(folder), *files], capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()
+    return folder, f"pip: {said[-1][:300]}" if done.returncode and said else None
+
+
+def main() -> None:
+    names = list(parts(TINY, 1, "cpu"))
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Parts: {', '.join(names)}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels of peers")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--only", default=",".join(names), help="parts, with commas between")
+    parser.add_argument("--layers", type=int, help=f"default: what fits, at most {LAYERS}")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small sizes")
+    options = parser.parse_args()
+    wanted = [name.strip() for name in options.only.split(",")]
+    if odd := [name for name in wanted if name not in names]:
+        parser.error(f"--only {', '.join(odd)}: expected some of {', '.join(names)}")
+    began_s = time.monotonic()
+    # One device: the meter counts those that are visible.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    packages, fault = install(options.wheels)
+    logs = CACHE / "gpu-suite"
+    told = run_part({"part": "about", "device": options.device}, 120.0, logs / "about.log", packages)
+    about = told["found"].get("about")
+    if about is None:
+        raise SystemExit(f"{options.device}: {told['error']}")
+    scale = TINY if options.tiny else FULL
+    fits = 2 if options.tiny else fitting_layers(scale, about.get("memory_bytes", 16e9))
+    layers = options.layers or fits
+    result: dict[str, Any] = {
+        "what": "LLaMA-7B shapes on one GPU: training, generation, attention, products, sensors",
+        "machine": machine() | about,
+        "wheels": fault or (None if packages is None else sorted(file.name for file in options.wheels.glob("*.whl"))),
+        "tiny": options.tiny,
+        "layers": layers,
+        "why_layers": f"{layers} of {LAYERS}: what fits beside master weights and moments, without checkpointing",
+        "parts": {},
+    }
+    for name, (limit_s, task) in parts(scale, layers, options.device).items():
+        left_s = options.minutes * 60 - (time.monotonic() - began_s)
+        if name not in wanted:
+            continue
+        if left_s < LEAST_S:
+            result["parts"][name] = {"found": {}, "error": "skipped: no time left", "seconds": 0.0}
+            continue
+        log = logs / f"{name.replace(' ', '-')}.log"
+        found = result["parts"][name] = run_part(task, min(limit_s, left_s), log, packages)
+        print(f"{time.monotonic() - began_s:5.0f} s  {name}: {found['error'] or 'done'}", flush=True)
+        result |= {"seconds": time.monotonic() - began_s, "summary": summary(result["parts"])}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result.get("summary"), indent=2))
+
+
+if __name__ == "__main__":
+    main()

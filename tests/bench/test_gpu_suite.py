@@ -1,0 +1,116 @@
+"""The GPU suite at tiny size on the CPU: every part runs, says what it cannot, and keeps what it has."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_suite
+from benchmarks.gpu import part
+from benchmarks.gpu.compare import summary
+from model.config import LlamaConfig
+from model.float8 import to_float8
+from model.transformer import Llama
+
+PARTS = gpu_suite.parts(gpu_suite.TINY, 2, "cpu")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """All parts but those that need a GPU, in this process."""
+    said: dict[str, Any] = {}
+    for name, (_, task) in PARTS.items():
+        if name in ("metering", "checks"):
+            continue
+        findings: dict[str, Any] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(part, "say", findings.__setitem__)
+            part.main(json.loads(json.dumps(task)))
+        said[name] = {"found": findings, "error": None}
+    return said
+
+
+def test_training_has_rates_and_names_its_convention(found: dict[str, Any]) -> None:
+    for name in ("training hoofprint", "training transformers"):
+        assert list(found[name]["found"]) == ["32", "64"]
+        for length, cell in found[name]["found"].items():
+            assert cell["sequences"] * int(length) == 128 and cell["layers"] == 2
+            assert cell["tokens_per_s"] > 0 and cell["last_loss"] < cell["first_loss"]
+            assert cell["convention"].startswith("PaLM") and cell["mfu"] is None
+            assert cell["energy_j"] is None and cell["not_metered"]
+    assert found["training selective"]["found"]["64"]["checkpointing"] == "selective"
+    assert found["training whole"]["found"]["64"]["checkpointing"] == "full"
+
+
+def test_what_is_not_here_is_said(found: dict[str, Any]) -> None:
+    assert "torchtitan" in found["training torchtitan"]["found"]["32"]["error"]
+    assert "float8 needs" in found["training float8"]["found"]["32"]["error"]
+    attention = found["attention"]["found"]
+    assert "runs on a GPU only" in attention["32 cudnn"]["error"] and "error" in attention["64 documents varlen"]
+    for key in ("32 flash", "64 math", "64 documents mask"):
+        assert attention[key]["causal_flop_per_s"] > 0
+
+
+def test_products_and_generation(found: dict[str, Any]) -> None:
+    assert all(cell["flop_per_s"] > 0 for key, cell in found["ceiling"]["found"].items() if key != "square_float8")
+    for system in ("ours", "transformers"):
+        cells = found["generation"]["found"][system]
+        assert list(cells) == ["batch 1", "batch 3"] and all(cell["tokens_per_s"] > 0 for cell in cells.values())
+
+
+def test_the_summary_holds_systems_side_by_side() -> None:
+    def training(rate: float, **more: Any) -> dict[str, Any]:
+        return {"found": {"2048": {"tokens_per_s": rate, **more}}}
+
+    ours = training(
+        110.0, mfu=0.61, model_flop_per_s=6e14, convention="PaLM", peak_flop_per_s=9.9e14, joule_per_token=0.1
+    )
+    cells = {
+        "training hoofprint": ours,
+        "training torchtitan": training(100.0),
+        "training transformers": {"found": {"2048": {"error": "out of memory"}}},
+        "training float8": training(132.0),
+        "ceiling": {"found": {"square_bfloat16": {"flop_per_s": 8e14}, "model_shapes": {"flop_per_s": 7e14}}},
+    }
+    cell = summary(cells)["training"]["2048"]
+    assert cell["best_peer"] == "torchtitan" and cell["ratio_to_best_peer"] == pytest.approx(1.1)
+    assert cell["of_measured_ceiling"] == pytest.approx(0.75)
+    assert list(cell["met"].values()) == [True, True, False]
+    assert summary({"training hoofprint": {"found": {"2048": {"error": "no"}}}})["training"]["2048"]["met"] == {
+        "MFU >= 0.6": None, ">= 1.05 x the best peer": None, "float8 >= 1.25 x": None,
+    }  # fmt: skip
+
+
+def test_layers_are_as_many_as_fit() -> None:
+    fits = [gpu_suite.fitting_layers(gpu_suite.FULL, gib * 2**30) for gib in (400, 139.8, 79.1, 23.6, 4)]
+    assert fits == [32, 24, 12, 2, 1]
+
+
+def test_a_part_that_is_cut_short_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import time; print('noise'); print('found \"a b\" {\"c\": 1}', flush=True); time.sleep(60)"
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real([sys.executable, "-c", script], **more))
+    cell = gpu_suite.run_part({"part": "any"}, 2.0, tmp_path / "part.log", None)
+    assert cell["found"] == {"a b": {"c": 1}} and cell["error"] == "cut short after 2 s"
+
+
+def test_the_whole_command_writes_one_json(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    (tmp_path / "wheels").mkdir()
+    command = [sys.executable, gpu_suite.__file__, "--tiny", "--device", "cpu", "--only", "ceiling,metering"]
+    command += ["--output", str(output), "--wheels", str(tmp_path / "wheels")]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    result = json.loads(output.read_text())
+    assert list(result["parts"]) == ["ceiling", "metering"] and result["parts"]["ceiling"]["error"] is None
+    assert "no GPU is measured" in result["parts"]["metering"]["error"]
+    assert result["machine"]["device"] == "cpu" and "holds no wheels" in result["wheels"] and result["tiny"]
+
+
+def test_float8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Llama(LlamaConfig(dim=16, n_layers=1, n_heads=2, vocab_size=16, sequence_length=8))
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(ValueError, match=r"pip install 'hoofprint\[float8\]'"):
+        to_float8(model)
