@@ -34,6 +34,7 @@ from model.init import init_weights
 from model.kernels import product
 from model.optim import make_optimizer
 from model.transformer import Llama
+from model.weights.hf_config import config_dict
 
 SIZES = {
     "laptop": LlamaConfig(dim=128, n_layers=4, n_heads=4, vocab_size=4096, sequence_length=256),
@@ -64,17 +65,7 @@ def ours(config: LlamaConfig, tokens: torch.Tensor) -> Callable[[], None]:
 
 def theirs(config: LlamaConfig, tokens: torch.Tensor) -> Callable[[], None]:
     model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            hidden_size=config.dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            intermediate_size=config.ffn_hidden,
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.sequence_length,
-            tie_word_embeddings=False,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
+        transformers.LlamaConfig.from_dict(config_dict(config) | {"use_cache": False, "attn_implementation": "sdpa"})
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

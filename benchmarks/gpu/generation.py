@@ -13,6 +13,7 @@ from benchmarks.training.systems import Case
 from model.config import LlamaConfig
 from model.generate import Generation
 from model.transformer import Llama
+from model.weights.hf_config import config_dict
 
 Say = Callable[[str, Any], None]
 
@@ -71,18 +72,7 @@ def _theirs(
 
     with torch.device(device):
         model = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                hidden_size=config.dim,
-                num_hidden_layers=config.n_layers,
-                num_attention_heads=config.n_heads,
-                num_key_value_heads=config.n_kv_heads,
-                intermediate_size=config.ffn_hidden,
-                vocab_size=config.vocab_size,
-                max_position_embeddings=config.sequence_length,
-                bos_token_id=None,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
+            transformers.LlamaConfig.from_dict(config_dict(config) | {"pad_token_id": 0})
         )
     model = model.to(dtype).eval()
     found: dict[str, Any] = {}

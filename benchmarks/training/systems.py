@@ -28,6 +28,7 @@ from model.optim import make_optimizer
 from model.parallelize import layout_of, loss_scale, make_mesh, parallelize
 from model.sharding import Layout, sharding_plan
 from model.transformer import Llama
+from model.weights.hf_config import config_dict
 
 Step = Callable[[], torch.Tensor]  # returns the loss, in nats a token, without waiting for a GPU
 ADAMW: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": True}
@@ -167,18 +168,8 @@ def huggingface(case: Case, compile: bool) -> Step:
     config = case.config
     with torch.device(case.device):
         model = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                hidden_size=config.dim,
-                num_hidden_layers=config.n_layers,
-                num_attention_heads=config.n_heads,
-                num_key_value_heads=config.n_kv_heads,
-                intermediate_size=config.ffn_hidden,
-                vocab_size=config.vocab_size,
-                max_position_embeddings=config.sequence_length,
-                rms_norm_eps=config.norm_eps,
-                tie_word_embeddings=False,
-                use_cache=False,
-                attn_implementation="sdpa",
+            transformers.LlamaConfig.from_dict(
+                config_dict(config) | {"use_cache": False, "attn_implementation": "sdpa"}
             )
         )
     if compile:

@@ -136,9 +136,12 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]
     ), []  # fmt: skip
 
 
-def write_config(folder: Path, config: LlamaConfig, dtype: torch.dtype, tokens: Mapping[str, Any]) -> None:
-    """`config.json` and `generation_config.json`, as transformers 4 and 5 both read them."""
-    raw = {
+def config_dict(
+    config: LlamaConfig, dtype: torch.dtype = torch.float32, tokens: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What stands in `config.json`, as transformers 4 and 5 both read it (`transformers.LlamaConfig.from_dict`)."""
+    tokens = tokens or {}
+    return {
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
         "attention_bias": False,
@@ -163,7 +166,11 @@ def write_config(folder: Path, config: LlamaConfig, dtype: torch.dtype, tokens: 
         # Said even where there are none: transformers would take 1 and 2 for granted.
         **{key: tokens.get(key) for key in TOKEN_KEYS},
     }
-    _write(folder / CONFIG, raw)
+
+
+def write_config(folder: Path, config: LlamaConfig, dtype: torch.dtype, tokens: Mapping[str, Any]) -> None:
+    """`config.json` and `generation_config.json`."""
+    _write(folder / CONFIG, config_dict(config, dtype, tokens))
     _write(folder / GENERATION, {"_from_model_config": True} | {k: v for k, v in tokens.items() if k in TOKEN_KEYS})
 
 

@@ -12,6 +12,7 @@ from model.config import LlamaConfig
 from model.generate import Generation, Sampling, pick
 from model.init import init_weights
 from model.transformer import Llama
+from model.weights.hf_config import config_dict
 from model.weights.names import to_hf_state_dict
 
 CONTEXT = 48
@@ -43,20 +44,7 @@ def transformers_greedy(model: Llama, prompts: list[list[int]], new: int) -> lis
     transformers = pytest.importorskip("transformers")
     config = model.config
     theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            hidden_size=config.dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            intermediate_size=config.ffn_hidden,
-            vocab_size=config.vocab_size,
-            rms_norm_eps=config.norm_eps,
-            max_position_embeddings=config.sequence_length,
-            tie_word_embeddings=config.tie_embeddings,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        transformers.LlamaConfig.from_dict(config_dict(config) | {"pad_token_id": 0})
     ).eval()
     state = to_hf_state_dict(model.state_dict())
     missing = theirs.load_state_dict(state, strict=not config.tie_embeddings).missing_keys

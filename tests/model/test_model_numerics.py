@@ -8,6 +8,7 @@ from model.generate import generate
 from model.init import init_weights
 from model.optim import lr_at, make_optimizer
 from model.transformer import Llama
+from model.weights.hf_config import config_dict
 from model.weights.names import from_hf_state_dict, to_hf_state_dict
 
 
@@ -29,19 +30,7 @@ def test_logits_and_gradients_equal_transformers(n_kv_heads: int) -> None:
     transformers = pytest.importorskip("transformers")
     model = build(n_kv_heads)
     config = model.config
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            hidden_size=config.dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            intermediate_size=config.ffn_hidden,
-            vocab_size=config.vocab_size,
-            rms_norm_eps=config.norm_eps,
-            max_position_embeddings=config.sequence_length,
-            tie_word_embeddings=False,
-        )
-    )
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config_dict(config)))
     hf_state = to_hf_state_dict(model.state_dict())
     theirs.load_state_dict(hf_state)
     assert from_hf_state_dict(hf_state).keys() == model.state_dict().keys()
