@@ -312,6 +312,8 @@ def program_version() -> str | None:
 def _what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The sources that differ between two records; none differ when the program computes otherwise than before."""
     before, after = old.get("chain") or {}, new["chain"]
+    if not before:
+        return "recomputed; the record before cannot be read, so what has changed since is not known"
     parts = [(name, before.get("files", {}).get(name), about) for name, about in after["files"].items()]
     parts += [(f"run.json: {key}", before.get("run", {}).get(key), digest) for key, digest in after["run"].items()]
     changed = [name for name, was, is_now in parts if was != is_now]

@@ -148,6 +148,16 @@ def test_a_changed_record_whose_sources_did_not_change_is_entered_too(tmp_path: 
     assert record["chain"]["previous_sha256"] == first["record_sha256"]
 
 
+def test_of_a_record_cut_in_half_it_is_not_said_what_has_changed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    write_record(run)
+    path = run.path / "footprint.json"
+    path.write_text(path.read_text()[:500])
+    run.update_run(status="failed")
+    write_record(run)
+    assert "cannot be read" in entries(run.path)[1]["reason"] and "changed: " not in entries(run.path)[1]["reason"]
+
+
 def test_a_newer_record_is_left_as_it_is(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r")
     write_record(run)
