@@ -5,7 +5,8 @@
 
 Needs a torch from 2.11 on, numpy and Python 3.11 or later; no Ray and no internet. Peers come from the environment or
 from wheels in a folder, all of which are installed without their dependencies into .cache/gpu-peers:
-    torchtitan spmd_types tyro docstring-parser typeguard (torchtitan's Llama), torchao (float8), nvidia-ml-py (energy),
+    torchtitan spmd_types tyro docstring-parser typeguard (torchtitan's Llama; with torch 2.11 it is 0.2.2, which wants
+    torchdata datasets dill multiprocess too), torchao (float8), nvidia-ml-py (energy),
     transformers tokenizers huggingface_hub safetensors regex pyyaml packaging tqdm filelock fsspec (transformers),
     pytest pluggy iniconfig (the tests in gpu_tests/)
 What is missing is said in the result. Each part is a process of its own with a limit of time, and keeps what it found
@@ -26,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.gpu.compare import summary  # noqa: E402
+from benchmarks.gpu.compare import markdown, summary  # noqa: E402
 from benchmarks.report import RESULTS, machine  # noqa: E402
 from benchmarks.training.systems import Case  # noqa: E402
 from model.config import LlamaConfig  # noqa: E402
@@ -55,7 +56,7 @@ class Scale:
     seconds: float  # of a measurement
 
 
-FULL = Scale(4096, 32, 32000, (2048, 4096), 8192, 8192, (1, 16), 512, 128, 4.0)
+FULL = Scale(4096, 32, 32000, (2048, 4096), 16384, 8192, (1, 16), 512, 128, 3.0)
 TINY = Scale(64, 4, 256, (32, 64), 128, 64, (1, 3), 8, 6, 0.05)
 
 
@@ -197,7 +198,8 @@ def main() -> None:
         "wheels": fault or (None if packages is None else sorted(file.name for file in options.wheels.glob("*.whl"))),
         "tiny": options.tiny,
         "layers": layers,
-        "why_layers": f"{layers} of {LAYERS}: what fits beside master weights and moments, without checkpointing",
+        "why_layers": f"{layers} of {LAYERS}: "
+        + ("as asked" if options.layers else "what fits beside master weights and moments, without checkpointing"),
         "parts": {},
     }
     for name, (limit_s, task) in parts(scale, layers, options.device).items():
@@ -213,6 +215,7 @@ def main() -> None:
         result |= {"seconds": time.monotonic() - began_s, "summary": summary(result["parts"])}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
     print(json.dumps(result.get("summary"), indent=2))
 
 

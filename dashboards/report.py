@@ -14,8 +14,8 @@ from dashboards.figures import loss_energy_figure, phases_figure, power_figure
 from energy import human
 from energy.account import account_run
 from energy.boundaries import METHODS, boundary_text
-from energy.record import FILE_NAME, replace_text, write_record
-from energy.runs import RunFolder
+from energy.record import FILE_NAME, write_record
+from energy.runs import RunFolder, replace_file
 
 TEMPLATES = Path(__file__).with_name("templates")
 LABELS = {
@@ -108,6 +108,26 @@ def _origin(item: dict[str, Any]) -> str:
     return f"{known}: {item['source']}" if known else str(item["source"])
 
 
+def _factor(item: dict[str, Any]) -> str:
+    """A factor's value, and the range that goes into the intervals where its source gives one."""
+    value, low, high = (item.get(key) for key in ("value", "low", "high"))
+    if value is None or (low is None and high is None):
+        return _plain(value)
+    bounds = " to ".join("not stated" if bound is None else _plain(bound) for bound in (low, high))
+    return f"{_plain(value)} ({bounds})"
+
+
+def _overhead(record: dict[str, Any]) -> str:
+    """What the metering itself took, of what that is, and in energy; '' where it is not known."""
+    told = record["quality"]["metering_overhead"]
+    if told["cpu_s"] is None:
+        return ""
+    of, energy_j = told.get("cpu_counts"), told["energy_j"]
+    counts = f" ({of})" if of else ""
+    energy = "" if energy_j is None else f", about {human.human_joule(energy_j)} by the mean power of the CPUs"
+    return f"The metering itself took {human.human_time(told['cpu_s'])} of CPU time{counts}{energy}."
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -125,6 +145,7 @@ def _environment() -> Environment:
         "count": human.human_count,
         "utc": _utc,
         "plain": _plain,
+        "factor": _factor,
         "method": lambda name: METHODS[name],
         "origin": _origin,
         "label": lambda key: LABELS.get(key, str(key).replace("_", " ")),
@@ -212,6 +233,7 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
         "plan": _outcome(run),
         "beyond": _beyond(record),
+        "overhead": _overhead(record),
         "not_counted": [
             *(
                 f"{name}: {_reason(record[part])}"
@@ -245,6 +267,6 @@ def write_report(run: RunFolder | str | os.PathLike[str]) -> tuple[Path, Path]:
     run = run if isinstance(run, RunFolder) else RunFolder(run)
     context, environment = _context(run, _read_record(run)), _environment()
     html_path, markdown_path = Path(run.path) / "report.html", Path(run.path) / "report.md"
-    replace_text(html_path, environment.get_template("report.html.j2").render(**context, figures=figures(run)))
-    replace_text(markdown_path, environment.get_template("report.md.j2").render(**context))
+    replace_file(html_path, environment.get_template("report.html.j2").render(**context, figures=figures(run)))
+    replace_file(markdown_path, environment.get_template("report.md.j2").render(**context))
     return html_path, markdown_path

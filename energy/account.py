@@ -9,22 +9,25 @@ with several nodes, each has its own start and end, and these are the first and 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from energy.curves import Array, Curve, Gap, curve_of
+from energy.curves import Array, Curve, Gap, curve_of, power_of
 from energy.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay
 from energy.placement import is_others, own_stretches
 from energy.readings import FINEST_BYTES, Session, first_devices, read_sessions
 from energy.runs import RunFolder
-from energy.stretches import Stretch, device_key, join, unite
+from energy.sensors import device_key
+from energy.stretches import Stretch, join, unite
+from energy.uncertainty import Part, share_of
+from energy.whole_node import rests, unread
 
 SLOT_S = 300.0  # grid intensities hold for five minutes or more
-POWER_POINTS = 4000  # what is kept of a device's power for drawing, once it has several times as many rows
-LOST, IDLE_DEVICES, GAP = "lost", "idle_devices", "gap"
+LOST, IDLE_DEVICES, GAP, COMPILE = "lost", "idle_devices", "gap", "compile"
 USEFUL = ("train_step",)  # not `compile`, the first step of an attempt whose model is compiled: that is start-up
 
 
@@ -34,6 +37,8 @@ class DeviceEnergy:
 
     `gap_s`: time in s in which nothing was read from it. `doubt_j`: half width of what sampled power may have missed.
     `counter_to_power`: what its counter says over what its integrated power says, None where one of them is missing.
+    `in_node_j`: what of its energy a sensor of the whole node has read too; of the rest of the node, less than none, by
+    what its sensor read of other devices. `taken_out`: the parts of that which are in no total.
     """
 
     uuid: str
@@ -48,12 +53,15 @@ class DeviceEnergy:
     doubt_j: float = 0.0
     integrated_j: float = 0.0
     counter_to_power: float | None = None
+    in_node_j: float = 0.0
+    taken_out: list[Part] = field(default_factory=list)
 
 
 @dataclass
 class Account:
     """Joules of a run. `phases` {name: {energy_j, seconds, standard_error_j, method}} and `attempts` both sum to
-    `energy_j`. Of a node with a sensor of its own, the device `rest of the node` is that less all other devices."""
+    `energy_j`. Of a node with a sensor of its own, the device `rest of the node` is that less all other devices, where
+    it was read."""
 
     devices: list[DeviceEnergy] = field(default_factory=list)
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -64,6 +72,8 @@ class Account:
     start_unix_s: float | None = None
     end_unix_s: float | None = None
     overhead: dict[str, Any] = field(default_factory=dict)
+    compiling: list[tuple[float, float]] = field(default_factory=list)  # spans in unix s
+    other_nodes: list[str] = field(default_factory=list)  # metered, but no rank of the run was ever there
     curve: tuple[Array, Array] | None = None  # all devices: unix s on the five minutes, cumulative J
 
     @property
@@ -88,6 +98,7 @@ class _Books:
     gaps: list[Gap] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # the ledger that each device was found in
     slots: dict[int, list[float]] = field(default_factory=dict)  # J by slot of SLOT_S since 1970
+    nodes: dict[str, bool] = field(default_factory=dict)  # those that were metered, and whether they were the run's
 
 
 def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
@@ -96,7 +107,9 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
     fine: read the seconds and raw files too (else a row a minute); None: where they are not too large together.
     """
     account = Account()
-    spans = overlay(disjoint(run.phases()), LOST, lost_windows(run.steps(), run.phases()))
+    phases = run.phases()
+    account.compiling = [(span["start_unix_s"], span["end_unix_s"]) for span in phases if span["phase"] == COMPILE]
+    spans = overlay(disjoint(phases), LOST, lost_windows(run.steps(), phases))
     books = _Books(Timeline(spans))
     edges = [edge for _, start, end in spans for edge in (start, end)]
     ledgers = run.ledgers()
@@ -110,14 +123,17 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
         for path in group:
             sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
             account.damaged += damaged
-            sessions = own_stretches(sessions, path.stem, account.warnings)
-            _collect(account, books, path, sessions, found)
+            own = own_stretches(sessions, path.stem, account.warnings)
+            books.nodes |= {session.header["node"]: False for session in sessions} | books.nodes
+            books.nodes |= {session.header["node"]: True for session in own}
+            _collect(account, books, path, own, found)
         nodes: dict[str, list[list[Stretch]]] = {}
         for stretches in unite(found):
             nodes.setdefault(stretches[0][0]["node"], []).append(stretches)
         for devices in nodes.values():
             _add_node(account, books, devices, used)
     account.warnings += account.damaged
+    account.other_nodes = sorted(node for node, own in books.nodes.items() if not own)
     if not books.windows:
         account.warnings.append("nothing was metered: no reading in the run's ledgers")
         return account
@@ -195,39 +211,37 @@ def _collect(
 def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], used: set[str]) -> None:
     """Book the devices of one node; a sensor of the whole node adds what it has beyond them."""
     found = [(*join(stretches, account.warnings), [stretch[1] for stretch in stretches]) for stretches in devices]
-    whole = [entry for entry in found if entry[0]["kind"] == "node"]
-    parts = [entry for entry in found if entry[0]["kind"] != "node"]
-    others: list[str] = []
-    others_j: list[float] = []
-    for about, curves, gaps, sessions in parts:
-        if is_others(about, sessions, used):
-            others_j += [*(curve.energy_j for curve in curves), *(gap.energy_j for gap in gaps)]
-            others.append(about["uuid"])
+    node = found[0][0]["node"]
+    inside: list[tuple[DeviceEnergy, list[Curve]]] = []
+    others: dict[str, float] = {}
+    for about, curves, gaps, sessions in found:
+        if about["kind"] == "node":
             continue
-        idle = bool(used) and about["kind"] == "gpu" and about["uuid"] not in used
-        _book(books, curves, gaps, idle)
-        account.devices.append(_device_energy(about, curves, gaps))
-        account.power.append((about["uuid"], *_power(curves)))
+        device = _device_energy(about, curves, gaps)
+        inside.append((device, curves))
+        if is_others(about, sessions, used):
+            others[device.uuid] = device.energy_j
+            continue
+        _book(books, curves, gaps, bool(used) and about["kind"] == "gpu" and about["uuid"] not in used)
+        account.devices.append(device)
+        account.power.append((about["uuid"], *power_of(curves)))
     if others:
         account.warnings.append(
-            f"{found[0][0]['node']}: {len(others)} GPUs of this shared node were held by no rank of this run: their "
-            f"{math.fsum(others_j):.0f} J are not in the total; its CPUs and memory are, whoever used them"
+            f"{node}: {len(others)} GPUs of this shared node were held by no rank of this run: their "
+            f"{math.fsum(others.values()):.0f} J are not in the total; its CPUs and memory are, whoever used them"
         )
-    for about, curves, _, _ in whole:
-        if not any(curve.samples for curve in curves):
-            account.warnings.append(
-                f"{about['name']} ({about['uuid']}) was never read: the node's energy is that of its parts alone"
-            )
-            continue
-        _add_rest(account, books, about, curves, [entry[1] for entry in parts])
+    whole = [(about, curves) for about, curves, _, _ in found if about["kind"] == "node"]
+    if whole:
+        spans = {session.span() for about, _, _, sessions in found if about["kind"] == "node" for session in sessions}
+        _add_rests(account, books, whole, inside, others, math.fsum(end - start for start, end in spans))
 
 
-def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = False, sign: float = 1.0) -> None:
+def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = False) -> None:
     for curve in curves:
         # What the curve has at its first point (a model that was looked up late) belongs to that moment.
-        cumulative = np.concatenate([[0.0], curve.cumulative_j[1:]]) * sign
+        cumulative = np.concatenate([[0.0], curve.cumulative_j[1:]])
         if len(cumulative) == 1:
-            cumulative = curve.cumulative_j * sign
+            cumulative = curve.cumulative_j
         told = by_phase(curve.time_unix_s, cumulative, books.timeline)
         if idle:
             energy_j = math.fsum(part.energy_j for part in told.values())
@@ -235,7 +249,7 @@ def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = Fals
         for name, part in told.items():
             books.phases.setdefault(name, []).append(part)
         for attempt, energy_j in curve.by_attempt():
-            books.attempts.setdefault(attempt, []).append(sign * energy_j)
+            books.attempts.setdefault(attempt, []).append(energy_j)
         _add_to_slots(books, curve.time_unix_s, cumulative)
     for gap in gaps:
         _add_to_slots(books, np.array([gap.start_unix_s, gap.end_unix_s]), np.array([0.0, gap.energy_j]))
@@ -262,30 +276,39 @@ def _curve(books: _Books) -> tuple[Array, Array]:
     return edges, np.concatenate([[0.0], np.cumsum(used)])
 
 
-def _add_rest(
-    account: Account, books: _Books, about: dict[str, Any], curves: list[Curve], parts: list[list[Curve]]
+def _add_rests(
+    account: Account,
+    books: _Books,
+    whole: list[tuple[dict[str, Any], list[Curve]]],
+    inside: list[tuple[DeviceEnergy, list[Curve]]],
+    others: Collection[str],
+    metered_s: float,
 ) -> None:
-    """The node's own sensor contains all its devices: what it has beyond them is a device of its own."""
-    _book(books, curves, [])
-    inside_j = 0.0
-    for device in parts:
-        for curve in device:
-            inside_j += curve.energy_j
-            _book(books, [curve], [], sign=-1.0)
-    rest_j = math.fsum(curve.energy_j for curve in curves) - inside_j
-    if rest_j < 0:
-        account.warnings.append(
-            f"{about['name']} ({about['uuid']}) shows {-rest_j:.0f} J less than its parts: one of them is wrong"
-        )
-    rest = _device_energy({**about, "name": f"rest of the node, by {about['name']}"}, curves, [])
-    rest.energy_j = rest_j
-    account.devices.append(rest)
-    times, power_w = _power(curves)
-    for device in parts:
-        own_times, own_w = _power(device)
-        if len(own_times):
-            power_w = power_w - np.interp(times, own_times, np.nan_to_num(own_w))
-    account.power.append((about["uuid"], times, power_w))
+    """Book what a node has beyond its devices, as its own sensors tell it; `others`: devices in no total."""
+    told = rests([curves for _, curves in whole], [curves for _, curves in inside])
+    for rest in told:
+        about, curves = whole[rest.sensor]
+        _book(books, rest.curves, [])
+        device = _device_energy({**about, "name": f"rest of the node, by {about['name']}"}, curves, [])
+        device.energy_j = math.fsum(curve.energy_j for curve in rest.curves)
+        device.doubt_j = math.fsum(curve.doubt_j for curve in rest.curves)
+        if device.gap_s > 0:  # it is missing since its last answer, not since somebody noticed
+            device.gap_s = max(0.0, metered_s - rest.known_s)
+        device.in_node_j = -math.fsum(rest.inside_j)
+        for (part, _), inside_j in zip(inside, rest.inside_j, strict=True):
+            part.in_node_j += inside_j
+            if part.uuid in others:
+                device.taken_out.append((part.method, -inside_j, part.doubt_j * share_of(inside_j, part.energy_j)))
+        account.devices.append(device)
+        account.power.append((about["uuid"], *power_of(rest.curves)))
+        if device.energy_j < 0:
+            account.warnings.append(
+                f"{about['name']} ({about['uuid']}) shows {-device.energy_j:.0f} J less than its parts: one of them is "
+                "wrong"
+            )
+    account.warnings += unread(
+        [(f"{about['name']} ({about['uuid']})", curves) for about, curves in whole], told, metered_s
+    )
 
 
 def _device_energy(about: dict[str, Any], curves: list[Curve], gaps: list[Gap]) -> DeviceEnergy:
@@ -363,17 +386,3 @@ def _attempts(books: _Books) -> list[dict[str, float]]:
             }
         )
     return attempts
-
-
-def _power(curves: list[Curve]) -> tuple[Array, Array]:
-    """Time and mean power of every row, of very many rows of equal stretches; NaN where the device was missing."""
-    if not curves:
-        return np.empty(0), np.empty(0)
-    times, power_w = np.concatenate([c.time_unix_s for c in curves]), np.concatenate([c.power_w for c in curves])
-    if len(times) <= 4 * POWER_POINTS:
-        return times, power_w
-    edges = np.linspace(times[0], times[-1], POWER_POINTS + 1)
-    used = np.concatenate([[0.0], np.cumsum(np.nan_to_num(power_w[1:]) * np.diff(times))])
-    mean_w = np.diff(np.interp(edges, times, used)) / np.diff(edges)
-    missing = np.interp((edges[1:] + edges[:-1]) / 2, times, np.isnan(power_w)) > 0.5
-    return edges, np.concatenate([[np.nan], np.where(missing, np.nan, mean_w)])

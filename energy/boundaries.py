@@ -133,6 +133,43 @@ def _sci(record: Record) -> list[Told]:
     ]
 
 
+def planned_quantities(
+    plan: Record, rate_method: str, power: tuple[str, str], rated_boundary: str
+) -> dict[str, dict[str, str | None]]:
+    """{figure: {boundary, method, and of what is computed `from`}} of a plan's figures.
+
+    rate_method: of its tokens/s; power: boundary and method of its watts per device; rated_boundary: of rated power
+    """
+    power_boundary, power_method = power
+    told: list[Told] = [
+        ("model", "computed", "the model's structure", ("params",)),
+        ("run", "assumed", "", ("tokens",)),
+        ("model", "computed", "FLOP per token x tokens", ("compute_flop",)),
+        ("devices", "modelled", "", ("memory_gb_per_gpu", "fits")),
+        ("devices", rate_method, "", ("tokens_per_s", "tokens_per_s_per_gpu")),
+        ("devices", "computed", "tokens/s x FLOP per token / peak", ("mfu",)),
+        ("run", "computed", "tokens / tokens/s, and start-up as before", ("wall_days",)),
+        ("devices", "computed", "wall_days x devices", ("gpu_hours", "device_hours")),
+        (power_boundary, power_method, "", ("device_power_w",)),
+        (power_boundary, "computed", "device_hours x device_power_w", ("energy_it_kwh",)),
+        (rated_boundary, "computed", "device_hours x rated power", ("energy_rated_it_kwh",)),
+        ("facility", "computed", "energy_it_kwh x pue", ("energy_facility_kwh",)),
+        ("facility", "computed", "energy_facility_kwh x intensity", ("carbon_tco2eq",)),
+        ("hardware", "computed", "factors x gpu_hours / service life", ("embodied_tco2eq",)),
+        ("devices", "computed", "gpu_hours x gpu_hour_price", ("cost",)),
+    ]
+    return _entries(plan, told)
+
+
+def _entries(figures: Record, told: Iterable[Told]) -> dict[str, dict[str, str | None]]:
+    return {
+        key: {"boundary": boundary, "method": None if figures[key] is None else method}
+        | ({"from": source} if source else {})
+        for boundary, method, source, keys in told
+        for key in keys
+    }
+
+
 def quantities_of(record: Record) -> dict[str, dict[str, dict[str, str | None]]]:
     """{block: {figure: {boundary, method, and of what is computed `from`}}} of a record's blocks."""
     embodied = ("carbon_tco2eq", "low_tco2eq", "high_tco2eq")
@@ -161,12 +198,4 @@ def quantities_of(record: Record) -> dict[str, dict[str, dict[str, str | None]]]
             ("meter", "modelled", "its CPU seconds x the CPUs' mean power", ("metering_overhead",)),
         ],
     }
-    return {
-        block: {
-            key: {"boundary": boundary, "method": None if record[block][key] is None else method}
-            | ({"from": source} if source else {})
-            for boundary, method, source, keys in told
-            for key in keys
-        }
-        for block, told in blocks.items()
-    }
+    return {block: _entries(record[block], told) for block, told in blocks.items()}

@@ -28,6 +28,7 @@ from energy.units import JOULE_PER_KWH
 
 __all__ = ["Claim", "Finding", "check_claim", "check_claims", "check_record", "check_sums", "is_total", "power_warning"]
 
+IMPLAUSIBLE = "implausible: "  # how a finding begins among the warnings of a record
 EXACT = 1e-6  # a record holds full precision, so its sums and products hold to rounding
 SHORTEST_S = 60.0  # below this a mean power says little
 

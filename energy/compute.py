@@ -105,18 +105,32 @@ def tokens_of(steps: Sequence[Row]) -> tuple[float, float]:
     return useful, max(useful, computed)
 
 
+def _is_within(step: Row, spans: Sequence[tuple[float, float]]) -> bool:
+    """Whether the middle of a step's time is in one of the spans: their edges may differ by a write to the disk."""
+    middle_s = float(step.get("time_unix_s") or 0.0) - (step.get("seconds") or 0.0) / 2
+    return any(start <= middle_s <= end for start, end in spans)
+
+
 def _times(value: float | None, factor: float | None) -> float | None:
     return None if value is None or factor is None else value * factor
 
 
 def compute_account(
-    run: Row, steps: Sequence[Row], *, devices: int, peak_flops: float | None, device_hours: float
+    run: Row,
+    steps: Sequence[Row],
+    *,
+    devices: int,
+    peak_flops: float | None,
+    device_hours: float,
+    compiling: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
     """The record's `compute`: a pure function of run.json and the steps of rank 0.
 
     devices: how many carried the training. peak_flops: dense BF16 FLOP/s of one. device_hours: reserved, in h, all
     attempts together. What is not known is None. A rate is over the time in steps, so that it compares between runs
-    of any length; `mfu_reserved` is over all device-hours and shows what waiting and crashes cost.
+    of any length, without the steps that compile the model (the first of each attempt whose model is compiled): those
+    are the ones that lie in a span of `compiling`, (start, end) in unix s. `mfu_reserved` is over all device-hours and
+    shows what compiling, waiting and crashes cost.
     """
     model = run.get("model") or {}
     per_token = flop_per_token(model)
@@ -126,8 +140,11 @@ def compute_account(
     hardware = None if palm is None or twice is None else palm + twice
     useful, computed = tokens_of(steps)
     lost = computed - useful
+    compiled = [step for step in steps if _is_within(step, compiling)]
     step_s = math.fsum(step.get("seconds") or 0.0 for step in steps)
-    tokens_per_s = computed / step_s if step_s else None
+    step_s -= math.fsum(step.get("seconds") or 0.0 for step in compiled)
+    steady = computed - math.fsum(step["tokens"] / max(1, step["step"]) for step in compiled)
+    tokens_per_s = steady / step_s if step_s > 0 and len(compiled) < len(steps) else None
     peak_all = peak_flops * devices if peak_flops and devices else None
 
     def utilisation(flop: float | None) -> float | None:
@@ -155,7 +172,7 @@ def compute_account(
         "mfu": utilisation(palm),
         "hfu": utilisation(hardware),
         "mfu_reserved": model_flop / reserved_flop if model_flop and reserved_flop else None,
-        "mfu_basis": "FLOP by the PaLM convention over dense BF16 peak, in the time of the steps",
+        "mfu_basis": "FLOP by the PaLM convention over dense BF16 peak, in the time of the steps after compiling",
         "peak_flops": peak_flops,
         "devices": devices,
         "device_hours": device_hours,

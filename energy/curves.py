@@ -14,6 +14,7 @@ from energy.track import INTEGRATED, MISSING, NO_POWER, RESET, SILENT, UNKNOWN
 
 Array = NDArray[np.float64]
 DISAGREEMENT = 0.05  # counter and integrated power may differ by this share before the account says so
+POWER_POINTS = 4000  # what is kept of a device's power for drawing, once it has several times as many rows
 WRAP_POWER_W = 1000.0  # above what one CPU package draws: bounds how soon its counter can wrap twice
 
 
@@ -21,8 +22,10 @@ WRAP_POWER_W = 1000.0  # above what one CPU package draws: bounds how soon its c
 class Curve:
     """One device in one stretch: cumulative energy in J at unix times, and what the rows say about it.
 
-    `power_w` is the mean since the row before, with the extremes within; NaN where the device was missing.
-    counter_j and held_j are what counter and integrated power say of the same intervals.
+    `power_w` is the mean since the row before, with the extremes within; NaN where the device was missing. `known`: the
+    energy since the row before is known. `doubt_sofar_j`: the half width, cumulative, of what sampled power may have
+    missed. counter_j and held_j are what counter and integrated power say of the same
+    intervals.
     """
 
     time_unix_s: Array
@@ -31,10 +34,11 @@ class Curve:
     power_w: Array
     power_min_w: Array
     power_max_w: Array
+    known: NDArray[np.bool_]
+    doubt_sofar_j: Array
     samples: int
     first_counter_mj: int | None
     last_counter_mj: int | None
-    doubt_j: float = 0.0
     integrated_j: float = 0.0
     gap_s: float = 0.0
     unknown_s: float = 0.0
@@ -46,6 +50,10 @@ class Curve:
     def energy_j(self) -> float:
         return float(self.cumulative_j[-1]) if len(self.cumulative_j) else 0.0
 
+    @property
+    def doubt_j(self) -> float:
+        return float(self.doubt_sofar_j[-1]) if len(self.doubt_sofar_j) else 0.0
+
     def after(self, unix_s: float) -> Curve:
         """The part of the curve after a moment, its energy counted from there; without rows if it ends before."""
         first = int(np.searchsorted(self.time_unix_s, unix_s, side="right"))
@@ -53,8 +61,9 @@ class Curve:
         return replace(
             self,
             **{key: getattr(self, key)[first:] for key in ("time_unix_s", "attempt", "power_w")},
-            **{key: getattr(self, key)[first:] for key in ("power_min_w", "power_max_w")},
+            **{key: getattr(self, key)[first:] for key in ("power_min_w", "power_max_w", "known")},
             cumulative_j=self.cumulative_j[first:] - before_j,
+            doubt_sofar_j=self.doubt_sofar_j[first:] - np.interp(unix_s, self.time_unix_s, self.doubt_sofar_j),
         )
 
     def between(self, start_unix_s: float, end_unix_s: float) -> Curve:
@@ -67,6 +76,8 @@ class Curve:
         cut = (start > times[0], end < times[-1])
         start_j = float(np.interp(start, times, used_j)) if cut[0] else float(used_j[0])
         end_j = float(np.interp(end, times, used_j)) if cut[1] else float(used_j[-1])
+
+        doubt_j = np.interp((start, end), times, self.doubt_sofar_j)
 
         def with_edges(column: NDArray[Any], left: Any, right: Any) -> NDArray[Any]:
             return np.concatenate([[left], column[first:after], [right]]).astype(column.dtype)
@@ -82,6 +93,8 @@ class Curve:
             power_w=with_edges(self.power_w, self.power_w[left], self.power_w[right]),
             power_min_w=with_edges(self.power_min_w, self.power_min_w[left], self.power_min_w[right]),
             power_max_w=with_edges(self.power_max_w, self.power_max_w[left], self.power_max_w[right]),
+            known=with_edges(self.known, self.known[left], self.known[right]),
+            doubt_sofar_j=with_edges(self.doubt_sofar_j, doubt_j[0], doubt_j[1]) - (doubt_j[0] if cut[0] else 0.0),
         )
 
     def by_attempt(self) -> list[tuple[int, float]]:
@@ -121,6 +134,7 @@ def curve_of(device: int, session: Session) -> Curve:
     power_w[missing | ((flags & UNKNOWN) > 0)] = np.nan
     if len(rows) and not missing[0]:  # there is no row before the first: what was read stands
         power_w[0] = (float(rows["power_min_w"][0]) + float(rows["power_max_w"][0])) / 2
+    begun = np.logical_or.accumulate(~missing)  # before its first reading nothing is known
     unread = missing | np.concatenate([[False], missing[:-1]]) | ((flags & SILENT) > 0)
     fallback = (flags[1:] & INTEGRATED) > 0
     known = rows["counter_mj"] >= 0
@@ -132,10 +146,11 @@ def curve_of(device: int, session: Session) -> Curve:
         power_w,
         rows["power_min_w"].astype(float),
         rows["power_max_w"].astype(float),
+        known=((flags & UNKNOWN) == 0) & np.concatenate([[True], begun[:-1]])[: len(rows)],
+        doubt_sofar_j=rows["doubt_mj"] * (share / 1e3),
         samples=int(rows["n"][~missing].sum()),
         first_counter_mj=int(counters[0]) if len(counters) else None,
         last_counter_mj=int(counters[-1]) if len(counters) else None,
-        doubt_j=share * float(rows["doubt_mj"][-1]) / 1e3,
         integrated_j=math.fsum(used_j[fallback].tolist()),
         gap_s=math.fsum(passed_s[unread].tolist()),
         unknown_s=math.fsum(passed_s[(flags & UNKNOWN) > 0].tolist()),
@@ -161,7 +176,7 @@ def _explain(curve: Curve, session: Session, about: dict[str, Any], flags: Any, 
         )
         state = "is missing from the beginning" if missing.all() else f"could not be read for {curve.gap_s:.1f} s"
         curve.warnings.append(f"{state} ({why or 'no reason was kept'})")
-    if curve.unknown_s:
+    if curve.unknown_s and about["kind"] != "node":  # of a node's own sensor see energy.whole_node
         curve.warnings.append(f"the energy of {curve.unknown_s:.1f} s is unknown and not in the total")
     silent = (flags & SILENT) > 0
     if silent.any():
@@ -171,7 +186,7 @@ def _explain(curve: Curve, session: Session, about: dict[str, Any], flags: Any, 
         when = float(curve.time_unix_s[place])
         curve.warnings.append(f"the counter went backwards before {when:.3f}: a new epoch, that interval is {how}")
     stood_in = ((flags & INTEGRATED) > 0) & ((flags & RESET) == 0)
-    if stood_in.any():
+    if stood_in.any() and about["method"] == "counter":
         curve.warnings.append(f"no counter in {int(stood_in.sum())} intervals: taken from integrated power")
 
 
@@ -217,3 +232,17 @@ def gap_between(old: Session, before: Curve, new: Session, after: Curve, about: 
         return Gap(attempt, start, max(start, end), energy_j, f"{energy_j:.1f} J in {duration} are booked as gap")
     text = f"the energy of {duration} is unknown and not in the total: {why}"
     return Gap(attempt, start, max(start, end), 0.0, text)
+
+
+def power_of(curves: list[Curve]) -> tuple[Array, Array]:
+    """Time and mean power of every row, of very many rows of equal stretches; NaN where the device was missing."""
+    if not curves:
+        return np.empty(0), np.empty(0)
+    times, power_w = np.concatenate([c.time_unix_s for c in curves]), np.concatenate([c.power_w for c in curves])
+    if len(times) <= 4 * POWER_POINTS:
+        return times, power_w
+    edges = np.linspace(times[0], times[-1], POWER_POINTS + 1)
+    used = np.concatenate([[0.0], np.cumsum(np.nan_to_num(power_w[1:]) * np.diff(times))])
+    mean_w = np.diff(np.interp(edges, times, used)) / np.diff(edges)
+    missing = np.interp((edges[1:] + edges[:-1]) / 2, times, np.isnan(power_w)) > 0.5
+    return edges, np.concatenate([[np.nan], np.where(missing, np.nan, mean_w)])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energy.boundaries import boundary_of, quantities_of, shares_of
-from energy.checks import check_record
+from energy.checks import IMPLAUSIBLE, check_record
 from energy.compute import compute_account, peak_of
 from energy.factors import common_accelerator, rated_power
 from energy.formula import energy_facility_kwh, estimate
@@ -82,11 +82,12 @@ def _finite(value: float | None) -> float | None:
 
 
 def _uncertainty(
-    account: Any, total_j: float, figures: Mapping[str, float | None], factors: Mapping[str, Row]
+    account: Any, total_j: float, figures: Mapping[str, float | None], factors: Mapping[str, Row], by_hour: bool
 ) -> dict[str, Any]:
     """The record's `uncertainty`: an interval for each figure, and which factors have a range that is in it.
 
     factors: those in use by key, PUE and intensity; one without a range enters as it is, and the block says so.
+    by_hour: the intensity is computed from a series, which has no range.
     """
     widths = half_widths(parts_of(account.devices))
     errors = tuple(sorted(width / abs(total_j) for width in widths)) if total_j else ()
@@ -96,6 +97,7 @@ def _uncertainty(
     known = figures["energy_it_kwh"] is not None
     told = [f"{key} with its source's range" for key in ranges]
     told += [f"{key} as given: its source states no range" for key in bare]
+    told += ["intensity by the hour as given: its series states no range"] if by_hour else []
     return {
         **{
             key: interval(value, errors, [ranges[name] for name in inside.get(key, ()) if name in ranges])
@@ -177,7 +179,9 @@ def make_footprint(
     started, ended = _span(run, account)
     devices = _devices_in_use(run, account)
     device_hours = devices * (_attempt_seconds(run, ended) or max(0.0, ended - started)) / 3600
-    compute = compute_account(run, steps, devices=devices, peak_flops=peak, device_hours=device_hours)
+    compute = compute_account(
+        run, steps, devices=devices, peak_flops=peak, device_hours=device_hours, compiling=account.compiling
+    )
     trained, processed = compute["tokens_useful"], compute["tokens_useful"] + compute["tokens_lost"]
     carbon = carbon_block(run, facility, pue, account.curve, series, warnings)
     tonnes = carbon["carbon_tco2eq"]
@@ -187,7 +191,6 @@ def make_footprint(
 
     planned = run.get("planned_tokens")
     fraction = trained / planned if planned else None
-    # By the hour the intensity is computed, and its series has no range.
     entering = ("pue", "intensity_g_per_kwh") if series is None else ("pue",)
     factors = {key: assumed[key] for key in entering if assumed[key]["value"] is not None}
     figures = {
@@ -217,7 +220,8 @@ def make_footprint(
         },
         "compute": compute,
         "hardware": {
-            **{key: run.get(key) for key in ("device_type", "world_size", "hosts")},
+            **{key: run.get(key) for key in ("device_type", "world_size")},
+            "hosts": run.get("hosts") and [host for host in run["hosts"] if host not in account.other_nodes],
             "devices": [{"uuid": d.uuid, "name": d.name, "node": d.node, "kind": d.kind} for d in account.devices],
         },
         "time": {
@@ -238,7 +242,7 @@ def make_footprint(
         "sci": sci_block(
             tonnes, made["carbon_tco2eq"], trained, compute["compute_flop"], (run.get("model") or {}).get("params")
         ),
-        "uncertainty": _uncertainty(account, total_j, figures, factors),
+        "uncertainty": _uncertainty(account, total_j, figures, factors, series is not None),
         "quality": {
             "warnings": list(dict.fromkeys(warnings)),
             "damaged": damaged,
@@ -249,7 +253,7 @@ def make_footprint(
     }
     for block, told in quantities_of(record).items():
         record[block]["quantities"] = told
-    record["quality"]["warnings"] += [f"implausible: {finding}" for finding in check_record(record)]
+    record["quality"]["warnings"] += [f"{IMPLAUSIBLE}{finding}" for finding in check_record(record)]
     return record
 
 
@@ -271,7 +275,7 @@ def _missing(
         texts.append("no grid intensity was given: carbon is not known (energy.grid or energy.intensity)")
     if not measured_any:
         texts.append("no sensor could be read: the energy is missing, not zero")
-    metered = {device.node for device in account.devices}
+    metered = {device.node for device in account.devices} | set(account.other_nodes)
     for node in sorted({meter["node"] for meter in run.get("meters") or []} - metered):
         texts.append(f"no ledger of node {node} is here: its energy is missing, not zero (is the folder a shared one?)")
     texts += run.get("grid_notes") or []

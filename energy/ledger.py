@@ -73,6 +73,11 @@ class Appender:
     def size(self) -> int:
         return self._size
 
+    def last(self, kind: bytes) -> list[Frame]:
+        """The frames at the end of the file, from before the last one of a kind on: what a newer version wrote is not
+        among them."""
+        return [frame for frame in tail(self._fd, self._size, kind) if frame.version <= VERSION]
+
     def append(self, kind: bytes, payload: bytes) -> None:
         """Write one frame. OSError (a full disk) leaves the file as it was before."""
         frame = encode(kind, payload)
@@ -165,20 +170,24 @@ def _next_frame(data: bytes, start: int) -> int:
 
 
 def whole_size(fd: int, length: int) -> int:
-    """Bytes up to the end of the last whole frame: what a writer keeps when it goes on with a file of this length.
+    """Bytes up to the end of the last whole frame: what a writer keeps when it goes on with a file of this length."""
+    frames = tail(fd, length)
+    return frames[-1].end if frames else 0
 
-    Only the end is read, and more of it, four times as much each time, until a whole frame is in it: a file of weeks is
-    100 MB. Where no frame is whole this comes to all of the file.
+
+def tail(fd: int, length: int, kind: bytes | None = None) -> list[Frame]:
+    """The whole frames at the end of a file of this length, from before the last one of a kind (of any kind) on.
+
+    Only the end is read, and more of it, four times as much each time, until there is such a frame: a file of weeks is
+    100 MB. Where there is none this comes to all of the file.
     """
     window = TAIL
     while True:
         start = max(0, length - window)
         data = _read(fd, start, length)
-        ends = [frame.end for frame in _whole(data, [], "", _next_frame(data, 0))]
-        if ends:
-            return start + max(ends)
-        if start == 0:
-            return 0
+        found = list(_whole(data, [], "", _next_frame(data, 0)))
+        if start == 0 or any(kind is None or (frame.kind == kind and frame.version <= VERSION) for frame in found):
+            return [frame._replace(offset=start + frame.offset, end=start + frame.end) for frame in found]
         window *= 4
 
 

@@ -12,17 +12,40 @@ from typing import Any
 
 
 def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{node, time_unix_s, power_w, energy_j, missing} of the devices as `Meter.now` gives them: a node's own sensor in
-    place of its parts, and of a GPU that is metered for MIG instances their share."""
+    """{node, meter_pid, time_unix_s, power_w, energy_j, missing, devices} of the devices as `Meter.now` gives them: a
+    node's own sensor in place of its parts, and of a GPU that is metered for MIG instances their share.
+
+    devices: {uuid, name, kind, power_w, energy_j, missing, counted} of each, `counted` where it is in the node's sums.
+    """
     whole = [device for device in devices if device["kind"] == "node" and not device["missing"]]
-    counted = whole or [device for device in devices if device["kind"] != "node"]
+    parts = [device for device in devices if device["kind"] != "node"]
+    counted = whole[:1] or parts  # of several sensors of a node one
+    # What a sensor of the node could not read is not in its sum, which never falls below that of the parts.
+    sums_j = [_share(device, "energy_j") or 0.0 for device in devices if device["kind"] == "node"]
+    sums_j.append(sum(_share(device, "energy_j") or 0.0 for device in parts))
+    shown = [
+        {key: device[key] for key in ("uuid", "name", "kind", "missing")}
+        | {
+            "power_w": None if device["missing"] else _share(device, "power_w"),
+            "energy_j": _share(device, "energy_j"),
+            "counted": any(device is each for each in counted),
+        }
+        for device in devices
+    ]
     return {
         "node": node,
+        "meter_pid": os.getpid(),  # another one counts energy_j from 0 again
         "time_unix_s": time_unix_s,
-        "power_w": sum((device["power_w"] or 0.0) * device.get("share", 1.0) for device in counted),
-        "energy_j": sum(device["energy_j"] * device.get("share", 1.0) for device in counted),
+        "power_w": sum(_share(device, "power_w") or 0.0 for device in counted),
+        "energy_j": max(sums_j),
         "missing": [device["uuid"] for device in devices if device["missing"]],
+        "devices": shown,
     }
+
+
+def _share(device: dict[str, Any], key: str) -> float | None:
+    value = device[key]
+    return None if value is None else value * device.get("share", 1.0)
 
 
 PROCESS, THREADS = "all of the meter's process", "the threads that the meter started"

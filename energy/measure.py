@@ -27,7 +27,7 @@ from typing import Any
 from energy import child
 from energy.measurement import Factors, Measurement
 from energy.meter import Meter
-from energy.runs import LOCK, RunFolder
+from energy.runs import LOCK, RunFolder, require_run_name
 from energy.sensors import discover
 from energy.sensors.declared import node_sensors
 from energy.windows import Window
@@ -182,8 +182,8 @@ def _own_version() -> dict[str, str]:
 
 def _make_folder(runs_dir: Path, name: str | None) -> RunFolder:
     """A new run folder. ValueError when the name is none, or is taken."""
-    if name is not None and (name in ("", ".", "..") or "/" in name):
-        raise ValueError(f"--name {name!r}: expected a plain folder name, without slashes")
+    if name is not None:
+        require_run_name(name)
     stem = name or time.strftime(f"{KIND}-%Y%m%d-%H%M%S")
     number = 1
     while True:

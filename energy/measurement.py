@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from energy.boundaries import boundary_of, shares_of
 from energy.factors import Factor
 from energy.formula import carbon_tco2eq, energy_facility_kwh
+from energy.places import named
 from energy.runs import RunFolder
+from energy.uncertainty import interval, relative_range
 from energy.units import JOULE_PER_KWH
 from energy.windows import DeviceWindow, Window
 
@@ -27,14 +30,17 @@ class Factors:
     @classmethod
     def declared(
         cls,
-        pue: float | None = None,
+        pue: float | str | None = None,
         pue_source: str | None = None,
         intensity_g_per_kwh: float | None = None,
         intensity_source: str | None = None,
     ) -> Factors:
-        """From the command line's figures. ValueError for one that cannot be, and for one without a source."""
+        """From the command line's figures; a PUE may be a name in the tables instead, which has a source of its own.
+
+        ValueError for a figure that cannot be, for one without a source, and for a name that the tables do not hold.
+        """
         return cls(
-            _declared("pue", "1", pue, pue_source, 1.0),
+            _named_pue(pue, pue_source) if isinstance(pue, str) else _declared("pue", "1", pue, pue_source, 1.0),
             _declared("intensity_g_per_kwh", "g CO2eq/kWh", intensity_g_per_kwh, intensity_source, 0.0),
         )
 
@@ -43,6 +49,20 @@ class Factors:
         factors = {"pue": self.pue, "intensity_g_per_kwh": self.intensity}
         return {key: None if factor is None else factor.as_dict() for key, factor in factors.items()}
 
+    def intervals(self, energy_j: float | None, half_widths_j: Sequence[float]) -> dict[str, dict[str, float | None]]:
+        """{low, high} of `totals`: the 95 % interval of each, its factors' ranges in it (see energy.uncertainty)."""
+        totals = self.totals(energy_j)
+        errors = sorted(half_j / energy_j for half_j in half_widths_j) if energy_j else []
+        inside = {"energy_facility_kwh": [self.pue], "carbon_tco2eq": [self.pue, self.intensity]}
+        bounds: dict[str, dict[str, float | None]] = {"low": {}, "high": {}}
+        for key, value in totals.items():
+            factors = [factor.as_dict() for factor in inside.get(key, []) if factor is not None]
+            ranges = [found for factor in factors if (found := relative_range(factor)) is not None]
+            told = interval(value, errors, ranges)
+            for bound, of in bounds.items():
+                of[key] = None if told is None else told[bound]
+        return bounds
+
     def totals(self, energy_j: float | None) -> dict[str, float | None]:
         """energy_it_kwh, energy_facility_kwh and carbon_tco2eq of so many J."""
         pue, g_per_kwh = (factor.value if factor else None for factor in (self.pue, self.intensity))
@@ -50,6 +70,12 @@ class Factors:
         facility = None if it_kwh is None or pue is None else energy_facility_kwh(it_kwh, pue)
         carbon = None if facility is None or g_per_kwh is None else carbon_tco2eq(facility, g_per_kwh)
         return {"energy_it_kwh": it_kwh, "energy_facility_kwh": facility, "carbon_tco2eq": carbon}
+
+
+def _named_pue(name: str, source: str | None) -> Factor:
+    if source is not None:
+        raise ValueError(f"--pue {name} is a name in the tables and has its source there: leave --pue-source out")
+    return named("pue", name)
 
 
 def _declared(key: str, unit: str, value: float | None, source: str | None, least: float) -> Factor | None:
@@ -91,7 +117,7 @@ class Measurement:
 
     def as_json(self) -> dict[str, Any]:
         """What `hoofprint measure --json` prints; `low` and `high` bound the 95 % interval of the keys above them."""
-        window, totals = self.window, self.factors.totals
+        window = self.window
         keys = (
             "uuid",
             "name",
@@ -111,9 +137,8 @@ class Measurement:
             "duration_s": window.duration_s,
             "exit_code": self.exit_code,
             "devices": [{key: getattr(d, key) for key in keys} | {"note": d.note or None} for d in self.devices],
-            **totals(window.energy_j),
-            "low": totals(window.low_j),
-            "high": totals(window.high_j),
+            **self.factors.totals(window.energy_j),
+            **self.factors.intervals(window.energy_j, window.half_widths_j()),
             "boundary": self.boundary,
             **self.shares(),
             "warnings": self.warnings,

@@ -8,23 +8,28 @@ parts of it beside each other: there the shares add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from energy.curves import Array, curve_of
+from energy.curves import Array, Curve, Gap, curve_of
 from energy.placement import is_others, own_stretches
-from energy.readings import read_sessions
+from energy.readings import Session, read_sessions
 from energy.runs import RunFolder
-from energy.stretches import Stretch, device_key, join, unite
+from energy.sensors import device_key
+from energy.stretches import Stretch, join, unite
+from energy.whole_node import rests
 
 WHOLE = "whole"  # of a device that is not parted into MIG instances
 
 
 @dataclass
 class MergedDevice:
-    """A device's energy in J over the union of the times in which it was metered, and what overlapped in J."""
+    """A device's energy in J over the union of the times in which it was metered, and what overlapped in J; of a sensor
+    of a whole node what it has beyond the node's other devices."""
 
     uuid: str
     name: str
@@ -45,9 +50,7 @@ class Merged:
 
     @property
     def energy_j(self) -> float:
-        """All devices; of a node with a sensor of its own, that sensor and not its parts too."""
-        whole = {device.node for device in self.devices if device.kind == "node"}
-        return math.fsum(d.energy_j for d in self.devices if d.kind == "node" or d.node not in whole)
+        return math.fsum(device.energy_j for device in self.devices)
 
     @property
     def overlap_j(self) -> float:
@@ -78,19 +81,10 @@ def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
     pieces: dict[str, list[_Piece]] = {}
     about: dict[str, dict] = {}
     for run in runs:
-        used = run.devices_used()
         for path in run.ledgers():
             sessions, damaged = read_sessions(path, fine=fine)
             merged.damaged += [f"{run.path.name}/{text}" for text in damaged]
-            stretches: dict[str, list[Stretch]] = {}
-            for session in own_stretches(sessions, path.stem, []):
-                for place, sensor in enumerate(session.sensors):
-                    stretch = (sensor, session, curve_of(place, session), path.name)
-                    stretches.setdefault(device_key(sensor), []).append(stretch)
-            for own in unite(stretches):
-                sensor, curves, gaps = join(own, [])
-                if is_others(sensor, [stretch[1] for stretch in own], used):
-                    continue
+            for sensor, curves, gaps in _own_devices(run, path, sessions):
                 about.setdefault(sensor["uuid"], sensor)
                 parts = dict(sensor.get("instances") or {WHOLE: float(sensor.get("share", 1.0))})
                 share = min(1.0, math.fsum(parts.values()))
@@ -112,6 +106,31 @@ def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
             )
         )
     return merged
+
+
+def _own_devices(
+    run: RunFolder, path: Path, sessions: list[Session]
+) -> Iterator[tuple[dict[str, Any], list[Curve], list[Gap]]]:
+    """(description, curves, gaps) of the devices of a ledger that were the run's own; of a sensor of the whole node
+    what it has beyond the others, as in the account."""
+    stretches: dict[str, list[Stretch]] = {}
+    for session in own_stretches(sessions, path.stem, []):
+        for place, sensor in enumerate(session.sensors):
+            stretch = (sensor, session, curve_of(place, session), path.name)
+            stretches.setdefault(device_key(sensor), []).append(stretch)
+    used = run.devices_used()
+    whole: list[tuple[dict[str, Any], list[Curve]]] = []
+    inside: list[list[Curve]] = []
+    for own in unite(stretches):
+        sensor, curves, gaps = join(own, [])
+        if sensor["kind"] == "node":
+            whole.append((sensor, curves))
+            continue
+        inside.append(curves)
+        if not is_others(sensor, [stretch[1] for stretch in own], used):
+            yield sensor, curves, gaps
+    for rest in rests([curves for _, curves in whole], inside):
+        yield whole[rest.sensor][0], rest.curves, []
 
 
 def _union(pieces: list[_Piece]) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.live import OwnCpu, live_figures, overhead
-from energy.readers import Alarm, Channel, Clock, be_punctual, boot_id, system_clock
+from energy.readers import Alarm, Channel, Clock, be_punctual, boot_id, channels_of, system_clock
 from energy.sensors import Sensor, discover
 from energy.windows import SETTLE_S, Edge, Edges, Window
 from energy.writer import LedgerWriter, Tick
@@ -88,7 +88,8 @@ class Meter:
         if discover_sensors:
             found, warnings = discover(self.node, gpus=gpus, host=host)
             self.warnings += warnings
-        self._channels = [Channel(sensor) for sensor in [*found, *sensors]]
+        self._channels, doubled = channels_of([*found, *sensors])
+        self.warnings += doubled
         self._edges = Edges(self._channels)
         gpu_count = sum(channel.about["kind"] == "gpu" for channel in self._channels)
         self._glance_s = min(max(GLANCE_S * gpu_count, GLANCES_S[0]), GLANCES_S[1])

@@ -7,16 +7,17 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from energy.sensors import Reading, Sensor
-from energy.track import LONGEST_UPDATE_S, Row, Track
+from energy.sensors import Reading, Sensor, device_key
+from energy.track import LONGEST_UPDATE_S, OLDEST_TIMESTAMP_S, Row, Track
 
 Clock = Callable[[], tuple[float, float]]  # (unix s, monotonic s)
 SLOW_METHODS = ("modelled", "assumed")  # they know nothing finer than the second in which they are asked
 SLOW_S = 10.0
+CLOCK_S, CLOCK_TRIES = 2e-5, 10  # in how long both clocks are read, and how often that is tried on a busy machine
 
 
 def boot_id() -> str | None:
@@ -28,8 +29,18 @@ def boot_id() -> str | None:
 
 
 def system_clock() -> tuple[float, float]:
-    """(unix seconds, monotonic seconds): the first places a reading, the second measures between readings."""
-    return time.time(), time.monotonic()
+    """(unix seconds, monotonic seconds): the first places a reading, the second measures between readings.
+
+    Both are of one moment. A process that is put aside between two looks at its clocks would shift a driver's timestamp
+    by as much, and with it the edge of a window: such a look is taken again.
+    """
+    for _ in range(CLOCK_TRIES):
+        before_s = time.monotonic()
+        unix_s = time.time()
+        after_s = time.monotonic()
+        if after_s - before_s < CLOCK_S:
+            break
+    return unix_s, (before_s + after_s) / 2
 
 
 class Alarm:
@@ -65,7 +76,9 @@ class Channel:
         self.uuid: str = self.about["uuid"]
         self.share = float(self.about.get("share", 1.0))
         update_s = LONGEST_UPDATE_S if self.about["kind"] == "gpu" else math.inf
-        self.track = Track(self.about["method"] == "counter", update_s)
+        # A node's controller answers when it likes: until it does, its last answer stands for no time after it.
+        oldest_s = math.inf if self.about["kind"] == "node" else OLDEST_TIMESTAMP_S
+        self.track = Track(self.about["method"] == "counter", update_s, oldest_s)
         self.samples = 0
         self.hung = False
         self.was_missing = False
@@ -180,3 +193,17 @@ class Channel:
         if self._missing_since_s is not None:
             self._gap_s += now_s - self._missing_since_s
             self._missing_since_s = None
+
+
+def channels_of(sensors: Iterable[Sensor]) -> tuple[list[Channel], list[str]]:
+    """A channel for each device, and of further sensors for the same device, which are not read, that it is so."""
+    channels: dict[str, Channel] = {}
+    doubled = []
+    for sensor in sensors:
+        channel = Channel(sensor)
+        first = channels.setdefault(device_key(channel.about), channel)
+        if first is not channel:
+            doubled.append(
+                f"{channel.about['name']} ({channel.uuid}) is left out: {first.about['name']} reads the same device"
+            )
+    return list(channels.values()), doubled

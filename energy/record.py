@@ -33,13 +33,12 @@ from energy.account import account_run
 from energy.factors import table_versions
 from energy.factors.model import Basis
 from energy.footprint import SCHEMA, make_footprint
-from energy.runs import RunFolder
+from energy.runs import SERIES, RunFolder, replace_file
 from energy.series import IntensitySeries
 
 FILE_NAME = "footprint.json"
 ENTRIES = "records.jsonl"
 SPEC = "experiment.yaml"
-SERIES = "grid/series.json"  # the grid's intensity over the run, where it is declared by the hour
 SOURCES = ("energy/*.ledger", "energy/*.seconds", "energy/*.raw", "energy/*.raw.old", "metrics/*.jsonl", SERIES, SPEC)
 KEPT = "records"
 FIRST = "first record"
@@ -56,13 +55,6 @@ KEYS: dict[str, Any] = {
 def canonical(record: dict[str, Any]) -> str:
     """The record as text: sorted keys, full precision, no NaN, a final newline."""
     return json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes `text` beside `path` and moves it there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def hash_of(value: Any) -> str:
@@ -95,13 +87,17 @@ def source_files(folder: Path) -> list[Path]:
 
 def spec_sections(folder: Path) -> dict[str, str]:
     """A hash of each section of experiment.yaml, so that a changed one can be named; {} where it cannot be read."""
+    return {str(key): _digest(repr(value).encode()) for key, value in _spec(folder).items()}
+
+
+def _spec(folder: Path) -> dict[Any, Any]:
     import yaml
 
     try:
         spec = yaml.safe_load((folder / SPEC).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return {str(key): _digest(repr(value).encode()) for key, value in spec.items()} if isinstance(spec, dict) else {}
+    return spec if isinstance(spec, dict) else {}
 
 
 def factors_used(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -214,12 +210,13 @@ def write_record(run: RunFolder, reason: str | None = None) -> dict[str, Any]:
     same = last is not None and hash_of_text(text) == last["record_sha256"]
     if same and not foreign:
         if old_data is None:
-            replace_text(path, text)
+            replace_file(path, text)
         return record
     missing = _missing_sources(folder, last, old)
-    if missing and reason is None:
+    lost = [name for name in missing if name != SERIES or not _declared_away(folder)]
+    if lost and reason is None:
         raise ValueError(
-            f"{folder}: {', '.join(missing[:MOST_CHANGES])} {'is' if len(missing) == 1 else 'are'} missing, from which "
+            f"{folder}: {', '.join(lost[:MOST_CHANGES])} {'is' if len(lost) == 1 else 'are'} missing, from which "
             f"the last record was computed: it is left as it is. Bring the files back, or say why they are gone: "
             f'hoofprint report {folder} --reason "..."'
         )
@@ -231,7 +228,7 @@ def write_record(run: RunFolder, reason: str | None = None) -> dict[str, Any]:
         told += f"; the {FILE_NAME} that lay here " + ("had been changed" if last else "had no entry")
     if old_data is not None:
         _keep(folder, old_data)
-    replace_text(path, text)
+    replace_file(path, text)
     replaced = {"replaced_sha256": None if old_data is None else _digest(old_data), "missing_sources": missing}
     _append(folder, last, record, text, told, old, replaced)
     return record
@@ -245,9 +242,7 @@ def kept_file(folder: Path, sha256: str) -> Path:
 def _keep(folder: Path, data: bytes) -> None:
     path = kept_file(folder, _digest(data))
     path.parent.mkdir(exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(data)
-    os.replace(aside, path)
+    replace_file(path, data)
 
 
 def _missing_sources(folder: Path, last: Mapping[str, Any] | None, old: Mapping[str, Any]) -> list[str]:
@@ -256,6 +251,12 @@ def _missing_sources(folder: Path, last: Mapping[str, Any] | None, old: Mapping[
     files = chain.get("files") if isinstance(chain, dict) else None
     named = {*(files if isinstance(files, dict) else ()), *((last or {}).get("sources") or ())}
     return sorted(name for name in named if not (folder / name).exists())
+
+
+def _declared_away(folder: Path) -> bool:
+    """Whether a run that had a series by the hour was resumed under a spec without one, whose run took it out."""
+    energy = _spec(folder).get("energy")
+    return isinstance(energy, dict) and energy.get("grid_series") is None and energy.get("grid_zone") is None
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+SERIES = "grid/series.json"  # in a run's folder: the grid's intensity over the run, where it is declared by the hour
+
 
 class RunFolder:
     """One run on disk. Reading tolerates a torn last line; writing `run.json` replaces it atomically."""
@@ -143,14 +145,27 @@ def write_json(path: Path, document: dict[str, Any], *, durable: bool = True) ->
     durable: also through a power cut, at the cost of waiting for the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", durable=durable)
+
+
+def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Put `content` (text as UTF-8, its line ends as they are) in the place of a file, in one move, as `write_json`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # there only where something above failed
+
+
+def require_run_name(name: str) -> None:
+    """ValueError for a --name that is no folder's."""
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"--name {name!r}: expected a plain folder name, without slashes")
 
 
 def _read_or_nothing(path: Path) -> bytes:

@@ -10,11 +10,6 @@ from energy.readings import Session
 Stretch = tuple[dict[str, Any], Session, Curve, str]  # a device's description, where it was metered, its curve, ledger
 
 
-def device_key(about: dict[str, Any]) -> str:
-    """What tells a device from others: its UUID, and the MIG instances of it that a meter stands for."""
-    return " ".join([about["uuid"], *sorted(about.get("instances") or {})])
-
-
 def unite(found: dict[str, list[Stretch]]) -> list[list[Stretch]]:
     """The stretches of each device. Where a whole GPU was metered too, its MIG instances are in that."""
     whole = {key for key in found if " " not in key}

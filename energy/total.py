@@ -212,9 +212,7 @@ def overlaps(entries: Sequence[Entry]) -> dict[str, float]:
     twice: dict[str, list[float]] = {}
     for cluster in clusters(entries):
         merged = merge(RunFolder(entry.path) for entry in cluster)
-        whole = {device.node for device in merged.devices if device.kind == "node"}
-        counted = [d for d in merged.devices if d.kind == "node" or d.node not in whole]
-        overlap_kwh = math.fsum(device.overlap_j for device in counted) / JOULE_PER_KWH
+        overlap_kwh = merged.overlap_j / JOULE_PER_KWH
         parts = _sum(cluster)
         if not overlap_kwh or not parts["energy_it_kwh"]:
             continue

@@ -63,10 +63,10 @@ class Row(NamedTuple):
 class Track:
     """The curve of one device. `update` takes a reading; `row` gives the state; `energy_at` the curve at a time."""
 
-    def __init__(self, uses_counter: bool, update_s: float = math.inf) -> None:
+    def __init__(self, uses_counter: bool, update_s: float = math.inf, oldest_s: float = OLDEST_TIMESTAMP_S) -> None:
         """update_s: how long a value of the power register stands, where that is known: what lies further apart was
-        not seen."""
-        self.uses_counter, self._update_s = uses_counter, update_s
+        not seen. oldest_s: a timestamp further back than this is not believed."""
+        self.uses_counter, self._update_s, self._oldest_s = uses_counter, update_s, oldest_s
         self.missing = False
         self.why_missing: str | None = None
         self.resets = 0
@@ -111,8 +111,8 @@ class Track:
             self._flags |= UNKNOWN  # a counter would tell what was used meanwhile
         if reading.power_w is not None:
             for seen_unix_s, seen_w in reading.glimpses_w:
-                self._take_power(seen_w, _moment(seen_unix_s, unix_s, now_s), False)
-            self._take_power(reading.power_w, _moment(reading.power_unix_s, unix_s, now_s), reading.covers_past)
+                self._take_power(seen_w, self._moment(seen_unix_s, unix_s, now_s), False)
+            self._take_power(reading.power_w, self._moment(reading.power_unix_s, unix_s, now_s), reading.covers_past)
         elif self.uses_counter:
             self._flags |= NO_POWER
             self._power_at_s, self._held_whole = None, False
@@ -121,7 +121,7 @@ class Track:
         if reading.counter_unix_s is not None and began_unix_s - reading.counter_unix_s > STAMP_LAG_S:
             self._stamps_tell = True  # of updates; some drivers stamp the moment of the call, which tells nothing
         if self.uses_counter:
-            self._take_counter(reading.energy_mj, _moment(reading.counter_unix_s, unix_s, now_s), now_s)
+            self._take_counter(reading.energy_mj, self._moment(reading.counter_unix_s, unix_s, now_s), now_s)
         self.missing, self.why_missing = False, None
 
     def begin_at(self, at_s: float) -> None:
@@ -303,9 +303,8 @@ class Track:
         self._flags = self._n = 0
         self._power_low_w, self._power_high_w = float("inf"), float("-inf")
 
-
-def _moment(driver_unix_s: float | None, unix_s: float, now_s: float) -> float:
-    """The monotonic time of a driver timestamp; of the reading itself where there is none to believe."""
-    if driver_unix_s is None or not 0.0 <= unix_s - driver_unix_s <= OLDEST_TIMESTAMP_S:
-        return now_s
-    return now_s - (unix_s - driver_unix_s)
+    def _moment(self, driver_unix_s: float | None, unix_s: float, now_s: float) -> float:
+        """The monotonic time of a driver timestamp; of the reading itself where there is none to believe."""
+        if driver_unix_s is None or not 0.0 <= unix_s - driver_unix_s <= self._oldest_s:
+            return now_s
+        return now_s - (unix_s - driver_unix_s)

@@ -7,8 +7,10 @@ What may be wrong, as half widths of uniform errors:
 - what a model gave, and what was only assumed: the truth within +-50 % of that figure, all of it moving together;
 - PUE and grid intensity: the range that their source gives, where it gives one.
 
-Of a node with a sensor of its own, that sensor alone is in the total (what lies beyond the parts is its reading less
-theirs), so its errors alone count. A product's relative errors add up, to first order.
+Of a node with a sensor of its own, that sensor alone is in the total where it was read (what lies beyond the parts is
+its reading less theirs), so its errors alone count. Other people's GPUs on such a node are taken out of its reading:
+the sensor's gain counts on all that it read, and the errors of what is taken out count too, each board for itself. A
+product's relative errors add up, to first order.
 
 The sum of independent uniform errors has a known characteristic function, prod sin(a_k t) / (a_k t). The half width is
 the x with P(|sum| <= x) = 95 %, from P = (2/pi) * integral of sin(x t) / t * prod(...) dt (Gil-Pelaez 1951). With more
@@ -28,11 +30,13 @@ MODELLED_ERROR = 0.50
 CONFIDENCE = 0.95
 RULE = (
     f"95 % interval: ±{MEASURED_GAIN:.0%} gain of each measured device, independent of each other (of a node with a "
-    "sensor of its own, of that sensor alone); edges and what sampling may have missed, per device; "
+    "sensor of its own, of that sensor on all that it read, and of each device that is taken out of it); edges and "
+    "what sampling may have missed, per device; "
     f"±{MODELLED_ERROR:.0%} on all that is modelled or assumed, moving together; all uniform, combined exactly."
 )
 MANY = 40
 DIGITS = 6
+ROUNDING = 1e-9  # a device whose energy is all but this share in a node sensor's reading has none beside it
 MEASURED = ("counter", "integrated")
 
 
@@ -42,26 +46,30 @@ Part = tuple[str, float, float]  # method, energy in J, further half width in J
 class Booked(Protocol):
     """A device as the account has it."""
 
-    node: str
     kind: str
     method: str
     energy_j: float
     doubt_j: float
+    in_node_j: float
+    taken_out: list[Part]
 
 
 def parts_of(devices: Iterable[Booked]) -> list[Part]:
-    """What a total is made of: each device, but of a node with a sensor of its own the reading of that sensor."""
-    nodes: dict[str, list[Booked]] = {}
-    for device in devices:
-        nodes.setdefault(device.node, []).append(device)
+    """What a total is made of: each device, and of a node with a sensor of its own that sensor's reading in place of
+    what it read of other devices. What is taken out of the reading is a part that is less than nothing."""
     parts: list[Part] = []
-    for found in nodes.values():
-        whole = [device for device in found if device.kind == "node"]  # it holds what the node has beyond the others
-        if len(whole) == 1:
-            parts.append((whole[0].method, math.fsum(device.energy_j for device in found), whole[0].doubt_j))
-        else:
-            parts += [(device.method, device.energy_j, device.doubt_j) for device in found]
+    for device in devices:
+        energy_j = device.energy_j - device.in_node_j
+        if device.kind == "node":
+            parts += [(device.method, energy_j, device.doubt_j), *device.taken_out]
+        elif abs(energy_j) > ROUNDING * abs(device.energy_j):
+            parts.append((device.method, energy_j, device.doubt_j * share_of(energy_j, device.energy_j)))
     return parts
+
+
+def share_of(part: float, whole: float) -> float:
+    """What share a part is, 0 to 1; none of nothing."""
+    return min(1.0, max(0.0, part / whole)) if whole else 0.0
 
 
 def half_widths(parts: Sequence[Part]) -> list[float]:

@@ -4,6 +4,10 @@ Every hash is compared as it stands. Numbers are computed again by sums, product
 machine, and intervals that are rounded so that its sine and exponential do not show; should one differ in its last
 digits all the same (within TOLERANCE), it counts as the same, and their number is told. What does not hold is named by
 its file, its field, and both values.
+
+That a record is what its sources give, and that its figures can be believed, are two things. An honest record of a
+sensor that reads nonsense verifies: it says `implausible: ...` in its own warnings, and so does the verification, as a
+doubt. A record that keeps such a warning back does not.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from energy import record as records
-from energy.checks import check_record
+from energy.checks import IMPLAUSIBLE, check_record
 from energy.readings import read_sessions
 from energy.record import ENTRIES, FILE_NAME, SPEC, canonical, differences, factors_used, hash_of, hash_of_file, short
 from energy.runs import RunFolder
@@ -33,12 +37,16 @@ MOST_FAULTS = 20  # named of each check; the rest is counted
 
 @dataclass
 class Check:
-    """One thing that was looked at. `ok` is None where it could not be looked at, and `note` says why."""
+    """One thing that was looked at. `ok` is None where it could not be looked at, and `note` says why.
+
+    doubts: what is right as a record and hard to believe of the world. A check with doubts alone is `ok`.
+    """
 
     name: str
     ok: bool | None
     note: str = ""
     faults: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -50,10 +58,22 @@ class Verification:
 
     @property
     def ok(self) -> bool:
+        """Whether the record is what its sources give, and says of itself all that must be said."""
         return all(check.ok is not False for check in self.checks)
 
+    @property
+    def implausible(self) -> list[str]:
+        """What the record itself calls implausible: it verifies all the same, and its reader must know."""
+        return [doubt for check in self.checks for doubt in check.doubts]
+
     def as_json(self) -> dict[str, Any]:
-        return {"run": self.run, "ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+        return {
+            "run": self.run,
+            "ok": self.ok,
+            "plausible": not self.implausible,
+            "implausible": self.implausible,
+            "checks": [asdict(check) for check in self.checks],
+        }
 
 
 def verify_run(run: RunFolder) -> Verification:
@@ -83,9 +103,9 @@ def verify_run(run: RunFolder) -> Verification:
         ("the curves grow as the counters do", lambda: _counters(run)),
         ("computed again, every field is the same", lambda: _recomputed(run, record)),
         ("devices, phases and attempts sum up", lambda: _sums(record)),
-        ("its figures are plausible", lambda: _plausible(record)),
     ]
-    return Verification(folder.name, [_look(name, look) for name, look in looks])
+    checks = [_look(name, look) for name, look in looks]
+    return Verification(folder.name, [*checks, _plausible(record)])
 
 
 def _look(name: str, look: Callable[[], Found]) -> Check:
@@ -308,5 +328,17 @@ def _counters(run: RunFolder) -> Found:
     return faults, f"{compared:,} intervals" if compared else "no device has a counter"
 
 
-def _plausible(record: dict[str, Any]) -> Found:
-    return [str(finding) for finding in check_record(record)], ""
+def _plausible(record: dict[str, Any]) -> Check:
+    """What is implausible is a doubt where the record says so itself, and a fault where it keeps it back."""
+    name = "its figures are plausible, or it says that they are not"
+    doubts: list[str] = []
+
+    def look() -> Found:
+        found = [str(finding) for finding in check_record(record)]
+        said = record["quality"]["warnings"]
+        doubts.extend(text for text in found if IMPLAUSIBLE + text in said)
+        return [text for text in found if IMPLAUSIBLE + text not in said], ""
+
+    check = _look(name, look)
+    check.doubts = doubts
+    return check

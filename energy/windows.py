@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from energy.readers import Channel, Clock
-from energy.uncertainty import half_width
+from energy.uncertainty import half_width, half_widths, quantile
 from energy.units import JOULE_PER_KWH
 
 UPDATE_S = 0.1  # what an NVML energy counter takes between updates; an edge is uncertain by a part of it
@@ -130,12 +130,22 @@ class Window:
 
     @property
     def counted(self) -> list[DeviceWindow]:
-        """The devices that make up the total: of a node with a sensor of its own, that one and not its parts."""
+        """The devices that make up the total, each joule once: of a node with a sensor of its own that one and not its
+        parts. Where it was not read all the time both are less than what was used, and the larger is taken."""
         whole = [device for device in self.devices if device.kind == "node" and device.energy_j is not None]
-        return whole or [device for device in self.devices if device.kind != "node"]
+        parts = [device for device in self.devices if device.kind != "node"]
+        if not whole:
+            return parts
+        node = min(whole, key=lambda device: device.gap_s)  # of several sensors of a node the one that was read longest
+        parts_j = math.fsum(device.energy_j or 0.0 for device in parts)
+        return parts if node.gap_s > 0 and parts_j > (node.energy_j or 0.0) else [node]
+
+    def half_widths_j(self) -> list[float]:
+        """Half widths in J of the independent errors of the total (energy.uncertainty)."""
+        return half_widths([(d.method, d.energy_j or 0.0, self._edges_j(d.uuid)) for d in self.counted])
 
     def _half_width_j(self) -> float:
-        return half_width([(d.method, d.energy_j or 0.0, self._edges_j(d.uuid)) for d in self.counted])
+        return quantile(self.half_widths_j())
 
     def _edges_j(self, uuid: str) -> float:
         """Half width in J that the edges and sampled power add to a device."""

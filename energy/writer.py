@@ -230,15 +230,16 @@ class LedgerWriter:
 
     def _take_over(self) -> int:
         """The last session in the files; its last reading is moved from the raw file to the ledger."""
+        assert self._raw is not None
         known: tuple[int, int] = (0, 0)
         session = 0
-        for frame in ledger.frames(self.path.read_bytes(), []):
+        for frame in self._main.last(MINUTE):  # stretches follow each other: no frame before these is of a later one
             if frame.kind == MINUTE:
                 known = max(known, ledger.TICK.unpack_from(frame.payload)[:2])
             elif frame.kind == ledger.HEADER:
                 session = max(session, _session_of(frame.payload))
         newest: bytes | None = None
-        for frame in ledger.frames(self._raw_path.read_bytes(), []):
+        for frame in self._raw.last(RAW):
             if frame.kind == RAW and ledger.TICK.unpack_from(frame.payload)[:2] > known:
                 newest, known = frame.payload, ledger.TICK.unpack_from(frame.payload)[:2]
         if newest is not None:

@@ -35,6 +35,7 @@ _KEPT = (
     "aten._scaled_dot_product_cudnn_attention.default",
     "aten._scaled_dot_product_fused_attention_overrideable.default",
     "torch_attn._varlen_attn.default",
+    "hoofprint.causal_attention.default",
     "higher_order.flex_attention",
     "_c10d_functional.reduce_scatter_tensor.default",
 )

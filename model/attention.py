@@ -22,6 +22,7 @@ from torch.nn.attention.varlen import varlen_attn
 from model.cache import LayerCache
 from model.config import LlamaConfig
 from model.kernels import rotate
+from model.kernels_attention import causal_attention, takes
 from model.linear import Linear
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def attend(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor, mas
     what is of the same document: an additive (B, 1, L, L), a BlockMask of FlexAttention, or a Varlen.
     """
     grouped = k_BKLD.shape[1] < q_BHLD.shape[1]
+    if mask is None and takes(q_BHLD, k_BKLD):
+        return causal_attention(q_BHLD, k_BKLD, v_BKLD)
     if mask is None:
         return F.scaled_dot_product_attention(q_BHLD, k_BKLD, v_BKLD, is_causal=q_BHLD.shape[2] > 1, enable_gqa=grouped)
     if isinstance(mask, torch.Tensor):
@@ -176,6 +179,8 @@ def backend_in_use(
         for n in heads
     )
     with sdpa_backends(wanted, like.device), torch.enable_grad():
+        if mask is None and takes(q, k):
+            return "products over blocks (CPU)"
         choice = torch._fused_sdp_choice(
             q, k, k, attn_mask=mask, is_causal=mask is None, enable_gqa=heads[0] != heads[1]
         )

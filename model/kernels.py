@@ -3,8 +3,9 @@
 On a GPU, and under torch.compile, the plain formula is already fused. Eager PyTorch on the CPU runs it one
 operation at a time, each into memory of its own; autograd saves most of these arrays for the backward. There
 the traffic, and the page faults of fresh memory, cost as much as a third of the products' time. So for float32
-on the CPU the functions below work in place where the formula allows, save only their inputs, and write the
-backward out by hand. `tests/model/test_model_kernels.py` holds both paths to the same values and gradients.
+and bfloat16 on the CPU the functions below work in place where the formula allows, save only their inputs, and write
+the backward out by hand. The norm and the turn of bfloat16 are float32 inside, widened and rounded once each, which the
+plain formula does at every step. `tests/model/test_model_kernels.py` holds both paths to the same values and gradients.
 
 Shapes: N all positions, E or H channels of the last dimension (I in, O out of a linear layer); B batch, L positions,
 D channels of a head.
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 _silu_backward = torch.ops.aten.silu_backward
 # float32 products are MKL's in PyTorch, and MKL uses AVX-512 on Intel's processors only. oneDNN, which PyTorch has too,
 # was measured a tenth to a fifth faster on AMD's for x @ weight.T and grad @ weight, and no faster for grad.T @ x or
-# for a few positions (generation).
+# for a few positions (generation). bfloat16 products are oneDNN's already, at the same speed.
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 _ONEDNN_FROM_POSITIONS = 256
 _onednn_linear = torch.ops.mkldnn._linear_pointwise
@@ -37,16 +38,21 @@ def _onednn_flop(x_shape: torch.Size, weight_shape: torch.Size, *rest: Any, **op
 
 def linear(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """x @ weight.T, (..., I) to (..., O)."""
-    if _ONEDNN and _by_hand(x) and x.numel() >= _ONEDNN_FROM_POSITIONS * x.shape[-1]:
+    if _by_onednn(x):
         return _Linear.apply(x, weight_OI)
     return F.linear(x, weight_OI)
 
 
 def product(x_NI: torch.Tensor, weight_IO: torch.Tensor) -> torch.Tensor:
     """x @ weight, without a gradient: (N, I) by (I, O)."""
-    if _ONEDNN and _by_hand(x_NI) and x_NI.shape[0] >= _ONEDNN_FROM_POSITIONS:
+    if _by_onednn(x_NI):
         return _onednn(x_NI, weight_IO.t())
     return torch.mm(x_NI, weight_IO)
+
+
+def _by_onednn(x: torch.Tensor) -> bool:
+    enough = x.numel() >= _ONEDNN_FROM_POSITIONS * x.shape[-1]
+    return _ONEDNN and x.dtype == torch.float32 and enough and by_hand(x)
 
 
 def _onednn(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
@@ -55,14 +61,14 @@ def _onednn(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 def rms_norm(x: torch.Tensor, weight_E: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; float32 inside, whatever the dtype of `x`."""
-    if _by_hand(x):
+    if by_hand(x):
         return _RMSNorm.apply(x, weight_E, eps)
     return F.rms_norm(x, weight_E.shape, weight_E, eps)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up (Shazeer 2020), elementwise."""
-    return _SwiGLU.apply(gate, up) if _by_hand(gate) else F.silu(gate) * up
+    return _SwiGLU.apply(gate, up) if by_hand(gate) else F.silu(gate) * up
 
 
 def rotate(x_BLHD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -70,15 +76,15 @@ def rotate(x_BLHD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
     cos and sin, (L, 1, D/2) or (B, L, 1, D/2) in float32, get no gradient.
     """
-    if _by_hand(x_BLHD):
+    if by_hand(x_BLHD):
         return _Rotate.apply(x_BLHD, cos, sin)
     first, second = x_BLHD.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x_BLHD)
 
 
-def _by_hand(x: torch.Tensor) -> bool:
+def by_hand(x: torch.Tensor) -> bool:
     # A DTensor (a norm under tensor parallelism) knows how each operator spreads over ranks, not how these do.
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not isinstance(x, DTensor)
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not isinstance(x, DTensor)
     return plain and not torch.compiler.is_compiling()
 
 
@@ -101,23 +107,26 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_E: torch.Tensor, eps: float) -> torch.Tensor:
         x_NE = x.reshape(-1, x.shape[-1])
+        high_NE = _high(x_NE)
         # vector_norm reads x once; x.pow(2).mean(-1) would write an array of its size and read that.
-        norm_N1 = torch.linalg.vector_norm(x_NE, dim=-1, keepdim=True)
+        norm_N1 = torch.linalg.vector_norm(high_NE, dim=-1, keepdim=True)
         rms_inverse_N1 = norm_N1.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_NE, weight_E, rms_inverse_N1)
-        return (x_NE * rms_inverse_N1).mul_(weight_E).view(x.shape)
+        scaled_NE = high_NE * rms_inverse_N1 if high_NE is x_NE else high_NE.mul_(rms_inverse_N1)
+        return scaled_NE.mul_(weight_E).to(x.dtype).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         # With r = 1 / rms: dw = sum_N g x r, and dx = r g w - x r^3 / E * sum_E(g w x).
         x_NE, weight_E, rms_inverse_N1 = ctx.saved_tensors
-        grad_NE = grad.reshape(x_NE.shape)
-        buffer_NE = grad_NE * x_NE
-        grad_weight_E = torch.mv(buffer_NE.t(), rms_inverse_N1.squeeze(1))
-        coefficient_N1 = torch.mv(buffer_NE, weight_E).unsqueeze(1).mul_(rms_inverse_N1.pow(3)).div_(x_NE.shape[1])
-        grad_x_NE = torch.mul(grad_NE, weight_E, out=buffer_NE).mul_(rms_inverse_N1)
-        return grad_x_NE.addcmul_(x_NE, coefficient_N1, value=-1).view(grad.shape), grad_weight_E, None
+        grad_NE, high_NE, high_weight_E = _high(grad.reshape(x_NE.shape)), _high(x_NE), _high(weight_E)
+        buffer_NE = grad_NE * high_NE
+        grad_weight_E = torch.mv(buffer_NE.t(), rms_inverse_N1.squeeze(1)).to(weight_E.dtype)
+        coefficient_N1 = torch.mv(buffer_NE, high_weight_E).unsqueeze(1).mul_(rms_inverse_N1.pow(3))
+        grad_x_NE = torch.mul(grad_NE, high_weight_E, out=buffer_NE).mul_(rms_inverse_N1)
+        grad_x_NE.addcmul_(high_NE, coefficient_N1.div_(x_NE.shape[1]), value=-1)
+        return grad_x_NE.to(x_NE.dtype).view(grad.shape), grad_weight_E, None
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -149,9 +158,18 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x_BLHD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    # Over whole positions, with the halves' swap as a copy: operations on the halves in place would run over half a
+    # head at a time, and were measured three to eight times slower.
+    shape = (*cos.shape[:-2], x_BLHD.shape[2], 2 * cos.shape[-1])
+    cos_LHD = torch.cat((cos, cos), dim=-1).expand(shape).contiguous()
+    signed_LHD = torch.cat((sin * -direction, sin * direction), dim=-1).expand(shape).contiguous()
     first, second = x_BLHD.chunk(2, dim=-1)
-    out_BLHD = torch.empty(x_BLHD.shape, dtype=x_BLHD.dtype)  # contiguous, also where `x` is a transposed view
-    out_first, out_second = out_BLHD.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=direction)
-    return out_BLHD
+    swapped_BLHD = torch.cat((second, first), dim=-1)
+    # Contiguous, also where `x` is a transposed view.
+    turned_BLHD = _high(swapped_BLHD.contiguous()).mul_(signed_LHD)
+    return turned_BLHD.addcmul_(_high(x_BLHD), cos_LHD).to(x_BLHD.dtype)
+
+
+def _high(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself where its dtype is wide enough to compute in, otherwise a copy in float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,4 +15,4 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight)
+        return linear(x, self.weight.to(x.dtype))  # FSDP has cast it already; a single rank's weights are masters

@@ -49,7 +49,7 @@ def parallelize(
     """Spread `model` over the ranks of `mesh`, in place, and return it. Call on meta, then `to_empty`, then
     `init_weights`.
 
-    mesh: of `make_mesh`, or None to leave the model whole (then in float32 only).
+    mesh: of `make_mesh`; None, or one of a single rank, leaves the model whole.
     plan: of `sharding_plan`, for the mesh's layout; made here where it is not given.
     param_dtype: what the forward and backward compute in; master weights and gradient reduction stay float32.
     checkpointing: what blocks keep for the backward (`model.activation`).
@@ -57,9 +57,10 @@ def parallelize(
     reshard_after_forward: free a block's gathered weights after its forward (less memory, one more gather).
 
     FSDP averages gradients over the data-parallel ranks; scale the loss by `loss_scale` to undo it.
+
+    A single rank needs no FSDP: each layer casts its weight where it uses it, and gradients arrive in float32. FSDP
+    would do the same through copies of all weights and gradients.
     """
-    if mesh is None and param_dtype != torch.float32:
-        raise ValueError(f"param_dtype {param_dtype} needs a mesh (one of a single rank will do)")
     if mesh is not None:
         plan = plan or sharding_plan(model, layout_of(mesh))
         if plan.layout.tensor > 1:
@@ -68,9 +69,13 @@ def parallelize(
         checkpoint_block(block, checkpointing)
     if compile:
         for block in model.blocks:
-            block.compile()  # in place: parameter names stay as they are
-    if mesh is not None and plan is not None:
+            # In place: parameter names stay as they are. Whole: what breaks a block's graph costs speed in silence.
+            block.compile(fullgraph=True)
+        model.head.compiled = True
+    if mesh is not None and plan is not None and plan.layout.world > 1:
         _fully_shard(model, mesh, plan, param_dtype, reshard_after_forward)
+    elif param_dtype != torch.float32:
+        model.compute_dtype = param_dtype
     return model
 
 
@@ -120,6 +125,6 @@ def set_gradient_sync(model: nn.Module, last: bool, each_micro_batch: bool) -> N
     Waiting sends least, and keeps the gradients of the whole model on each rank: 4 bytes per parameter. With
     `each_micro_batch` they are cut at once (a reduce-scatter each time); replicas still wait for the last.
     """
-    unit = cast(FSDPModule, model)
-    unit.set_requires_gradient_sync(last or each_micro_batch)
-    unit.set_requires_all_reduce(last)
+    if isinstance(model, FSDPModule):  # a single rank has nobody to reduce with
+        model.set_requires_gradient_sync(last or each_micro_batch)
+        model.set_requires_all_reduce(last)

@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x_BLE, self.weight, self.eps)
+        return rms_norm(x_BLE, self.weight.to(x_BLE.dtype), self.eps)
 
 
 class FeedForward(nn.Module):
@@ -69,19 +69,26 @@ class Block(nn.Module):
 
 class Head(nn.Module):
     """Logits of the last norm's output, or the loss computed along with them. The matrix is handed in: it may be the
-    embedding's, and so this module has no weights and no names in a checkpoint."""
+    embedding's, and so this module has no weights and no names in a checkpoint. `compiled`: see the loss."""
+
+    compiled = False
 
     def forward(
         self, x_BLE: torch.Tensor, weight_VE: torch.Tensor, targets_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
         if targets_BL is None:
-            return F.linear(x_BLE, weight_VE)
-        return linear_cross_entropy_sum(x_BLE, weight_VE, targets_BL)
+            return F.linear(x_BLE, weight_VE.to(x_BLE.dtype))
+        return linear_cross_entropy_sum(x_BLE, weight_VE, targets_BL, compiled=self.compiled)
 
 
 class Llama(nn.Module):
-    """The whole model. Build it on meta or on a device, then call `model.init.init_weights`."""
+    """The whole model. Build it on meta or on a device, then call `model.init.init_weights`.
 
+    compute_dtype: what forward and backward compute in where the weights are kept in another dtype (masters in
+    float32); None where they have it, or where FSDP casts them as it gathers them.
+    """
+
+    compute_dtype: torch.dtype | None = None
     cos: torch.Tensor
     sin: torch.Tensor
 
@@ -126,6 +133,8 @@ class Llama(nn.Module):
             assert cache is None, "a cache holds whole texts, not documents packed together"
             cos, sin, mask = self.cos[packing.positions_BL], self.sin[packing.positions_BL], packing.mask
         x_BLE = self.embedding(tokens_BL)
+        if self.compute_dtype is not None:
+            x_BLE = x_BLE.to(self.compute_dtype)  # and with it all that follows: each weight is cast where it is used
         if cache is not None:
             cos, sin = cache.turns(self.cos, length), cache.turns(self.sin, length)
             mask = cache.mask(x_BLE.dtype)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from energy.factors import Factor, peak_flops
 from energy.grid import region_of
 from energy.places import from_source
-from energy.runs import RunFolder, write_json
+from energy.runs import SERIES, RunFolder, write_json
 from energy.series import IntensitySeries
 from model.config import LlamaConfig
-from orchestrator.spec import EnergySpec, Experiment
+from orchestrator.spec import EnergySpec, Experiment, with_range
 
 # Keys of the spec's energy section, and the accounting figures with their units that they become.
 FIGURES = {
@@ -32,7 +31,10 @@ def declared(energy: EnergySpec, key: str) -> Factor | None:
     """
     name, unit = FIGURES[key]
     value, source = getattr(energy, key), getattr(energy, f"{key}_source")
-    return None if value is None else from_source(key, value, source) or Factor(name, value, unit, source)
+    if value is None:
+        return None
+    factor = from_source(key, value, source) or Factor(name, value, unit, source)
+    return with_range(factor, energy.pue_range) if key == "pue" else factor
 
 
 def accounting_of(experiment: Experiment) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def keep_series_file(experiment: Experiment, folder: RunFolder) -> None:
     One that the spec no longer names is taken out: it would go on to price the run.
     """
     if experiment.energy.grid_series is None:
-        (Path(folder.path) / "grid" / "series.json").unlink(missing_ok=True)
+        (folder.path / SERIES).unlink(missing_ok=True)
     else:
         from energy.series_file import read_series
 
@@ -90,4 +92,4 @@ def ask_for_series(experiment: Experiment, folder: RunFolder) -> None:
 
 
 def _keep(folder: RunFolder, series: IntensitySeries) -> None:
-    write_json(Path(folder.path) / "grid" / "series.json", asdict(series))
+    write_json(folder.path / SERIES, asdict(series))

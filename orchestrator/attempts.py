@@ -1,14 +1,16 @@
 """A run's folder over its attempts: one driver at a time, resumed only as what it was, never left as running."""
 
-import fcntl
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from energy.runs import LOCK, RunFolder
+from energy.runs import SERIES, RunFolder, replace_file, require_run_name
+from orchestrator.run_lock import RunLock, require_known_version
 from orchestrator.saved import remove_partial
+from orchestrator.skipped import keep_skipped
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, load_experiment
 
@@ -19,6 +21,7 @@ RESUMABLE = {
     "training.evaluate_every_steps",
     "training.checkpoint_every_steps",
     "training.micro_batch_sequences",
+    "training.nonfinite_loss",
     # How a step is computed, not what.
     "training.activation_checkpointing",
     "training.attention",
@@ -29,18 +32,11 @@ LOST = "the process that ran it ended without a word (killed, or the machine wen
 
 
 class Claim:
-    """A run folder that this process alone works on. The kernel lets go of the lock however the process dies."""
+    """A run folder that this process alone works on (orchestrator.run_lock); BadInput names another that does."""
 
-    def __init__(self, folder: RunFolder):
+    def __init__(self, folder: RunFolder, say: Callable[[str], None] = lambda text: None):
         self.folder = folder
-        self._lock = os.open(folder.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise BadInput(
-                f"{folder.path} is at work in another process; wait for its end, or stop it with Ctrl-C there"
-            ) from None
+        self._lock = RunLock(folder.path, say)
 
     def hold_space(self) -> None:
         """Keeps room for the end: a full disk must not keep a run from saying how it ended. OSError when full."""
@@ -51,13 +47,15 @@ class Claim:
 
     def release(self) -> None:
         self.free_space()
-        os.close(self._lock)
+        self._lock.release()
 
 
 def run_path(runs_dir: Path, name: str) -> Path:
     """Where a new run will lie; BadInput when its name is taken or is no name."""
-    if name in ("", ".", "..") or "/" in name:
-        raise BadInput(f"--name {name!r}: expected a plain folder name, without slashes")
+    try:
+        require_run_name(name)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     path = (runs_dir / name).resolve()
     if path.exists():
         raise BadInput(f"the run {path} exists; give another --name, or go on with it: --resume {path}")
@@ -77,11 +75,42 @@ def discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+class Before:
+    """What an attempt writes over before it may still be refused, as it was: each file's bytes, None without one."""
+
+    FILES = ("run.json", "experiment.yaml", "tokenizer.model", SERIES)
+
+    def __init__(self, folder: RunFolder):
+        self._folder = folder.path
+        self._bytes = {name: _bytes_of(folder.path / name) for name in self.FILES}
+
+    def restore(self) -> None:
+        for name, was in self._bytes.items():
+            path = self._folder / name
+            if was is None:
+                path.unlink(missing_ok=True)
+            elif _bytes_of(path) != was:
+                replace_file(path, was)
+
+
+def undo(folder: RunFolder, before: Before | None) -> None:
+    """Leaves no trace of an attempt that was refused: the run as it was `before`, or of a new one nothing."""
+    if before is None:
+        discard(folder.path)
+    else:
+        before.restore()
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
 def resumable(experiment: Experiment, path: Path) -> tuple[RunFolder, list[str]]:
     """The run in `path` and the keys in which the spec differs from its own; BadInput where that is too much."""
     spec = path / "experiment.yaml"
     if not spec.exists():
         raise BadInput(f"{path} is not a run: it has no experiment.yaml")
+    require_known_version(RunFolder(path))
     before = _flat(load_experiment(spec).model_dump(mode="json"))
     now = _flat(experiment.model_dump(mode="json"))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -132,6 +161,7 @@ def settle(folder: RunFolder) -> bool:
         attempt |= {"status": "lost", "ended_unix_s": max(ended, attempt["started_unix_s"])}
     folder.update_run(status="lost", attempts=attempts, ended_unix_s=ended, error=LOST)
     remove_partial(folder.path / "checkpoints")
+    keep_skipped(folder)
     return True
 
 

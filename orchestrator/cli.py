@@ -8,13 +8,17 @@ from opcode import opmap
 
 import click
 
+from orchestrator.commands.dashboard import dashboard
 from orchestrator.commands.factors import check_table, factors
+from orchestrator.commands.figures import compare, plot
 from orchestrator.commands.formula import estimate, published
 from orchestrator.commands.generation import generate
+from orchestrator.commands.jobs import status, stop, submit
 from orchestrator.commands.listing import runs
 from orchestrator.commands.metering import doctor, measure, readings
 from orchestrator.commands.planning import plan
 from orchestrator.commands.reporting import report, verify
+from orchestrator.commands.top import top
 from orchestrator.commands.training import run, schema
 from orchestrator.commands.weights import export, import_
 
@@ -29,6 +33,9 @@ def cli() -> None:
 
 for command in (
     run,
+    submit,
+    status,
+    stop,
     plan,
     report,
     generate,
@@ -42,6 +49,10 @@ for command in (
     doctor,
     verify,
     runs,
+    compare,
+    plot,
+    top,
+    dashboard,
     factors,
     check_table,
 ):

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.saved import newest_complete
 
 # What the other ranks say when one of them is gone: true, and never the cause.
-_ECHOES = re.compile(r"connection (closed|reset|refused)|gloo|NCCL|broken pipe|socket timeout", re.IGNORECASE)
+_ECHOES = re.compile(
+    r"connection (closed|reset|refused)|gloo|NCCL|broken pipe|socket timeout|Dist(Network|Store)Error", re.IGNORECASE
+)
 _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?(\w*(?:Error|Exception|NotSaved|Interrupt|Exit)): (.*)$")
 _ERRNO = re.compile(r"^\[Errno \d+\] ")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -19,17 +22,22 @@ def cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     told = [last_line(str(failures[rank])) or repr(failures[rank]) for rank in sorted(failures)]
     told = told or [last_line(str(error)) or repr(error)]
-    return next((line for line in told if not _ECHOES.search(line)), told[0])
+    return next((line for line in told if not is_echo(line)), told[0])
 
 
-def advice(error: str, run: Path, spec: Path | None) -> list[str]:
-    """What to do about a run that did not end well, one thing a line."""
+def is_echo(line: str) -> bool:
+    """Whether a rank only says that another one is gone."""
+    return bool(_ECHOES.search(line))
+
+
+def advice(error: str, run: Path, spec: Path | None, more: Sequence[str] = ()) -> list[str]:
+    """What to do about a run that did not end well, one thing a line; `more` goes into the command."""
     newest = newest_complete(run / "checkpoints")
     lines = []
     if any(words in error for words in _FULL):
         size = sum(file.stat().st_size for file in newest.iterdir()) if newest else 0
         lines.append(f"free space under {run}" + (f": a checkpoint takes {size / 1e6:,.0f} MB" if size >= 1e6 else ""))
-    command = shlex.join(["hoofprint", "run", str(spec or "SPEC"), "--resume", str(run)])
+    command = shlex.join(["hoofprint", "run", str(spec or "SPEC"), "--resume", str(run), *more])
     if newest:
         lines.append(f"go on from step {int(newest.name.removeprefix('step-'))}: {command}")
     else:

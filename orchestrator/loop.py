@@ -9,10 +9,19 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Why a step changed nothing, and the sequences of the data that it would have learnt from, the last included."""
+
+    reason: str
+    first_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True)
 class StepResult:
     """One optimiser step over the global batch; `stop` is rank 0's wish, `data_wait_s` what this rank waited for data.
 
-    All but the last are the same on every rank.
+    All but `data_wait_s` are the same on every rank.
     """
 
     loss: float
@@ -20,6 +29,7 @@ class StepResult:
     lr: float
     stop: bool
     data_wait_s: float = 0.0
+    skipped: Skipped | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Schedule:
 class Recorder(Protocol):
     """What the loop tells the outside: spans of time by phase, steps, evaluations."""
 
-    def phase(self, name: str) -> None: ...
+    def phase(self, name: str, step: int) -> None: ...
     def step(self, step: int, result: StepResult) -> None: ...
     def evaluation(self, step: int, validation_loss: float) -> None: ...
 
@@ -55,16 +65,16 @@ def train(
     saved, stopped = step, False
     while step < schedule.total_steps and not stopped:
         step += 1
-        recorder.phase("train_step")
+        recorder.phase("train_step", step)
         result = train_step(step)
         recorder.step(step, result)
         stopped = result.stop
         last = step == schedule.total_steps
         if last or (step % schedule.evaluate_every_steps == 0 and not stopped):
-            recorder.phase("evaluation")
+            recorder.phase("evaluation", step)
             recorder.evaluation(step, evaluate())
         if last or stopped or step % schedule.checkpoint_every_steps == 0:
-            recorder.phase("checkpoint")
+            recorder.phase("checkpoint", step)
             checkpoint(step)
             saved = step
     assert saved == step

@@ -66,9 +66,11 @@ def print_measurement(result: Measurement, report: Path | None, console: Console
     rows = [("of it", ", ".join(covered) or "nothing was read"), ("boundary", boundary)]
     pue, intensity = result.factors.pue, result.factors.intensity
     if pue is not None and totals["energy_facility_kwh"] is not None:
-        rows.append(("facility", f"{human_energy(totals['energy_facility_kwh'])}, PUE {pue.value:g}"))
+        facility = human_energy(*(side["energy_facility_kwh"] for side in (totals, totals["low"], totals["high"])))
+        rows.append(("facility", f"{facility}, PUE {pue}"))
     if intensity is not None and totals["carbon_tco2eq"] is not None:
-        rows.append(("carbon", f"{human_carbon(totals['carbon_tco2eq'])}, {intensity.value:g} g/kWh"))
+        carbon = human_carbon(*(side["carbon_tco2eq"] for side in (totals, totals["low"], totals["high"])))
+        rows.append(("carbon", f"{carbon}, {intensity}"))
     else:
         rows.append(("carbon", "not known: it needs --pue and --intensity-g-per-kwh, with sources"))
     rows += [("note", text) for text in _notes(result)]

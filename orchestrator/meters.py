@@ -1,11 +1,12 @@
 """One meter actor per node, pinned to it, with no CPUs reserved: it outlives workers and can never break them.
 
 Whose joules: where the ranks will run is not known before they do, and the start-up is to be metered too, so that every
-node of the cluster is metered from the beginning. In a Ray of our own all of it is the run's. In a cluster that we
-joined, a node is the run's when a rank ran on it in that attempt, and a GPU when a rank held it; the node's CPUs,
-memory and what else its sensors cover then count whole, because nobody can tell whose they were. The meters are told
-where the ranks are as soon as Ray says so, and put it into their ledgers; the account leaves out the rest and says so
-(energy.placement). The meters of other nodes go on: a restart may move a rank there.
+node of the cluster is metered from the beginning. In a Ray of our own all of it is the run's, and so is a cluster that
+the spec says is reserved for it (`cluster.exclusive`). In any other that we joined, a node is the run's when a rank ran
+on it in that attempt, and a GPU when a rank held it; the node's CPUs, memory and what else its sensors cover then count
+whole, because nobody can tell whose they were. The meters are told where the ranks are as soon as Ray says so, and put
+it into their ledgers; the account leaves out the rest and says so (energy.placement). The meters of other nodes go on:
+a restart may move a rank there.
 """
 
 import threading
@@ -38,6 +39,8 @@ class MeterActor:
         from orchestrator.ray_metrics import RayMetrics
 
         declared = meter.pop("declared")
+        # An actor that Ray restarts is told the attempt with which the run began: run.json knows of later ones.
+        meter["attempt"] = max(meter["attempt"], len(_attempts(run_dir)))
         self._meter = Meter(
             Path(run_dir) / "energy" / f"{name}.ledger",
             node=name,
@@ -57,6 +60,10 @@ class MeterActor:
 
     def describe(self) -> dict[str, Any]:
         return self._meter.describe()
+
+    def mark(self, attempt: int) -> None:
+        """The training was started again: readings from now on are the new attempt's."""
+        self._meter.mark(attempt)
 
     def place(self, ranks: dict[str, int]) -> None:
         """Notes how many ranks of the run were on this node so far; `ranks`: by Ray's node ids."""
@@ -88,6 +95,10 @@ class MeterActor:
             except OSError:
                 continue  # a full disk: the meter itself says so, and the next second may have room again
             self._metrics.publish(self._meter.now(), self._meter.describe())
+
+
+def _attempts(run_dir: str) -> list[Any]:
+    return RunFolder(run_dir).read_run().get("attempts") or []
 
 
 class Meters(list[Any]):
@@ -124,10 +135,10 @@ class Meters(list[Any]):
         return self._tell_once(last=True)
 
 
-def start_meters(run_dir: Path, meter: dict[str, Any]) -> list[Any]:
-    """A running meter on every live node of the cluster. `meter`: interval_s, attempt, declared."""
+def start_meters(run_dir: Path, meter: dict[str, Any], shared: bool) -> list[Any]:
+    """A running meter on every live node of the cluster. `meter`: interval_s, attempt, declared. shared: others may use
+    the cluster too, so that only where the ranks are is the run's."""
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)(MeterActor)
-    shared = joined()
     return Meters(
         [
             actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
@@ -168,6 +179,12 @@ def node_names(nodes: list[dict[str, Any]]) -> dict[str, str]:
         else f"{node['NodeManagerHostname']}-{node['NodeManagerAddress']}"
         for node in alive
     }
+
+
+def mark_attempt(meters: list[Any], attempt: int) -> None:
+    """Tells the meters that another attempt has begun. Nobody waits: one that is gone learns it from run.json."""
+    for meter in meters:
+        meter.mark.remote(attempt)
 
 
 def describe_meters(meters: list[Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class MetricsFile:
         self._compiles = compiles
         self._step_start = time.time()
 
-    def phase(self, name: str) -> None:
+    def phase(self, name: str, step: int) -> None:
         now = time.time()
         self._step_start = now
         if name == "train_step" and self._compiles:
@@ -44,12 +45,17 @@ class MetricsFile:
         if name == self._phase and self._steps_open < MARK_EVERY_STEPS:
             return
         self._close_phase(now)
+        if name != self._phase and self._rank == 0:
+            self._write(event="enter", phase=name, time_unix_s=now)  # for who looks while it lasts: spans come after
         self._phase = name
 
     def step(self, step: int, result: StepResult) -> None:
         now = time.time()
         self._steps_open += 1
-        if self._rank == 0:
+        if self._rank == 0 and result.skipped is not None:
+            why = asdict(result.skipped)
+            self._write(event="skipped", step=step, time_unix_s=now, tokens=self._batch_tokens, **why)
+        elif self._rank == 0:
             self._write(
                 event="step",
                 step=step,
@@ -60,13 +66,28 @@ class MetricsFile:
                 lr=result.lr,
                 grad_norm=result.grad_norm,
             )
-
         if result.data_wait_s >= LONG_WAIT_S:
             self.within("data_wait", self._step_start, self._step_start + result.data_wait_s)
 
     def within(self, phase: str, start_unix_s: float, end_unix_s: float) -> None:
         """A span inside the open one: of two, the account lets the one that started last have the time."""
         self._write(event="phase", phase=phase, start_unix_s=start_unix_s, end_unix_s=end_unix_s)
+
+    def process(self, host: str, pid: int) -> None:
+        """Notes which process this rank is, for whoever looks for one that is silent."""
+        self._write(event="process", host=host, pid=pid)
+
+    def checkpoint(self, written: dict[str, Any]) -> None:
+        """Notes what a checkpoint cost; its phase is only the time in which the training waited for it."""
+        if self._rank == 0:
+            self._write(event="checkpoint", time_unix_s=time.time(), **written)
+        if "not_copied" in written:
+            self.warning(f"the checkpoint of step {written['step']} was not copied: {written['not_copied']}")
+
+    def warning(self, said: str) -> None:
+        """Notes what a person should hear of."""
+        if self._rank == 0:
+            self._write(event="warning", time_unix_s=time.time(), said=said)
 
     def devices(self, uuids: list[str]) -> None:
         """Notes which accelerators the ranks of this attempt train on."""

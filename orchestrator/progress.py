@@ -82,6 +82,8 @@ class RunProgress:
     peak_flops: float | None = None
     pue: float | None = None
     grid_g_per_kwh: float | None = None
+    energy_before_j: float = 0.0  # IT energy in J of the attempts before
+    phase: str = "startup"
     step: int = 0
     loss: float | None = None
     validation: tuple[int, float] | None = None  # step and loss
@@ -97,6 +99,7 @@ class RunProgress:
         self._last_step_unix_s = self.started_unix_s
         self._powers: deque[list[float]] = deque(maxlen=64)  # bucket, sum, count
         self._power_unix_s = 0.0
+        self.last_s: dict[str, float] = {}  # of each phase but the steps: how long the last one took
 
     @property
     def whole_energy_j(self) -> float | None:
@@ -116,7 +119,8 @@ class RunProgress:
         if kind == "step":
             self.step, self.loss = event["step"], event["loss"]
             self.losses.add(event["loss"])
-            self._recent.append(event["seconds"])
+            if self.phase != "compile":  # the first step of a model that is compiled: no rate to go by
+                self._recent.append(event["seconds"])
             self._last_step_unix_s = event["time_unix_s"]
             # The first step of an attempt is slow: the pace is counted from its end.
             self._paced_from = self._paced_from or (self.step, self._last_step_unix_s)
@@ -124,21 +128,33 @@ class RunProgress:
             self.validation = (event["step"], event["validation_loss"])
             text = f"validation loss {event['validation_loss']:.3f} at step {event['step']:,}"
             self.events.append((event["time_unix_s"], text))
-        elif kind == "phase" and event.get("phase") == "checkpoint":
-            self.checkpoint = self.step
-            self.events.append((event["end_unix_s"], f"checkpoint at step {self.step:,}"))
+        elif kind == "enter":
+            self.phase = event["phase"]
+        elif kind == "phase" and event.get("phase") == "evaluation":
+            self.last_s["evaluation"] = event["end_unix_s"] - event["start_unix_s"]
+        elif kind == "checkpoint":  # it is whole now; its phase was over when its copy was made
+            self.checkpoint = event["step"]
+            self.last_s["checkpoint"] = event["seconds"]  # also of the last one of a run, for which all waits
+            self.events.append((event["time_unix_s"], f"checkpoint at step {event['step']:,}"))
+        elif kind == "skipped":
+            self.step, self._last_step_unix_s = event["step"], event["time_unix_s"]
+            self.events.append((event["time_unix_s"], f"step {event['step']:,} was skipped: {event['reason']}"))
 
     def feed_power(self, live: dict[str, float] | None) -> None:
-        """A reading {power_w, energy_j, time_unix_s}; one that was seen before is not counted twice."""
+        """A reading {power_w, energy_j, time_unix_s} of this attempt; one that was seen before is not counted twice."""
         if live is None or live["time_unix_s"] <= self._power_unix_s:
             return
         self._power_unix_s = live["time_unix_s"]
-        self.power_w, self.energy_j = live["power_w"], live["energy_j"]
+        self.power_w, self.energy_j = live["power_w"], self.energy_before_j + live["energy_j"]
         bucket = self._power_unix_s // POWER_BUCKET_S
         if not self._powers or self._powers[-1][0] != bucket:
             self._powers.append([bucket, 0.0, 0.0])
         self._powers[-1][1] += self.power_w
         self._powers[-1][2] += 1
+
+    @property
+    def loss_points(self) -> list[float]:
+        return self.losses.points
 
     @property
     def powers(self) -> list[float]:
@@ -157,6 +173,11 @@ class RunProgress:
     def tokens_per_s(self) -> float | None:
         seconds = sum(self._recent)
         return self.batch_tokens * len(self._recent) / seconds if seconds else None
+
+    @property
+    def step_s(self) -> float | None:
+        """Mean time in s of the last steps, without what lies between them."""
+        return sum(self._recent) / len(self._recent) if self._recent else None
 
     @property
     def mfu(self) -> float | None:

@@ -3,6 +3,7 @@
 import os
 import socket
 
+from orchestrator.cluster_versions import require_same_versions
 from orchestrator.spec_file import BadInput
 
 TIMEOUT_S = 5.0
@@ -36,6 +37,8 @@ def require_cluster(address: str | None) -> None:
         raise BadInput(
             f"what answers at {address} ({source}) is not Ray: it does not speak gRPC; {what_next}; nothing was started"
         )
+    if not client:
+        require_same_versions(f"{host}:{port}", source)
 
 
 def _speaks_grpc(target: str) -> bool:

@@ -5,24 +5,29 @@ import json
 import platform
 import shlex
 import socket
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from energy.runs import RunFolder, write_json
+from energy.runs import RunFolder, replace_file, write_json
 from orchestrator import attempts as attempt_files
+from orchestrator import inside_job
 from orchestrator.accounting import accounting_of, ask_for_series, keep_series_file, model_figures
 from orchestrator.attempts import Claim
+from orchestrator.budget import BudgetSpent
+from orchestrator.budget_before import require_budget
 from orchestrator.corpus import PreparedCorpus, prepare_corpus
 from orchestrator.endings import advice, cause
 from orchestrator.in_use import in_words, keep_choices
 from orchestrator.model_folder import ModelFolder, initial_weights
 from orchestrator.reach import require_cluster
+from orchestrator.revision import code_revision
+from orchestrator.run_watch import RunWatch
 from orchestrator.saved import newest_complete
 from orchestrator.screen import RayLog, RunScreen
+from orchestrator.skipped import keep_skipped
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, dump_experiment
 from orchestrator.stops import Stops
@@ -40,15 +45,31 @@ class _Ending:
         self.status: str | None = None
         self.error: str | None = None
 
-    def write(self, status: str, error: str | None = None) -> None:
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that runs, from 1."""
+        return len(self._attempts)
+
+    def again(self, error: str | None, workers: int) -> float:
+        """The attempt failed, or made room for more workers, and another begins; its start in unix s."""
+        now = time.time()
+        status = {"status": "failed", "error": error} if error else {"status": "stopped"}
+        self._attempts[-1] |= {"ended_unix_s": now, **status}
+        self._attempts.append({"started_unix_s": now, "status": "running", "attempt": self.attempt + 1})
+        self._claim.folder.update_run(attempts=self._attempts, world_size=workers)
+        return now
+
+    def write(self, status: str, error: str | None = None, **more: Any) -> None:
+        """more: further keys of run.json."""
         if self.status is not None:
             return
         self.status, self.error = status, error
         ended = time.time()
         self._attempts[-1] |= {"ended_unix_s": ended, "status": status}
         self._claim.free_space()
+        ends = {"status": status, "attempts": self._attempts, "ended_unix_s": ended, "error": error}
         try:
-            self._claim.folder.update_run(status=status, attempts=self._attempts, ended_unix_s=ended, error=error)
+            self._claim.folder.update_run(**ends, **more)
         except OSError as refusal:
             self._screen.failed([f"run.json could not be written, it still says running: {refusal}"])
 
@@ -62,7 +83,7 @@ def run_experiment(
     spec: Path | None = None,
     profile_steps: int = 0,
 ) -> tuple[RunFolder, int]:
-    """Trains and accounts; the run folder and the exit code (0 done, 130 stopped by Ctrl-C, 1 failed).
+    """Trains and accounts; the run folder and the exit code (0 done, 3 stopped by its budget, 130 by Ctrl-C, 1 failed).
 
     BadInput when the run cannot start; then nothing of it is left, and a resumed run is as it was.
     """
@@ -70,25 +91,27 @@ def run_experiment(
     if resume:
         existing, changed = attempt_files.resumable(experiment, resume)
     else:
+        inside_job.require_lasting(runs_dir)
         path = attempt_files.run_path(runs_dir, run_id or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     require_cluster(experiment.cluster.address)
-    for doubt in experiment.doubts:
+    for doubt in [*experiment.doubts, *inside_job.doubts(experiment.data.cache)]:
         screen.note(f"note: {doubt}")
     prepared = prepare_corpus(experiment, screen.progress)
     weights = None
     if not resume or newest_complete(existing.path / "checkpoints") is None:  # else nobody reads them again
         weights = initial_weights(experiment, prepared.tokenizer_path, prepared.vocab_size)
     if resume:
-        claim = Claim(existing)
+        claim = Claim(existing, screen.note)
     else:
         claim = attempt_files.claim_new(path)
     try:
         if resume:
+            attempt_files.require_same_data(claim.folder, prepared.tokenizer_path, prepared.description)
             if attempt_files.settle(claim.folder):
                 screen.note(f"the attempt before was lost: {attempt_files.LOST}")
-            attempt_files.require_same_data(claim.folder, prepared.tokenizer_path, prepared.description)
             if changed:
                 screen.note(f"changed since the run was started: {', '.join(changed)}")
+            require_budget(experiment, claim.folder)
         return _run(experiment, claim, prepared, weights, screen, spec, not resume, profile_steps)
     finally:
         claim.release()
@@ -104,47 +127,42 @@ def _run(
     fresh: bool,
     profile_steps: int,
 ) -> tuple[RunFolder, int]:
-    from energy.record import replace_text
-
     folder, started = claim.folder, time.time()  # the corpus is made by now: what it took is no training time
-    spec_file = folder.path / "experiment.yaml"
-    previous, previous_spec = ({}, "") if fresh else (folder.read_run(), spec_file.read_text(encoding="utf-8"))
+    previous = {} if fresh else folder.read_run()
+    before = None if fresh else attempt_files.Before(folder)
     attempts = [*previous.get("attempts", []), {"started_unix_s": started, "status": "running"}]
     attempts[-1] |= {"attempt": len(attempts)}
     ending = _Ending(claim, attempts, screen)
     try:
         claim.hold_space()
-        (folder.path / "stop").unlink(missing_ok=True)
+        for old in (folder.path / "stop", *folder.path.glob("live/*.json")):  # of the attempt before
+            old.unlink(missing_ok=True)
         (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
         described = _describe(experiment, folder, prepared, attempts)
         if weights is not None:
             described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
-        replace_text(spec_file, dump_experiment(experiment))
-        folder.write_run(previous | described)
+        replace_file(folder.path / "experiment.yaml", dump_experiment(experiment))
+        folder.write_run(previous | described | {"hosts": previous.get("hosts", described["hosts"])})
         keep_series_file(experiment, folder)
         if fresh:
             _write_plan(experiment, folder)
     except (OSError, ValueError):
-        if fresh:
-            attempt_files.discard(folder.path)
-        else:
-            claim.free_space()
-            folder.write_run(previous)
-            replace_text(spec_file, previous_spec)
+        claim.free_space()
+        attempt_files.undo(folder, before)
         raise
+    over: BudgetSpent | None = None
     with Stops(folder.path / "stop", screen, lambda: ending.write("stopped")) as stops:
         with RayLog(folder.path / RAY_LOG) as log:
             try:
                 complete = _train(
-                    experiment, claim, prepared.path, weights, started, len(attempts), screen, stops, profile_steps
+                    experiment, claim, prepared.path, weights, started, ending, screen, stops, profile_steps
                 )
                 ending.write("completed" if complete else "stopped")
+            except BudgetSpent as spent:
+                over = spent
+                ending.write("budget", budget=spent.document)
             except BadInput:
-                if fresh:
-                    attempt_files.discard(folder.path)
-                else:
-                    folder.write_run(previous)
-                    replace_text(spec_file, previous_spec)
+                attempt_files.undo(folder, before)
                 raise
             except KeyboardInterrupt:
                 ending.write("stopped")
@@ -152,10 +170,13 @@ def _run(
                 log.append(traceback.format_exc())
                 ending.write("failed", cause(error))
         accounted = _account(experiment, folder, screen)
-    if ending.status != "completed":
+    if over is not None:
+        more = ["--set", over.option]
+        screen.failed([over.in_words, *advice("", folder.path, spec, more)])
+    elif ending.status != "completed":
         what = f"the run failed: {ending.error}" if ending.error else "the run was stopped"
         screen.failed([what, *advice(ending.error or "", folder.path, spec)], folder.path / RAY_LOG)
-    return folder, {"completed": 0 if accounted else 1, "stopped": 130}.get(ending.status or "", 1)
+    return folder, {"completed": 0 if accounted else 1, "stopped": 130, "budget": 3}.get(ending.status or "", 1)
 
 
 def _train(
@@ -164,14 +185,17 @@ def _train(
     corpus: Path,
     weights: ModelFolder | None,
     started: float,
-    attempt: int,
+    ending: _Ending,
     screen: RunScreen,
     stops: Stops,
     profile_steps: int,
 ) -> bool:
-    """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail."""
-    from orchestrator.launch import Training, choose_workers, start_ray
-    from orchestrator.meters import describe_meters, start_meters, stop_meters
+    """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail, and
+    BudgetSpent when a budget stopped it."""
+    from orchestrator.capacity import choose_workers
+    from orchestrator.launch import start_ray
+    from orchestrator.meters import describe_meters, joined, mark_attempt, start_meters, stop_meters
+    from orchestrator.supervise import Supervision
     from orchestrator.worker import Job
 
     folder = claim.folder
@@ -180,40 +204,54 @@ def _train(
 
     stops.install()  # again: ray.init puts a handler of its own
     meters: list[Any] = []
-    training: Training | None = None
+    supervision: Supervision | None = None
     try:
         workers, device = choose_workers(experiment)
-        meters = start_meters(folder.path, _metering(experiment, attempt))
+        shared = joined() and not experiment.cluster.exclusive
+        meters = start_meters(folder.path, _metering(experiment, ending.attempt), shared)
         described = describe_meters(meters)
-        run = folder.update_run(
-            meters=described, hosts=[meter["node"] for meter in described], world_size=workers, device_type=device
-        )
+        earlier = folder.read_run()["hosts"] if ending.attempt > 1 else []
+        hosts = list(dict.fromkeys([*earlier, *(meter["node"] for meter in described)]))
+        run = folder.update_run(meters=described, hosts=hosts, world_size=workers, device_type=device)
+        watch = RunWatch(experiment, folder, run, screen.note, shared)
         screen.opening(experiment, run)
         start_from = None if weights is None else str(weights.checkpoint)
         job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started, start_from, profile_steps)
-        training = Training(job, workers, device, str(folder.path / "logs"))
-        training.start()
-        choices = None
-        with screen.live(experiment, folder):
-            while training.is_alive():
-                training.join(timeout=0.5)
-                if screen.update(folder):
-                    stops.gently()
-                if choices is None and (choices := keep_choices(folder, attempt)) is not None:
-                    screen.note(f"  {in_words(choices)}")
-                for text in stops.notes():
-                    screen.note(text)
-        if training.error is not None:
-            raise training.error
+        told = 0  # the attempt whose choices were said
+
+        def again(error: str | None, workers: int) -> float:
+            begun = ending.again(error, workers)
+            mark_attempt(meters, ending.attempt)
+            watch.restarted(ending.attempt, workers)
+            return begun
+
+        def tick() -> None:
+            nonlocal told
+            watch.look()
+            screen.update(watch)
+            if watch.trained:
+                stops.gently()
+            if told < ending.attempt and (choices := keep_choices(folder, ending.attempt)) is not None:
+                told = ending.attempt
+                screen.note(f"  {in_words(choices)}")
+            for text in stops.notes():
+                screen.note(text)
+
+        supervision = Supervision(experiment, folder, job, again, tick, screen.note)
+        with screen.live(watch):
+            complete = supervision.run(workers, device)
         if profile_steps:
             screen.note(_profile(folder))
-        return bool(training.complete)
+        if not complete:
+            watch.ended()
+        return complete
     finally:
         stops.finishing()
-        if training is not None:
-            training.abandon()
+        if supervision is not None:
+            supervision.abandon()
         claim.free_space()  # before the last readings: a full disk still has room for them
-        keep_choices(folder, attempt)
+        keep_choices(folder, ending.attempt)
+        keep_skipped(folder)
         described, faults = stop_meters(meters)
         if described:
             folder.update_run(meters=described)  # with what came up while they ran
@@ -252,7 +290,8 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "created_unix_s": attempts[0]["started_unix_s"],
         "ended_unix_s": None,
         "error": None,
-        "code_revision": _revision(),
+        "budget": None,  # what stopped it, if a budget does
+        "code_revision": code_revision(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "attempts": attempts,
         "hosts": [socket.gethostname()],
@@ -266,16 +305,6 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "meters": [],
         "command": shlex.join(["hoofprint", *sys.argv[1:]]),
     }
-
-
-def _revision() -> str | None:
-    """The commit of the code that runs, with a mark when the tree was changed; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _write_plan(experiment: Experiment, folder: RunFolder) -> None:

@@ -1,16 +1,121 @@
-"""Which checkpoints a run has, as its folder shows it; no torch, so that anything may look."""
+"""Which checkpoints a run has, as its folder shows it; no torch, so that anything may look.
 
+A checkpoint is a folder `step-N` with DCP's `.metadata`. It gets that name when it is whole, and loses it before it is
+deleted. Its `manifest.json` has the size and the SHA-256 of each file, against which it is checked before it is loaded.
+"""
+
+import hashlib
+import json
+import os
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest first; a folder without DCP's `.metadata` is none."""
+    found = [path for path in folder.glob("step-*") if (path / ".metadata").exists()]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The checkpoint with the highest step; a folder without DCP's `.metadata` is not a checkpoint."""
-    complete = [path for path in folder.glob("step-*") if (path / ".metadata").exists()]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    """The checkpoint with the highest step."""
+    return next(iter(complete(folder)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def partial_of(final: Path) -> Path:
+    """Where a checkpoint lies while it is written."""
+    return final.with_name(f".{final.name}.partial")
 
 
 def remove_partial(folder: Path) -> None:
     """Deletes what a kill in the middle of a save left behind."""
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint; a kill in the middle leaves no half of it under its name."""
+    going = checkpoint.with_name(f".{checkpoint.name}.deleted.partial")
+    shutil.rmtree(going, ignore_errors=True)
+    checkpoint.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def outdated(names: Sequence[str], keep_last: int | None, keep_every_steps: int | None) -> list[str]:
+    """Of checkpoints, the newest first, those that are neither among the last nor at a step to keep; None keeps all."""
+    if keep_last is None:
+        return []
+    every = keep_every_steps
+    return [name for name in names[keep_last:] if every is None or step_of(Path(name)) % every]
+
+
+def prune(folder: Path, keep_last: int | None, keep_every_steps: int | None) -> None:
+    """Deletes the checkpoints that are not to be kept."""
+    for name in outdated([path.name for path in complete(folder)], keep_last, keep_every_steps):
+        remove(folder / name)
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{name: {bytes, sha256}} of files in `folder`."""
+    found = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
+    return found
+
+
+def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"files": dict(sorted(files.items()))}, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with the files of a checkpoint, None if nothing is; of `parts` readers, each takes its own files.
+
+    One from before there were manifests cannot be checked, and passes.
+    """
+    manifest = checkpoint / MANIFEST
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        for name in sorted(files)[part::parts]:
+            path, told = checkpoint / name, files[name]
+            size = path.stat().st_size
+            if size != told["bytes"]:
+                return f"{path} has {size} bytes, and {told['bytes']} were written"
+            if digests(checkpoint, [name])[name]["sha256"] != told["sha256"]:
+                return f"{path} is not what was written: its SHA-256 differs from the manifest's"
+    except FileNotFoundError as error:
+        return None if Path(error.filename) == manifest else f"{error.filename} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{checkpoint} cannot be read: {error}"
+    return None
+
+
+def refusal_of(work: Callable[[], Any]) -> str | None:
+    """Does the work; what the system said when it refused, None where it did not."""
+    try:
+        work()
+    except OSError as refusal:
+        return refusal.strerror or str(refusal)
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk, so that a power cut does not bring the old ones back."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -15,12 +15,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from energy.compute import peak_of
 from energy.human import human_carbon, human_count, human_energy, human_flop, percent
 from energy.runs import RunFolder
 from orchestrator import view
-from orchestrator.progress import RunProgress, Tail
-from orchestrator.saved import newest_complete
+from orchestrator.run_watch import RunWatch
 from orchestrator.spec import Experiment
 
 LINE_EVERY_S = 60.0
@@ -70,8 +68,6 @@ class RunScreen:
         self._stage = ""
         self._tenth = -1
         self._last_line_unix_s = 0.0
-        self._tail: Tail | None = None
-        self._progress: RunProgress | None = None
         self._low_disk = False
 
     def note(self, text: str) -> None:
@@ -112,16 +108,6 @@ class RunScreen:
         self._stop_live()
         workers, cuda = run["world_size"], run["device_type"] == "cuda"
         steps, batch = experiment.total_steps, experiment.training.batch_tokens
-        flop_per_token, peak = run["model"]["flop_per_token"], _peak_flops(run)
-        self._progress = RunProgress(
-            steps,
-            batch,
-            run["attempts"][-1]["started_unix_s"],
-            flop_per_token=flop_per_token,
-            peak_flops=peak * workers if cuda and peak else None,
-            pue=experiment.energy.pue,
-            grid_g_per_kwh=grid.value if (grid := experiment.energy.intensity_factor) else None,
-        )
         params = human_count(run["model"]["params"])
         self.note(
             f"{run['run_id']}: {params} parameters, {human_count(steps * batch)} tokens in {steps:,} steps, "
@@ -134,35 +120,28 @@ class RunScreen:
             self.note("  Ray's log: logs/ray.log in the run folder")
 
     @contextmanager
-    def live(self, experiment: Experiment, folder: RunFolder) -> Iterator[None]:
+    def live(self, watch: RunWatch) -> Iterator[None]:
         """While the workers train; `update` draws."""
-        self._tail = Tail(folder.metrics_file(0))
         try:
             yield
         finally:
-            self.update(folder, last=True)
+            watch.look(last=True)
+            self.update(watch, last=True)
             self._stop_live()
 
-    def update(self, folder: RunFolder, last: bool = False) -> bool:
-        """Reads what is new and draws it: in place on a terminal, else a line a minute. True from the first step on."""
-        assert self._tail is not None and self._progress is not None
-        progress, now = self._progress, time.time()
-        for event in self._tail.read():
-            if event.get("phase") == "checkpoint" and not _is_saved(folder, progress.step):
-                continue  # the time was spent, and the checkpoint failed
-            progress.feed(event)
-        progress.feed_power(folder.live_power())
-        self._watch_disk(folder, now)
-        trained = progress.step > 0
+    def update(self, watch: RunWatch, last: bool = False) -> None:
+        """Draws what the watch has seen: in place on a terminal, else a line a minute."""
+        progress, now = watch.progress, time.time()
+        self._watch_disk(watch, now)
         if self._quiet:
-            return trained
+            return
+        budgets = [state.document() for state in watch.states]
         if self._console.is_terminal:
-            lines = view.training if trained else view.starting
-            self._draw(lines(progress, self._width(), now))
-        elif trained and (last or now - self._last_line_unix_s >= LINE_EVERY_S):
+            drawn = view.training if watch.trained else view.starting
+            self._draw(drawn(progress, self._width(), now, budgets))
+        elif watch.trained and (last or now - self._last_line_unix_s >= LINE_EVERY_S):
             self._last_line_unix_s = now
-            self._console.print(Text(view.key_values(progress, now)), soft_wrap=True)
-        return trained
+            self._console.print(Text(view.key_values(progress, now, budgets)), soft_wrap=True)
 
     def closing(self, folder: RunFolder, footprint: dict[str, Any], report: Path) -> None:
         self._stop_live()
@@ -237,20 +216,16 @@ class RunScreen:
             live, self._live = self._live, None
             live.stop()
 
-    def _watch_disk(self, folder: RunFolder, now: float) -> None:
+    def _watch_disk(self, watch: RunWatch, now: float) -> None:
+        folder = watch.folder
         room = os.statvfs(folder.path)
         low = room.f_bavail * room.f_frsize < LOW_DISK_BYTES
-        if low and not self._low_disk and self._progress is not None:
+        if low and not self._low_disk:
             text = f"the disk of {folder.path} is nearly full: free some space before the next checkpoint"
-            self._progress.events.append((now, text))
+            watch.progress.events.append((now, text))
             if not self._console.is_terminal:
                 self.note(text)
         self._low_disk = low
-
-
-def _is_saved(folder: RunFolder, step: int) -> bool:
-    newest = newest_complete(folder.path / "checkpoints")
-    return newest is not None and int(newest.name.removeprefix("step-")) >= step
 
 
 def _reservations(meters: list[dict[str, Any]], cuda: bool) -> list[str]:
@@ -265,10 +240,3 @@ def _reservations(meters: list[dict[str, Any]], cuda: bool) -> list[str]:
         if not warning.startswith("host model:") and (cuda or not warning.startswith("NVML:"))
     ]
     return list(dict.fromkeys([*models, *warnings]))
-
-
-def _peak_flops(run: dict[str, Any]) -> float | None:
-    """Peak FLOP/s of one device, as the record will have it."""
-    names = [s["name"] for meter in run["meters"] for s in meter["sensors"] if s["kind"] == "gpu"]
-    peak, _ = peak_of((run.get("accounting") or {}).get("peak_flops"), names, run["device_type"] == "cuda")
-    return float(peak["value"]) if peak else None

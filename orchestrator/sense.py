@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from energy.grid import intensity as grid_intensity
 from model.config import RopeScaling, default_ffn_hidden
 from orchestrator.section import Fault
+from orchestrator.spec_budget import money
 
 SOURCED = (
     "pue",
@@ -91,6 +93,29 @@ def workers_form_a_grid(cluster: Any) -> Iterator[Fault]:
         )
 
 
+def fewest_workers(cluster: Any) -> Iterator[Fault]:
+    fewest, group = cluster.min_workers, cluster.replicas * cluster.tensor_parallel
+    if fewest is None:
+        return
+    if fewest > cluster.workers:
+        yield ("min_workers",), f"min_workers {fewest} is more than workers {cluster.workers}"
+    if fewest < group:
+        yield ("min_workers",), f"min_workers {fewest} is less than replicas x tensor_parallel, {group}"
+
+
+# --- checkpoint
+
+
+def copies_keep_no_secrets(checkpoint: Any) -> Iterator[Fault]:
+    if checkpoint.copy_to is not None and "@" in checkpoint.copy_to.split("://", 1)[1].split("/")[0]:
+        yield ("copy_to",), "copy_to holds a name or a password, which all would read here: give it in the environment"
+
+
+def keeping_some_needs_a_last(checkpoint: Any) -> Iterator[Fault]:
+    if checkpoint.keep_every_steps is not None and checkpoint.keep_last is None:
+        yield ("keep_every_steps",), "keep_every_steps is given without keep_last, so that all are kept: give both"
+
+
 # --- energy
 
 
@@ -105,6 +130,23 @@ def figures_have_sources(energy: Any) -> Iterator[Fault]:
     for key in SOURCED:
         if getattr(energy, key) is not None and not getattr(energy, f"{key}_source"):
             yield (key,), f"{key} is given without {key}_source: say where the figure comes from"
+
+
+def ranges_hold_their_figures(energy: Any) -> Iterator[Fault]:
+    figures = {"pue_range": energy.pue, "intensity_range": energy.intensity}
+    for key, value in figures.items():
+        told = getattr(energy, key)
+        if told is None:
+            continue
+        figure = key.removesuffix("_range")
+        if key == "intensity_range" and energy.grid is not None:
+            value = grid_intensity(energy.grid).value
+        if key == "intensity_range" and energy.grid_series is not None:
+            yield (key,), "intensity_range is of a constant: under grid_series each hour has its own; leave one out"
+        elif value is None:
+            yield (key,), f"{key} is given without {figure}: the range of which figure?"
+        elif not told.low <= value <= told.high:
+            yield (key,), f"{key} {told.low:g} to {told.high:g} does not hold {figure}, which is {value:g}"
 
 
 # --- the whole experiment
@@ -133,6 +175,15 @@ def tokens_fill_a_batch(spec: Any) -> Iterator[Fault]:
     tokens, batch = spec.training.tokens, spec.training.batch_tokens
     if tokens < batch:
         yield ("training", "tokens"), f"tokens {tokens} is less than one batch of {batch}"
+
+
+def float8_is_possible(spec: Any) -> Iterator[Fault]:
+    if spec.training.dtype != "float8":
+        return
+    if spec.cluster.device == "cpu":
+        yield ("training", "dtype"), "dtype float8 needs a GPU, and cluster.device is cpu"
+    if spec.cluster.tensor_parallel > 1:
+        yield ("training", "dtype"), "dtype float8 and cluster.tensor_parallel do not go together"
 
 
 def tensor_parallel_divides_the_model(spec: Any) -> Iterator[Fault]:
@@ -166,3 +217,26 @@ def attention_fits_the_data(spec: Any) -> Iterator[Fault]:
             ("training", "attention"),
             f"attention {attention} takes no mask of documents; expected auto, varlen, flex, efficient or math",
         )
+
+
+def budgets_can_be_counted(spec: Any) -> Iterator[Fault]:
+    """A limit on something that the spec's other keys leave unknown would never be reached."""
+    budget, energy, cluster = spec.energy.budget, spec.energy, spec.cluster
+    place = ("energy", "budget")
+    if budget.carbon is not None:
+        if energy.pue is None:
+            yield (*place, "carbon"), "a budget of carbon needs energy.pue and energy.pue_source"
+        if energy.grid is None and energy.intensity is None and energy.grid_series is None:
+            yield (*place, "carbon"), "a budget of carbon needs energy.grid, or energy.intensity with its source"
+    if budget.cost is not None:
+        if cluster.gpu_hour_price is None:
+            yield (*place, "cost"), "a budget of cost needs cluster.gpu_hour_price, such as 2.50 EUR"
+        elif money(budget.cost)[1] != money(cluster.gpu_hour_price)[1]:
+            yield (
+                (*place, "cost"),
+                f"the budget is {budget.cost} and cluster.gpu_hour_price {cluster.gpu_hour_price}: write both in one "
+                "currency",
+            )
+    for key in ("gpu_hours", "cost"):
+        if getattr(budget, key) is not None and cluster.device == "cpu":
+            yield (*place, key), "on the CPU (cluster.device) there are no GPU-hours: give a budget of energy or carbon"

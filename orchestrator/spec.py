@@ -1,6 +1,7 @@
 """The experiment: one YAML file, checked as a whole before anything starts. An unknown key is an error."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +13,9 @@ from energy.grid import intensity as grid_intensity
 from model.config import LlamaConfig, RopeKind, RopeScaling
 from orchestrator import sense
 from orchestrator.named import OrName, with_names_looked_up
-from orchestrator.quantities import Count, DurationS, IntensityGPerKwh, Number, PowerW, Whole
+from orchestrator.quantities import DURATION, Count, DurationS, IntensityGPerKwh, Number, PowerW, Whole, quantity
 from orchestrator.section import Section
+from orchestrator.spec_budget import BudgetSpec, Money
 
 Positive = Annotated[Count, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
@@ -34,6 +36,14 @@ def _auto_or_switch(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
         raise ValueError(f"expected auto, true or false, got {value!r}")
     return value
+
+
+def _auto_or_duration(value: Any) -> Any:
+    """One fault for a value that is neither."""
+    return value if value == "auto" else quantity(value, DURATION, "auto, or 10 min")
+
+
+Deadline = Annotated[Literal["auto"] | Annotated[DurationS, Field(gt=0)], BeforeValidator(_auto_or_duration)]
 
 
 class RopeScalingSpec(Section):
@@ -118,7 +128,9 @@ class TrainingSpec(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: Annotated[Number, Field(ge=0)] = 0.1
     gradient_clip: Annotated[Number, Field(gt=0)] = 1.0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # What is computed in; weights at rest and their moments are float32. auto: bfloat16 on GPUs. float8: the products
+    # of blocks, and bfloat16 the rest; needs the extra `hoofprint[float8]`.
+    dtype: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
     # What blocks keep for the backward: everything, the outputs of linear layers and attention, or their input only;
     # auto: the fastest that fits the devices.
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
@@ -132,6 +144,23 @@ class TrainingSpec(Section):
     evaluate_every_steps: Positive = 500
     evaluation_sequences: Positive = 64
     checkpoint_every_steps: Positive = 500
+    # A step whose loss or gradient is not finite: ends the run, or its gradient is thrown away on all workers.
+    nonfinite_loss: Literal["stop", "skip"] = "stop"
+
+
+class CheckpointSpec(Section):
+    """How checkpoints are written, and which are kept: the last ones, those of every so many steps, or all.
+
+    `asynchronous`: the training goes on while one is written, from a copy in main memory.
+    """
+
+    asynchronous: bool = True
+    keep_last: Annotated[Whole, Field(ge=2)] | None = None  # two: the one before is needed where the newest is damaged
+    keep_every_steps: Positive | None = None  # these stay, however old
+    # where each is copied to, s3://bucket/folder or file:///folder; a run that resumes fetches from there what it lacks
+    copy_to: Annotated[str, Field(pattern=r"^[a-z0-9]+://\S+$")] | None = None
+
+    rules = (sense.keeping_some_needs_a_last, sense.copies_keep_no_secrets)
 
 
 class ClusterSpec(Section):
@@ -142,14 +171,38 @@ class ClusterSpec(Section):
     """
 
     workers: Positive = 1
+    min_workers: Positive | None = None  # the fewest to go on with where some are lost; default: as many as `workers`
     replicas: Positive = 1
     tensor_parallel: Positive = 1
     gpus_per_node: Positive = 8
     device: Literal["auto", "cpu", "cuda"] = "auto"
     accelerator: Annotated[str, _known_to(known_accelerator)] | None = None
     address: str | None = None
+    # A cluster that is joined is reserved for this run: its idle nodes and GPUs are the run's too, as in a local Ray.
+    exclusive: bool = False
+    gpu_hour_price: Money | None = None  # what a GPU-hour costs, as in 2.50 EUR
+    # Restarts after a lost worker, hang or node, before the run ends; a new checkpoint starts the count again.
+    max_failures: Annotated[Whole, Field(ge=0)] = 3
+    # How long a step may take before it counts as hung; auto: ten times what steps take, and at least five minutes.
+    step_deadline: Deadline = "auto"
 
-    rules = (sense.workers_form_a_grid,)
+    rules = (sense.workers_form_a_grid, sense.fewest_workers)
+
+
+class FactorRange(Section):
+    """The least and the greatest that a factor may be, and who says so. It goes into the intervals of a footprint."""
+
+    low: Annotated[Number, Field(ge=0)]
+    high: Annotated[Number, Field(ge=0)]
+    source: Annotated[str, Field(min_length=1)]
+
+
+def with_range(factor: Factor, declared: FactorRange | None) -> Factor:
+    """A factor with the range that a spec declares for it, in place of its source's own."""
+    if declared is None or factor.value is None:
+        return factor
+    note = "; ".join(filter(None, (factor.note, f"range: {declared.source}")))
+    return replace(factor, low=declared.low, high=declared.high, note=note)
 
 
 class EnergySpec(Section):
@@ -161,8 +214,10 @@ class EnergySpec(Section):
     sample_interval: Annotated[DurationS, Field(ge=0.05, le=60)] = 1.0
     pue: Annotated[Number, Field(ge=1, le=5), OrName()] | None = None
     pue_source: str | None = None
+    pue_range: FactorRange | None = None  # where the source gives none, or another is meant than its own
     intensity: Annotated[IntensityGPerKwh, Field(ge=0)] | None = None
     intensity_source: str | None = None
+    intensity_range: FactorRange | None = None  # g CO2eq/kWh, around `intensity` or that of `grid`
     # a place (FR, US-CA, us-west-2) or a preset, looked up in the factor tables
     grid: Annotated[str, _known_to(grid_intensity)] | None = None
     grid_series: Path | None = None  # a CSV or JSON file of intensities by the hour (UTC)
@@ -185,17 +240,19 @@ class EnergySpec(Section):
     node_baseline_source: str | None = None
     node_power_command: str | None = None  # prints a node's whole power, such as `ipmitool dcmi power reading`
     node_power_file: Path | None = None
+    budget: BudgetSpec = BudgetSpec()
 
     @property
     def intensity_factor(self) -> Factor | None:
         """The grid's declared intensity in g/kWh, by place or as a constant; None where nothing is declared."""
         if self.grid is not None:
-            return grid_intensity(self.grid)
+            return with_range(grid_intensity(self.grid), self.intensity_range)
         if self.intensity is None:
             return None
-        return Factor("intensity_g_per_kwh", self.intensity, "g CO2eq/kWh", str(self.intensity_source))
+        constant = Factor("intensity_g_per_kwh", self.intensity, "g CO2eq/kWh", str(self.intensity_source))
+        return with_range(constant, self.intensity_range)
 
-    rules = (sense.each_is_told_once, sense.figures_have_sources)
+    rules = (sense.each_is_told_once, sense.figures_have_sources, sense.ranges_hold_their_figures)
 
     @classmethod
     def resolved(cls, given: Any) -> Any:
@@ -219,6 +276,7 @@ class Experiment(Section):
     model: ModelSpec
     data: DataSpec
     training: TrainingSpec
+    checkpoint: CheckpointSpec = CheckpointSpec()
     cluster: ClusterSpec = ClusterSpec()
     energy: EnergySpec = EnergySpec()
 
@@ -226,9 +284,11 @@ class Experiment(Section):
         sense.weights_bring_their_tokenizer,
         sense.batch_is_whole_sequences,
         sense.tokens_fill_a_batch,
+        sense.float8_is_possible,
         sense.tensor_parallel_divides_the_model,
         sense.batch_divides_over_ranks,
         sense.attention_fits_the_data,
+        sense.budgets_can_be_counted,
     )
 
     @property

@@ -4,8 +4,8 @@ No line is ever longer than the terminal, and what changes keeps its place: that
 """
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from rich.text import Text
 
@@ -20,13 +20,59 @@ from energy.human import (
     percent,
 )
 from energy.units import JOULE_PER_KWH
-from orchestrator.progress import RunProgress
+from orchestrator.budget import forecast_words
 
 SPARKS = "▁▂▃▄▅▆▇█"
 INDENT = "  "
 LABEL = 9
 MOST_SPARKS = 60
 DOT = ("  ·  ", "dim")
+Budget = Mapping[str, Any]  # orchestrator.budget.State.document
+
+
+class Progress(Protocol):
+    """What there is to show: of the run of this process, or of another one by its live state."""
+
+    @property
+    def started_unix_s(self) -> float: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def total_tokens(self) -> int: ...
+    @property
+    def loss(self) -> float | None: ...
+    @property
+    def validation(self) -> tuple[int, float] | None: ...
+    @property
+    def checkpoint(self) -> int | None: ...
+    @property
+    def tokens_per_s(self) -> float | None: ...
+    @property
+    def mfu(self) -> float | None: ...
+    @property
+    def peak_flops(self) -> float | None: ...
+    @property
+    def power_w(self) -> float | None: ...
+    @property
+    def energy_j(self) -> float | None: ...
+    @property
+    def whole_energy_j(self) -> float | None: ...
+    @property
+    def joule_per_token(self) -> float | None: ...
+    @property
+    def grid_g_per_kwh(self) -> float | None: ...
+    @property
+    def powers(self) -> list[float]: ...
+    @property
+    def loss_points(self) -> list[float]: ...
+    @property
+    def events(self) -> Iterable[tuple[float, str]]: ...
+    def carbon_t(self, energy_j: float) -> float | None: ...
+    def ends_unix_s(self, now: float) -> float | None: ...
 
 
 def metering(meters: Sequence[dict[str, Any]], gpus: int) -> str:
@@ -80,9 +126,9 @@ def spark(values: Sequence[float], width: int, low: float | None = None) -> str:
     return "".join(SPARKS[max(0, min(7, round((value - least) / span * 7)))] for value in shown)
 
 
-def bar(share: float, width: int) -> Text:
+def bar(share: float, width: int, style: str = "cyan") -> Text:
     full = max(0, min(width, round(share * width)))
-    return Text.assemble(("━" * full, "cyan"), ("─" * (width - full), "dim"))
+    return Text.assemble(("━" * full, style), ("─" * (width - full), "dim"))
 
 
 def clock(unix_s: float | None, now: float) -> str:
@@ -94,16 +140,18 @@ def clock(unix_s: float | None, now: float) -> str:
     return time.strftime("%H:%M" if same_day else "%d %b %H:%M", then)
 
 
-def starting(progress: RunProgress, width: int, now: float) -> list[Text]:
+def starting(progress: Progress, width: int, now: float, budgets: Sequence[Budget] = ()) -> list[Text]:
     waited = human_time(max(0.0, now - progress.started_unix_s) // 1)
     lines = [_line("starting", [f"the workers build the model and open the data ({waited})"])]
-    return [_cut(line, width) for line in lines + _power(progress, width)]
+    lines += [*_power(progress, width), *_budgets(budgets, progress.total_steps, width)]
+    return [_cut(line, width) for line in lines]
 
 
-def training(progress: RunProgress, width: int, now: float) -> list[Text]:
+def training(progress: Progress, width: int, now: float, budgets: Sequence[Budget] = ()) -> list[Text]:
     """The view as lines no wider than `width`."""
     ends = progress.ends_unix_s(now)
-    facts = [f"{progress.step:,} of {progress.total_steps:,}", f"loss [{progress.loss:.3f}]"]
+    loss = "--" if progress.loss is None else f"{progress.loss:.3f}"
+    facts = [f"{progress.step:,} of {progress.total_steps:,}", f"loss [{loss}]"]
     if progress.validation is not None:
         facts.append(f"validation [{progress.validation[1]:.3f}]")
     rate = progress.tokens_per_s
@@ -111,7 +159,7 @@ def training(progress: RunProgress, width: int, now: float) -> list[Text]:
     if progress.mfu is not None:
         speed.append(f"MFU [{percent(progress.mfu)}] (PaLM count, peak {human_flop(progress.peak_flops)}/s)")
     lines = [_line("step", facts), _line("speed", speed), *_power(progress, width)]
-    losses = progress.losses.points
+    losses = progress.loss_points
     if len(losses) > 1:
         lines.append(_line("loss", [spark(losses, _sparks(width)), f"{losses[0]:.3f} to {losses[-1]:.3f}"]))
     elapsed = max(0.0, now - progress.started_unix_s)
@@ -133,11 +181,12 @@ def training(progress: RunProgress, width: int, now: float) -> list[Text]:
         ),
     ]
     lines += _expected(progress, clock(ends, now), width)
+    lines += _budgets(budgets, progress.total_steps, width)
     lines += [_line(clock(when, now), [text], label_style="dim") for when, text in progress.events]
     return [_cut(line, width) for line in lines]
 
 
-def _expected(progress: RunProgress, ends: str, width: int) -> list[Text]:
+def _expected(progress: Progress, ends: str, width: int) -> list[Text]:
     """Energy and carbon so far of what the whole run will take at the present pace."""
     spent_j, whole_j = progress.energy_j, progress.whole_energy_j
     if spent_j is None or not whole_j:
@@ -152,6 +201,22 @@ def _expected(progress: RunProgress, ends: str, width: int) -> list[Text]:
     return lines
 
 
+def _budgets(budgets: Sequence[Budget], total_steps: int, width: int) -> list[Text]:
+    """A bar for each limit; where the run will pass it, what that means, in a second line."""
+    lines = []
+    for budget in budgets:
+        words, share = budget["words"], budget["share"]
+        style = {"ok": "cyan", "warned": "yellow"}.get(budget["state"], "red")
+        amount = f"{words['spent'].removesuffix(' CO₂eq')} of {words['limit'].removesuffix(' CO₂eq')}"
+        right = f" {100 * share:3.0f} %  {amount:<21} {words['of']}"
+        room = max(8, min(60, width - len(INDENT) - LABEL - max(len(right), 46)))
+        label = (f"{'budget':<{LABEL}}", "cyan")
+        lines.append(Text.assemble(INDENT, label, bar(share, room, style), right))
+        if (text := forecast_words(budget, total_steps)) is not None:
+            lines.append(Text.assemble(INDENT, " " * LABEL, (text, style)))
+    return lines
+
+
 def preparing(text: str, done: float, total: float | None, width: int) -> list[Text]:
     size = f"{done / 1e6:,.1f}" + (f" of {total / 1e6:,.1f} MB" if total else " MB")
     line = Text.assemble(INDENT, f"{text}  ")
@@ -163,16 +228,16 @@ def preparing(text: str, done: float, total: float | None, width: int) -> list[T
     return [_cut(line, width)]
 
 
-def key_values(progress: RunProgress, now: float) -> str:
+def key_values(progress: Progress, now: float, budgets: Sequence[Budget] = ()) -> str:
     """The same for a file: one line of key=value, no spaces in the values, - for what is not known."""
     ends = progress.ends_unix_s(now)
     validation = progress.validation
     facts: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(now)),
-        "step": f"{progress.step}/{progress.total_steps}",
+        "step": f"{progress.step}/{progress.total_steps}" if progress.step else None,
         "loss": None if progress.loss is None else f"{progress.loss:.4f}",
         "validation": None if validation is None else f"{validation[1]:.4f}",
-        "tokens": progress.tokens,
+        "tokens": progress.tokens or None,
         "tokens_per_s": None if progress.tokens_per_s is None else f"{progress.tokens_per_s:.0f}",
         "mfu": None if progress.mfu is None else f"{progress.mfu:.4f}",
         "power_w": None if progress.power_w is None else f"{progress.power_w:.1f}",
@@ -181,6 +246,9 @@ def key_values(progress: RunProgress, now: float) -> str:
         "checkpoint_step": progress.checkpoint,
         "ends": None if ends is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(ends)),
     }
+    for budget in budgets:
+        facts[f"budget_{budget['key']}"] = f"{budget['spent']:.6g}/{budget['limit']:.6g}"
+        facts[f"budget_{budget['key']}_stops_at_step"] = budget["stops_at_step"]
     return " ".join(f"{key}={'-' if value is None else value}" for key, value in facts.items())
 
 
@@ -188,7 +256,7 @@ def _sparks(width: int) -> int:
     return max(10, min(MOST_SPARKS, width - 62))  # what else the widest line holds
 
 
-def _power(progress: RunProgress, width: int) -> list[Text]:
+def _power(progress: Progress, width: int) -> list[Text]:
     if progress.power_w is None:
         return []
     shown = progress.powers[-_sparks(width) :]

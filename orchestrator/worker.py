@@ -4,6 +4,8 @@ It needs a process group and a job, and no launcher: Ray Train, torchrun and pyt
 """
 
 import json
+import os
+import socket
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from model.attention import backend_in_use, sdpa_backends
+from model.float8 import to_float8
 from model.init import init_weights
 from model.optim import clip_gradients, lr_at, make_optimizer, set_lr
 from model.packing import Packing, form_of, pack
@@ -22,16 +25,21 @@ from model.parallelize import loss_scale, make_mesh, parallelize, set_gradient_s
 from model.sharding import Layout, sharding_plan
 from model.transformer import Llama
 from orchestrator import checkpoint
+from orchestrator.checkpoint_choice import newest_whole
+from orchestrator.checkpoint_writer import CheckpointWriter
 from orchestrator.corpus import source_specs
 from orchestrator.data.shards import open_corpus
 from orchestrator.data.stream import TokenStream
-from orchestrator.loop import Schedule, StepResult, train
+from orchestrator.loop import Schedule, Skipped, StepResult, train
 from orchestrator.metrics import COMPILE, MetricsFile
 from orchestrator.plan.choices import choose
 from orchestrator.profiling import StepProfiler
 from orchestrator.spec import Experiment
+from orchestrator.watchdog import Watchdog
 
 SHARDING_FILE = Path("logs") / "sharding.txt"  # in the run folder: what lies where
+SKIPS_IN_A_ROW = 10  # so many steps without a finite loss are no bad batch: the model is lost
+RESIZE_FILE = "resize"  # in the run folder: as a stop, but the driver goes on with another number of workers
 STOP_FILE = "stop"  # in the run folder: asks the trainer to checkpoint and end at the next step
 
 
@@ -78,9 +86,11 @@ class Rank:
         cluster = self.spec.cluster
         self.layout = Layout.of(self.world, replicas=cluster.replicas, tensor=cluster.tensor_parallel)
         self.choices = choose(self.spec, config, self.world, self.device.type, _smallest_gb(self.device))
-        self.dtype = torch.bfloat16 if self.choices.dtype == "bfloat16" else torch.float32
+        self.dtype = torch.float32 if self.choices.dtype == "float32" else torch.bfloat16
         with torch.device("meta"):
             model = Llama(config)
+        if self.choices.dtype == "float8":
+            to_float8(model)
         # On the CPU a gather is not computed beside anything: another one ahead would only take memory.
         plan = sharding_plan(model, self.layout, prefetch=1 if cuda else 0)
         self.model = parallelize(
@@ -103,10 +113,26 @@ class Rank:
         self.progress: dict[str, Any] = {"step": 0, "data": self.stream.state()}
         self.state = checkpoint.TrainState(self.model, self.optimizer, self.progress)
         self.evaluation_compiles = self.choices.compile  # a forward pass without gradients is compiled by itself
+        keep = self.spec.checkpoint
+        self.copies = None
+        if keep.copy_to is not None:
+            from orchestrator.checkpoint_copies import Copies  # pyarrow takes its time to import
 
-    def resume(self) -> int:
-        """Loads the newest complete checkpoint, else the initial weights, if any; the step to do next, from 1."""
-        newest = checkpoint.newest_complete(self.run_dir / "checkpoints")
+            self.copies = Copies(keep.copy_to, self.run_dir.name)
+        self.writer = CheckpointWriter(
+            self.run_dir / "checkpoints",
+            asynchronous=keep.asynchronous,
+            on_gpu=cuda,
+            keep_last=keep.keep_last,
+            keep_every_steps=keep.keep_every_steps,
+            copies=self.copies,
+        )
+        self.last_finite = ""  # for who must find out what went wrong
+        self.skips_in_a_row = 0
+
+    def resume(self, recorder: MetricsFile) -> int:
+        """Loads the newest whole checkpoint, else the initial weights, if any; the step to do next, from 1."""
+        newest = newest_whole(self.run_dir / "checkpoints", recorder.warning, self.copies)
         if newest is not None:
             checkpoint.load(self.state, newest)
             if self.progress["data"]["seed"] != self.spec.seed:
@@ -136,21 +162,50 @@ class Rank:
         each_micro_batch = self.choices.gradient_reduction == "each_micro_batch"
         for start in range(0, per_rank, size):
             set_gradient_sync(self.model, start + size >= per_rank, each_micro_batch)
-            loss_sum = self._loss_sum(batch[start : start + size])
-            (loss_sum * loss_scale(ranks, training.batch_tokens)).backward()
+            # The backward too: checkpointing computes attention again there, and must find the same back end.
+            with sdpa_backends(training.attention, self.device):
+                loss_sum = self._loss_sum(batch[start : start + size])
+                (loss_sum * loss_scale(ranks, training.batch_tokens)).backward()
             total += loss_sum.detach()
         norm = clip_gradients(self.model.parameters(), training.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        stop = self.rank == 0 and (self.run_dir / STOP_FILE).exists()
-        shared = torch.stack([total, torch.tensor(float(stop), device=self.device)])
+        if training.nonfinite_loss == "stop":
+            self.optimizer.step()  # before anybody waits for the loss; nothing of a loss that is not finite is saved
+        stop = self.rank == 0 and any((self.run_dir / name).exists() for name in (STOP_FILE, RESIZE_FILE))
+        votes = torch.tensor([float(stop), float(self.writer.failed)], device=self.device)
+        shared = torch.cat([total.reshape(1), votes])
         dist.all_reduce(shared)
-        loss, stop_votes = (shared / torch.tensor([training.batch_tokens, 1.0], device=self.device)).tolist()
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss at step {step} is {loss}: lower training.peak_lr or inspect the data")
-        return StepResult(loss, float(norm), lr, stop_votes > 0, data_wait_s)
+        loss, stop_votes, failed_votes = shared.tolist()
+        loss, grad_norm = loss / training.batch_tokens, float(norm)
+        skipped = self._judge(step, loss, grad_norm)
+        if training.nonfinite_loss == "skip" and skipped is None:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if failed_votes:
+            self.writer.finish()
+        return StepResult(loss, grad_norm, lr, stop_votes > 0, data_wait_s, skipped)
 
-    def evaluate(self, recorder: MetricsFile) -> float:
+    def _judge(self, step: int, loss: float, grad_norm: float) -> Skipped | None:
+        """None of a step that may count; by the spec's policy, FloatingPointError or what is skipped of another."""
+        if np.isfinite(loss) and np.isfinite(grad_norm):
+            self.last_finite = f"; the last finite loss was {loss:.4f}, at step {step}"
+            self.skips_in_a_row = 0
+            return None
+        wrong = f"the gradient's norm is {grad_norm}" if np.isfinite(loss) else f"the loss is {loss}"
+        first, last = (step - 1) * self.spec.batch_sequences, step * self.spec.batch_sequences - 1
+        self.skips_in_a_row += 1
+        if self.spec.training.nonfinite_loss == "stop":
+            raise FloatingPointError(
+                f"at step {step} {wrong}{self.last_finite}: lower training.peak_lr, inspect sequences {first:,} to "
+                f"{last:,} of the data, or set training.nonfinite_loss to skip"
+            )
+        if self.skips_in_a_row >= SKIPS_IN_A_ROW:
+            raise FloatingPointError(
+                f"at step {step} {wrong}, as in the {SKIPS_IN_A_ROW - 1} steps before, which were skipped"
+                f"{self.last_finite}: go on from an earlier checkpoint, with a lower training.peak_lr"
+            )
+        return Skipped(wrong, first, last)
+
+    def evaluate(self, recorder: "WatchedMetrics") -> float:
         """Mean negative log-likelihood of the held-out sequences, in nats per token."""
         wanted = self.spec.training.evaluation_sequences
         batch = np.concatenate(list(self.stream.validation_batches(self.stream.sequence_length, wanted)))
@@ -166,6 +221,7 @@ class Rank:
                 chunk = batch[mine].copy()
                 chunk[~counted, 1:] = -100
                 began_s = time.time()
+                recorder.beat()
                 shared[0] += self._loss_sum(chunk)
                 if self.evaluation_compiles:
                     self.evaluation_compiles = False
@@ -179,7 +235,7 @@ class Rank:
         self.progress["step"] = step
         self.stream.position = step * self.spec.batch_sequences
         self.progress["data"] = self.stream.state()
-        checkpoint.save(self.state, self.run_dir / "checkpoints", step)
+        self.writer.save(self.state, step)
 
     def in_use(self) -> dict[str, Any]:
         """What this run computes with, for whoever reads about it later."""
@@ -220,19 +276,39 @@ def _smallest_gb(device: torch.device) -> float | None:
     return total.item() / 1e9
 
 
+class WatchedMetrics(MetricsFile):
+    """The recorder of a rank, which also tells its watchdog what the rank is at, and what checkpoints have cost."""
+
+    watchdog: Watchdog
+    writer: CheckpointWriter
+
+    def phase(self, name: str, step: int) -> None:
+        self.watchdog.enter(name, step)
+        super().phase(name, step)
+        for each in self.writer.written():
+            self.checkpoint(each)
+
+    def beat(self) -> None:
+        self.watchdog.beat()
+
+
 def run_rank(job: Job) -> bool:
     """Trains this rank's share of the job to its end; True when all planned tokens were trained."""
-    rank = Rank(job)
-    attempt = [next_attempt(rank.run_dir)]
+    run_dir, attempt = Path(job.run_dir), [next_attempt(Path(job.run_dir))]
     dist.broadcast_object_list(attempt)
-    recorder = MetricsFile(
-        rank.run_dir / "metrics" / f"rank-{rank.rank}.jsonl",
+    deadline = job.experiment["cluster"]["step_deadline"]
+    watchdog = Watchdog(run_dir, attempt[0], dist.get_rank(), None if deadline == "auto" else deadline)
+    rank = Rank(job)
+    recorder = WatchedMetrics(
+        run_dir / "metrics" / f"rank-{rank.rank}.jsonl",
         attempt[0],
         rank.rank,
         rank.spec.training.batch_tokens,
         job.started_unix_s,
         rank.choices.compile,
     )
+    recorder.watchdog, recorder.writer = watchdog, rank.writer
+    recorder.process(socket.gethostname(), os.getpid())
     if rank.device.type == "cuda":
         uuids: list[Any] = [None] * rank.world
         dist.all_gather_object(uuids, f"GPU-{torch.cuda.get_device_properties(rank.device).uuid}")
@@ -240,11 +316,19 @@ def run_rank(job: Job) -> bool:
     recorder.choices(rank.in_use())
     profiled = job.profile_steps if rank.rank == 0 else 0
     step = StepProfiler(rank.step, rank.run_dir, profiled, rank.device) if profiled else rank.step
+    well = False
     try:
         training = rank.spec.training
         schedule = Schedule(rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps)
-        return train(schedule, rank.resume(), step, partial(rank.evaluate, recorder), rank.save, recorder)
+        complete = train(schedule, rank.resume(recorder), step, partial(rank.evaluate, recorder), rank.save, recorder)
+        rank.writer.finish()
+        for each in rank.writer.written():
+            recorder.checkpoint(each)
+        well = True
+        return complete
     finally:
+        rank.writer.give_up()
         if isinstance(step, StepProfiler):
             step.finish()
+        watchdog.close(well)
         recorder.close()

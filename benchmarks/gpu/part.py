@@ -77,14 +77,15 @@ def about(device: str) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     if device == "cuda":
-        from energy.sensors.nvml import driver_version
+        from energy.sensors import nvml
 
+        nvml.find("here", "all")  # opens the library
         properties = torch.cuda.get_device_properties(0)
         found |= {
             "gpu": properties.name,
             "memory_bytes": properties.total_memory,
             "capability": [properties.major, properties.minor],
-            "driver": driver_version(),
+            "driver": nvml.driver_version(),
         }
     return found
 

@@ -116,7 +116,7 @@ def main(task: dict[str, Any]) -> None:
     from benchmarks.training.systems import SYSTEMS, Case, join_group, load
 
     case = Case.from_json(task["case"])
-    if case.sharded:
+    if case.fsdp:
         join_group(case.device, task["rank"], task["ranks"], task.get("port", 0))
     load(task["system"])
     imported_bytes = _memory_bytes("VmRSS")

@@ -7,8 +7,6 @@ reduction and AdamW stay float32 in all of them (`HOW` says by what). Used on th
 from __future__ import annotations
 
 import functools
-import sys
-import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -41,11 +39,10 @@ TITLES = {
     "torchtitan_compiled": "torchtitan, compiled",
 }
 HOW = {
-    "hoofprint": "float32: the plain model; bfloat16: FSDP2 mixed precision, as `hoofprint run`",
-    "transformers": "LlamaForCausalLM with sdpa; bfloat16: autocast on the CPU (as its Trainer), FSDP2 mixed precision "
-    "on a GPU; compiled: each decoder layer",
-    "torchtitan": "its Llama3Model with its own ScaledDotProductAttention (flex and varlen do not train on a CPU) and "
-    "its chunked loss; bfloat16: its own apply_fsdp_to_decoder; compiled: each block",
+    "hoofprint": "as `hoofprint run`: float32 master weights, FSDP2 over several ranks",
+    "transformers": "LlamaForCausalLM with sdpa; bfloat16: autocast (as its Trainer); compiled: each decoder layer",
+    "torchtitan": "its Llama 3 with its own scaled dot-product attention (others do not train on a CPU) and loss; "
+    "bfloat16: autocast on one device, its own FSDP over several; compiled: each block",
 }
 
 
@@ -57,7 +54,7 @@ class Case:
     sequences: int
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
-    fsdp: bool = False  # also in float32
+    fsdp: bool = False  # over the ranks there are
     checkpointing: Checkpointing = "none"  # of ours
     attention: Backend = "auto"  # of ours
     float8: bool = False  # of ours
@@ -71,10 +68,6 @@ class Case:
     def flop(self) -> int:
         """FLOP of a step, on each rank, by PaLM's convention (`model.flops`)."""
         return self.tokens * self.config.flop_per_token
-
-    @property
-    def sharded(self) -> bool:
-        return self.fsdp or self.dtype == "bfloat16"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -115,10 +108,7 @@ def load(system: str) -> None:
     if system.startswith("transformers"):
         from transformers import LlamaForCausalLM  # noqa: F401
     if system.startswith("torchtitan"):
-        _without_expert_parallelism()
-        import torchtitan.components.loss
-        import torchtitan.distributed.fsdp
-        import torchtitan.models.llama3  # noqa: F401
+        from benchmarks.training import titan  # noqa: F401
 
 
 def hoofprint(case: Case, compile: bool) -> Step:
@@ -128,7 +118,7 @@ def hoofprint(case: Case, compile: bool) -> Step:
     if case.float8:
         to_float8(model)
     mesh, plan, ranks = None, None, 1
-    if case.sharded:
+    if case.fsdp:
         ranks = dist.get_world_size()
         mesh = make_mesh(case.device, Layout(shards=ranks))
         plan = sharding_plan(model, layout_of(mesh), prefetch=1 if device.type == "cuda" else 0)
@@ -142,12 +132,19 @@ def hoofprint(case: Case, compile: bool) -> Step:
     def step() -> torch.Tensor:
         with sdpa_backends(case.attention, device):
             loss = model(inputs, targets)
-        (loss * scale).backward()
+            (loss * scale).backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach() / case.tokens
 
     return step
+
+
+def _autocast(case: Case) -> AbstractContextManager[Any]:
+    """How peers compute in bfloat16 where FSDP does not see to it."""
+    if case.dtype == "float32" or case.fsdp:
+        return nullcontext()
+    return torch.autocast(case.device, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -175,10 +172,8 @@ def huggingface(case: Case, compile: bool) -> Step:
     if compile:
         for layer in model.model.layers:
             layer.compile()
-    autocast: AbstractContextManager[Any] = nullcontext()
-    if case.dtype == "bfloat16" and case.device == "cpu":
-        autocast = torch.autocast("cpu", torch.bfloat16)
-    elif case.sharded:
+    autocast = _autocast(case)
+    if case.fsdp:
         policy = MixedPrecisionPolicy(param_dtype=case.torch_dtype, reduce_dtype=torch.float32)
         mesh = make_mesh(case.device, Layout(shards=dist.get_world_size()))
         for module in (*model.model.layers, model):
@@ -198,82 +193,31 @@ def huggingface(case: Case, compile: bool) -> Step:
 
 
 def torchtitan(case: Case, compile: bool) -> Step:
-    load("torchtitan")
-    from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
-    from torchtitan.distributed.fsdp import apply_fsdp_to_decoder
+    from benchmarks.training import titan
 
     with torch.device("meta"):
-        model = _torchtitan_config(case.config).build()
+        model = titan.build(case.config)
     if compile:
         for block in model.layers.values():
             block.compile(fullgraph=True)
-    if case.sharded:
-        mesh = make_mesh(case.device, Layout(shards=dist.get_world_size()))
-        apply_fsdp_to_decoder(model, mesh, case.torch_dtype, torch.float32, pp_enabled=False)
+    autocast = _autocast(case)
+    if case.fsdp:
+        titan.shard(model, make_mesh(case.device, Layout(shards=dist.get_world_size())), case.torch_dtype)
     model.to_empty(device=case.device)
-    model.init_states(buffer_device=torch.device(case.device))
-    wrapper = ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=case.config.vocab_size))
-    loss_of = wrapper.build()
-    loss_of.set_lm_head(model.lm_head)
-    model._skip_lm_head = True
+    titan.draw_weights(model, torch.device(case.device))
+    loss_of = titan.loss(model, case.config.vocab_size, case.tokens, case.device, compile)
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
     inputs, targets = draw_tokens(case)
-    valid = torch.tensor(float(case.tokens), device=case.device)
 
     def step() -> torch.Tensor:
-        loss, _ = loss_of(model(inputs), targets, valid)
+        with autocast:
+            loss = loss_of(model(inputs), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
     return step
-
-
-def _torchtitan_config(config: LlamaConfig) -> Any:
-    """Its model in the sizes of ours, from the functions that its own sizes are made of."""
-    from torchtitan.models import llama3
-    from torchtitan.models.common import ComplexRoPE, Embedding, Linear, RMSNorm
-    from torchtitan.models.common.attention import ScaledDotProductAttention
-
-    rope = ComplexRoPE.Config(dim=config.head_dim, max_seq_len=config.sequence_length, theta=config.rope_theta)
-    layers = llama3._build_llama3_layers(
-        n_layers=config.n_layers,
-        dim=config.dim,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        hidden_dim=config.ffn_hidden,
-        rope=rope,
-        attn_backend="flex",
-    )
-    for layer in layers:
-        layer.attention.inner_attention = ScaledDotProductAttention.Config()
-    return llama3.Llama3Model.Config(
-        dim=config.dim,
-        vocab_size=config.vocab_size,
-        tok_embeddings=Embedding.Config(
-            num_embeddings=config.vocab_size, embedding_dim=config.dim, param_init=llama3._EMBEDDING_INIT
-        ),
-        norm=RMSNorm.Config(normalized_shape=config.dim, param_init=llama3._NORM_INIT),
-        lm_head=Linear.Config(
-            in_features=config.dim, out_features=config.vocab_size, param_init=llama3._output_linear_init(config.dim)
-        ),
-        layers=layers,
-    )
-
-
-def _without_expert_parallelism() -> None:
-    """torchtitan imports kernels for mixtures of experts with every model; they need triton, a gigabyte of it, which
-    no LLaMA uses and a torch for the CPU does not bring."""
-    name = "torchtitan.distributed.minimal_async_ep"
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        stand_in = types.ModuleType(name)
-        wanted = ("combine_op", "dispatch_op", "init_buffer", "maybe_update_minimal_async_ep_config")
-        for each in ("MinimalAsyncEPDispatchMetadata", *wanted):
-            setattr(stand_in, each, type(each, (), {}))
-        sys.modules[name] = stand_in
 
 
 SYSTEMS: dict[str, Callable[[Case], Step]] = {

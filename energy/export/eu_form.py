@@ -79,6 +79,9 @@ def _methodology(facts: Facts, pue: float | None) -> str:
         else f"Multiplied by the declared PUE of {pue:g} for cooling and power distribution."
     )
     error = "" if facts.relative_error is None else f" 95 % interval: ±{100 * facts.relative_error:.0f} %."
+    if facts.facility_low_kwh is not None and facts.facility_high_kwh is not None:
+        low, high = (two(kwh / 1000) for kwh in (facts.facility_low_kwh, facts.facility_high_kwh))
+        error = f" 95 % interval: {low} to {high} MWh."
     return (
         f"Electricity of this run from {utc(facts.started_unix_s)[:10]} to {utc(facts.ended_unix_s)[:10]}, read on "
         f"every node by {facts.methods}{share}. Boundary: {facts.boundary_text}. All from the start of metering in "

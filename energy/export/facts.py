@@ -50,7 +50,9 @@ class Facts:
     share_measured: float | None
     region: str | None
     provider: str | None
-    relative_error: float | None
+    relative_error: float | None  # of the IT energy
+    facility_low_kwh: float | None  # the 95 % interval of the facility energy, the range of PUE in it
+    facility_high_kwh: float | None
     attempts: int
     recomputed_share: float | None
     version: str | None
@@ -65,6 +67,7 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         record[key] for key in ("run", "data", "compute", "energy", "carbon", "time")
     )
     trained, processed = data["tokens_trained"], data["tokens_processed"]
+    facility = record["uncertainty"]["energy_facility_kwh"] or {}
     return Facts(
         run_id=str(run.get("run_id") or "run"),
         name=str(run.get("name") or run.get("run_id") or "run"),
@@ -99,6 +102,8 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         region=carbon.get("region"),
         provider=carbon.get("provider"),
         relative_error=record["uncertainty"]["relative"],
+        facility_low_kwh=facility.get("low"),
+        facility_high_kwh=facility.get("high"),
         attempts=len(run.get("attempts") or []),
         recomputed_share=(processed - trained) / processed if processed else None,
         version=(run.get("versions") or {}).get("hoofprint"),

@@ -16,6 +16,7 @@ from energy.factors.model import Basis, Factor, mixed_bases
 from energy.factors.tables import (
     FOLDER,
     absent,
+    checkpointing,
     marginal_intensity,
     preset_factors,
     presets,
@@ -40,6 +41,7 @@ __all__ = [
     "absent",
     "accelerator",
     "accelerators",
+    "checkpointing",
     "common_accelerator",
     "embodied",
     "marginal_intensity",

@@ -70,8 +70,18 @@ class Factor:
             number = getattr(self, name)
             if number is not None and (isinstance(number, bool) or not math.isfinite(number) or number < 0):
                 raise ValueError(f"{self.key}: {name} must be a finite number of at least 0, not {number!r}")
+        bounds = [number for number in (self.low, self.value, self.high) if number is not None]
+        if bounds != sorted(bounds):
+            raise ValueError(f"{self.key}: its range {self.low} to {self.high} does not hold its value {self.value}")
         if not self.source:
             raise ValueError(f"{self.key}: a factor needs a source")
+
+    @property
+    def range_text(self) -> str:
+        """'1.06 to 1.46', the range that its source gives; '' where it gives none."""
+        if self.low is None and self.high is None:
+            return ""
+        return " to ".join("not stated" if bound is None else f"{bound:g}" for bound in (self.low, self.high))
 
     def _content(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,6 +109,7 @@ class Factor:
 
     def __str__(self) -> str:
         number = "not known" if self.value is None else f"{self.value:g} {self.unit}".removesuffix(" 1")
+        number += f", {self.range_text}" if self.range_text else ""
         where = [str(part) for part in (self.geography, self.year) if part]
         basis = [str(self.basis)] if self.basis != Basis() else []
         return f"{number} ({'; '.join([', '.join(where)] * bool(where) + basis + [self.source])})"

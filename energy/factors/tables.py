@@ -59,12 +59,15 @@ def write_versions() -> list[str]:
 def factor_of(key: str, row: dict[str, str]) -> Factor:
     """A row of a table with the columns value, unit, year, geography, basis, source and note.
 
-    The note begins with the row's name, if it has one, and ends with what the figure was checked against.
+    A table may have the columns low and high: the range that the source gives, and the note then says of what. The note
+    begins with the row's name, if it has one, and ends with what the figure was checked against.
     """
     checked = f"checked against {row['checked']}" if row.get("checked") else ""
     return Factor(
         key=key,
         value=number(row["value"]),
+        low=number(row.get("low", "")),
+        high=number(row.get("high", "")),
         unit=row["unit"],
         source=row["source"],
         year=int(row["year"]) if row["year"] else None,
@@ -110,6 +113,12 @@ def water_intensity() -> dict[str, Factor]:
 def transmission_loss() -> dict[str, Factor]:
     """Share of generation that is lost between power station and site, by country."""
     return _by_name("transmission_loss", "transmission_loss")
+
+
+def checkpointing() -> dict[str, Factor]:
+    """What a published training says of its storage and its interruptions, by name."""
+    rows = read_table("checkpointing")
+    return {row["name"]: factor_of(row["name"], row | {"year": "", "geography": "", "basis": ""}) for row in rows}
 
 
 def absent(table: str) -> list[str]:

@@ -55,6 +55,11 @@ class Sensor(Protocol):
     # and of the programs so far.
 
 
+def device_key(about: dict[str, Any]) -> str:
+    """What tells a device from others: its UUID, and the MIG instances of it that a meter stands for."""
+    return " ".join([about["uuid"], *sorted(about.get("instances") or {})])
+
+
 def discover(
     node: str,
     *,

@@ -79,7 +79,8 @@ class NodePowerSensor:
         return dict(self._about)
 
     def read(self) -> Reading:
-        """The newest power in W; missing while there is none, or when it is older than half a minute."""
+        """The newest power in W, with the moment of that answer: it stands until the next one, and where none came in
+        half a minute it is missing from then on."""
         newest = self._newest
         if newest is None:
             return Reading(pending=True) if self._error == "no answer yet" else Reading(error=self._error)

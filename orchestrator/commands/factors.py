@@ -20,12 +20,8 @@ def _value(factor: Any) -> str:
     if factor.value is None:
         return "not known"
     unit = "" if factor.unit == "1" else f" {factor.unit}"
-    span = "" if factor.low is None and factor.high is None else f" ({_bound(factor.low)} to {_bound(factor.high)})"
+    span = f" ({factor.range_text})" if factor.range_text else ""
     return f"{factor.value:,.6g}{unit}{span}"
-
-
-def _bound(value: float | None) -> str:
-    return "not known" if value is None else f"{value:g}"
 
 
 def _one(factor: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import JSON, RUNS, print_json
+from orchestrator.commands import JSON, RUNS, NumberOrName, print_json
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -16,7 +16,12 @@ from orchestrator.commands import JSON, RUNS, print_json
 @click.option("--interval-s", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Between rows.")
 @click.option("--gpus", default="visible", show_default=True, metavar="WHICH",
               help="visible (by CUDA_VISIBLE_DEVICES), all of the node, or UUIDs with commas between.")  # fmt: skip
-@click.option("--pue", type=float, help="Power usage effectiveness of the building, with --pue-source.")
+@click.option(
+    "--pue",
+    type=NumberOrName(),
+    metavar="FIGURE",
+    help="Power usage effectiveness: a number with --pue-source, or a name of `hoofprint factors pue`.",
+)
 @click.option("--pue-source", help="Where that figure comes from.")
 @click.option("--intensity-g-per-kwh", type=float, help="Of the grid, g CO2eq per kWh, with --intensity-source.")
 @click.option("--intensity-source", help="Where that figure comes from.")
@@ -36,7 +41,7 @@ def measure(
     runs_dir: Path,
     interval_s: float,
     gpus: str,
-    pue: float | None,
+    pue: float | str | None,
     pue_source: str | None,
     intensity_g_per_kwh: float | None,
     intensity_source: str | None,

@@ -43,6 +43,7 @@ def plan(
 
     Tokens/s come from earlier runs of the same model on the same hardware in --runs, else from published figures.
     """
+    from orchestrator.budget_plan import budgets_of_plan
     from orchestrator.plan import PlanOptions, Reliability, make_plan
     from orchestrator.spec_file import load_experiment
 
@@ -58,7 +59,9 @@ def plan(
     if sweep_text is not None:
         _sweep(spec, overrides, runs_dir, sweep_text, options, start_with, as_json)
         return
-    result = make_plan(load_experiment(spec, overrides), runs_dir, options)
+    experiment = load_experiment(spec, overrides)
+    result = make_plan(experiment, runs_dir, options)
+    result["spec_budget"] = budgets_of_plan(experiment, result)
     if as_json:
         print_json(result)
         return

@@ -120,9 +120,9 @@ def _give(text: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
-    from energy.record import replace_text
+    from energy.runs import replace_file
 
-    replace_text(output, text)
+    replace_file(output, text)
     click.echo(output)
 
 
@@ -179,9 +179,9 @@ def _write_card(card: Path, record: dict[str, Any]) -> None:
     for fault in card_faults(old, record):
         _note(f"{card} before: {fault}")
     if new != old:
-        aside = card.with_name(f".{card.name}.hoofprint")
-        aside.write_bytes(new.encode("utf-8"))
-        aside.replace(card)
+        from energy.runs import replace_file
+
+        replace_file(card, new)
     click.echo(card)
 
 
@@ -191,7 +191,8 @@ def _write_card(card: Path, record: dict[str, Any]) -> None:
 def verify(run: Path, as_json: bool) -> None:
     """Recomputes the record of RUN from its ledgers and compares; looks at every hash and every sum.
 
-    Exit code 0: all of it holds; 1: something does not, and is named by file and field; 2: nothing to verify.
+    Exit code 0: all of it holds; 1: something does not, and is named by file and field; 2: nothing to verify. A record
+    that says of itself that a figure is implausible holds (0): what it says is shown, and --json has it as implausible.
     """
     from energy.runs import RunFolder
     from energy.verify import verify_run
@@ -206,23 +207,26 @@ def verify(run: Path, as_json: bool) -> None:
 
 
 def lines_of(result: "Verification") -> list[str]:
-    """Each check with a tick or with what is wrong, and what it comes to, in 80 columns."""
+    """Each check with a tick or with what is wrong or implausible, and what it comes to, in 80 columns."""
     marks = {True: click.style("✓", fg="green"), False: click.style("✗", fg="red"), None: click.style("–", dim=True)}
     lines = []
     for check in result.checks:
         # What was looked at stands behind a tick; behind a cross stands what is wrong.
         note = check.note if check.ok is not False else ""
+        mark = click.style("!", fg="yellow") if check.ok and check.doubts else marks[check.ok]
         if note and 4 + len(check.name) + len(note) <= WIDTH:
-            lines.append(f"{marks[check.ok]} {check.name}: {click.style(note, dim=True)}")
+            lines.append(f"{mark} {check.name}: {click.style(note, dim=True)}")
         else:
-            lines.append(f"{marks[check.ok]} {check.name}")
+            lines.append(f"{mark} {check.name}")
             lines += [click.style(line, dim=True) for line in _wrapped(note)] if note else []
-        for fault in check.faults:
-            lines += _wrapped(fault)
+        for text in (*check.faults, *(f"implausible: {doubt}" for doubt in check.doubts)):
+            lines += _wrapped(text)
     wrong = sum(check.ok is False for check in result.checks)
-    lines.append(
-        f"{result.run}: verified" if not wrong else f"{result.run}: {wrong} of {len(result.checks)} do not hold"
-    )
+    end = "verified" if not wrong else f"{wrong} of {len(result.checks)} do not hold"
+    doubts = len(result.implausible)
+    if doubts:
+        end += f", but {'one figure is' if doubts == 1 else f'{doubts} figures are'} implausible, as the record says"
+    lines.append(f"{result.run}: {end}")
     return lines
 
 

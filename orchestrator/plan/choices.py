@@ -17,7 +17,7 @@ class Choices:
     activation_checkpointing: Literal["none", "selective", "full"]
     gradient_reduction: Literal["once_per_step", "each_micro_batch"]
     compile: bool
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float8"]
     why: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,6 +76,6 @@ def _said(value: str) -> str | None:
     return None if value == "auto" else value
 
 
-def _dtype(experiment: Experiment, cuda: bool) -> Literal["float32", "bfloat16"]:
+def _dtype(experiment: Experiment, cuda: bool) -> Literal["float32", "bfloat16", "float8"]:
     given = experiment.training.dtype
     return given if given != "auto" else "bfloat16" if cuda else "float32"

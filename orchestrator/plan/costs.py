@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,14 @@ _BUDGET_UNITS = {
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy in kWh and carbon in t CO2eq; `rated_it_kwh` is the IT energy at rated power, whatever was measured."""
+    """Energy in kWh and carbon in t CO2eq; `rated_it_kwh` is the IT energy at rated power, whatever was measured.
+
+    power_w: of one device; power_told: its boundary and method (energy.boundaries); rated_boundary: of rated power
+    """
 
     power_w: Range | None
+    power_told: tuple[str, str]
+    rated_boundary: str
     it_kwh: Range | None
     rated_it_kwh: Range | None
     facility_kwh: Range | None
@@ -50,8 +56,11 @@ def energy_of(
     rated_factor = rated_power_of(spec, device)
     rated = rated_factor.value if rated_factor else None
     measured = evidence.power_w() if evidence is not None and evidence.same_shape else None
+    rated_boundary = "gpu" if device is not None else "node"
+    told = (rated_boundary, "assumed")
     if measured is not None and evidence is not None:
         boundary = evidence.runs[-1].power_boundary
+        told = (boundary, "measured")
         source = f"measured: mean of the same earlier runs ({evidence.names()}), boundary {boundary}"
         basis.assume("device_power_w", measured.likely, "W", source)
         basis.sources["energy_it_kwh"] = f"{measured.likely:.3g} W, {evidence.count()}"
@@ -76,20 +85,34 @@ def energy_of(
         basis.missing.append("facility energy: give energy.pue and energy.pue_source")
     else:
         basis.take(pue_factor)
-        basis.sources["energy_facility_kwh"] = f"PUE {spec.pue:g}: {spec.pue_source}"
+        basis.sources["energy_facility_kwh"] = f"PUE {_in_words(pue_factor)}: {spec.pue_source}"
     grid = grid_factor(spec, basis)
     if grid is None or grid.value is None:
         basis.missing.append("carbon: give energy.grid, or energy.intensity with its source (no location is guessed)")
     else:
         basis.take(grid)
         where = f"{grid.geography}, {grid.year}: " if grid.geography else ""
-        basis.sources["carbon_tco2eq"] = f"{grid.value:g} g/kWh: {where}{grid.source}"
-    pue, intensity = spec.pue, grid.value if grid else None
-    stated = Claim("", device=device.name if device else None, power_w=rated, pue=pue, intensity_g_per_kwh=intensity)
+        basis.sources["carbon_tco2eq"] = f"{_in_words(grid)} g/kWh: {where}{grid.source}"
+    intensity = grid.value if grid else None
+    kind = device.name if device else None
+    stated = Claim("", device=kind, power_w=rated, pue=spec.pue, intensity_g_per_kwh=intensity)
     basis.warnings += [f"{finding.check}: {finding.message}" for finding in check_claim(stated)]
-    facility = None if it_kwh is None or pue is None else it_kwh.map(lambda kwh: energy_facility_kwh(kwh, pue))
-    carbon = None if facility is None or intensity is None else facility.map(lambda kwh: carbon_tco2eq(kwh, intensity))
-    return Energy(power, it_kwh, it(None if rated is None else Range.exact(rated)), facility, carbon, intensity)
+    facility = _with_factor(it_kwh, pue_factor, energy_facility_kwh)
+    carbon = _with_factor(facility, grid, carbon_tco2eq)
+    rated_kwh = it(None if rated is None else Range.exact(rated))
+    return Energy(power, told, rated_boundary, it_kwh, rated_kwh, facility, carbon, intensity)
+
+
+def _with_factor(kwh: Range | None, factor: Factor | None, formula: Callable[[float, float], float]) -> Range | None:
+    """`formula` of energy and factor, low with low and high with high; None where either is not known."""
+    if kwh is None or factor is None or factor.value is None:
+        return None
+    return Range(*(formula(each, by) for each, by in zip(_three(kwh), _three(Range.of(factor)), strict=True)))
+
+
+def _in_words(factor: Factor) -> str:
+    """The value, and its source's range where there is one."""
+    return f"{factor.value:g}" + (f" ({factor.range_text})" if factor.range_text else "")
 
 
 def grid_factor(spec: EnergySpec, basis: Basis) -> Factor | None:

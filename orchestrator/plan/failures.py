@@ -12,21 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from energy.factors import read_table
+from energy.factors import checkpointing, read_table
 from orchestrator.plan.ranges import Basis, Range, positive
-
-# Grattafiori et al. 2024, section 3.3.1: 2 TB/s sustained, 7 TB/s peak, for up to 16,384 GPUs.
-_STORAGE_GPUS = 16384
-_BANDWIDTH_GB_S = (2000 / _STORAGE_GPUS, 7000 / _STORAGE_GPUS)
-_BANDWIDTH_SOURCE = (
-    "Llama 3 405B's storage: 2 TB/s sustained, 7 TB/s peak, shared by 16,384 GPUs (Grattafiori et al. 2024, 3.3.1); "
-    "the same share per GPU is assumed"
-)
-# The same paper, 3.3.4: more than 90 % effective training time in 54 days with 466 interruptions (47 of them planned).
-_RESTART_S = 0.10 * 54 * 86400 / 466
-_RESTART_SOURCE = (
-    "upper bound from Llama 3 405B: at most 10 % of 54 days lost to 466 interruptions (Grattafiori et al. 2024, 3.3.4)"
-)
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,35 @@ def failure_rate(basis: Basis, declared: float | None = None) -> Range:
     return Range(rates["low"], rates["likely"], rates["high"])
 
 
+def storage_bandwidth(workers: int, basis: Basis, declared: float | None = None) -> tuple[float, float]:
+    """(sustained, peak) GB/s of the storage that checkpoints go to: declared, or a published one's share per GPU."""
+    if declared is not None:
+        basis.assume("checkpoint_bandwidth_gb_s", declared, "GB/s", "--checkpoint-bandwidth-gb-s")
+        return declared, declared
+    published, gpus = checkpointing()["storage_gb_s"], checkpointing()["storage_gpus"].value
+    assert published.low is not None and published.high is not None and gpus is not None
+    slow, fast = (gb_s * workers / gpus for gb_s in (published.low, published.high))
+    told = f"{published.source}: {published.low:,g} GB/s sustained, {published.high:,g} at its peak, for {gpus:,g} GPUs"
+    basis.assume("checkpoint_bandwidth_gb_s", slow, "GB/s", f"{told}; the same share per GPU is assumed")
+    return slow, fast
+
+
+def restart_time(basis: Basis, declared_minutes: float | None = None) -> Range:
+    """Seconds that a restart takes: declared, or at most what a published training can have lost with each."""
+    if declared_minutes is not None:
+        basis.assume("restart_s", declared_minutes * 60, "s", "--restart-minutes")
+        return Range.exact(declared_minutes * 60)
+    days, interruptions, effective = (checkpointing()[key] for key in ("days", "interruptions", "effective_share"))
+    assert days.value is not None and interruptions.value is not None and effective.value is not None
+    most_s = (1 - effective.value) * days.value * 86400 / interruptions.value
+    lost, count = (
+        f"{100 * (1 - effective.value):.0f} % of {days.value:g} days",
+        f"{interruptions.value:g} interruptions",
+    )
+    basis.assume("restart_s", most_s, "s", f"upper bound: at most {lost} lost to {count}: {interruptions.source}")
+    return Range(0.0, most_s, most_s)
+
+
 def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
     """Young's interval sqrt(2 C M) in s, from the cost C of a checkpoint and the mean time M between failures, in s."""
     return math.sqrt(2 * checkpoint_s * between_failures_s)
@@ -73,18 +89,8 @@ def failure_plan(
 ) -> dict[str, Any]:
     """Expected interruptions, checkpoint cost and interval, and hours lost, as the `failures` part of a plan."""
     rate = failure_rate(basis, declared.failures_per_gpu_hour)
-    if declared.checkpoint_bandwidth_gb_s is not None:
-        slow = fast = declared.checkpoint_bandwidth_gb_s
-        basis.assume("checkpoint_bandwidth_gb_s", slow, "GB/s", "--checkpoint-bandwidth-gb-s")
-    else:
-        slow, fast = (share * workers for share in _BANDWIDTH_GB_S)
-        basis.assume("checkpoint_bandwidth_gb_s", slow, "GB/s", _BANDWIDTH_SOURCE)
-    if declared.restart_minutes is not None:
-        restart = Range.exact(declared.restart_minutes * 60)
-        basis.assume("restart_s", restart.likely, "s", "--restart-minutes")
-    else:
-        restart = Range(0.0, _RESTART_S, _RESTART_S)
-        basis.assume("restart_s", _RESTART_S, "s", _RESTART_SOURCE)
+    slow, fast = storage_bandwidth(workers, basis, declared.checkpoint_bandwidth_gb_s)
+    restart = restart_time(basis, declared.restart_minutes)
     cost = Range(state_gb / fast, state_gb / slow, state_gb / slow)
     expected = gpu_hours.times(rate)
     shared = {

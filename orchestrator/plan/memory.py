@@ -10,6 +10,8 @@ Gathered. FSDP2 gathers one block in the computing dtype while it computes and p
 has an output buffer beside the weights that it is copied to: 3 blocks x b. The root group (embedding, last norm,
 output) stays gathered: b x root. In the backward one block's gradient stands unsharded (b x block) beside the fp32
 input of its reduce-scatter (4 x block), and the gradient of the output matrix waits for the root's own (b V d).
+A single worker gathers nothing (`model.parallelize`): where b is less than 4, each weight's copy in it may be kept for
+the backward, b P.
 
 Accumulated. Of a step of several micro-batches the gradients are reduced once, after the last: until then their sum
 stands unsharded in fp32, 4 P bytes whatever W is. Where that does not fit, each micro-batch's are reduced at once
@@ -34,7 +36,8 @@ The head keeps the input and output of the last norm and the gradient of the lat
 of positions (`model.loss`): logits and their gradient in b and the log-probabilities in fp32, V (4 + 2 b) bytes per
 position of one chunk, and the fp32 gradient of the output matrix, 4 V d.
 
-The components are added as if all peaked together: an upper estimate, in GB of 1e9 bytes.
+The components are added as if all peaked together: an upper estimate, in GB of 1e9 bytes (of 16 layers of the 7B model
+on one H200 the peak was 85.8 GB, benchmarks/results/gpu.json, and this says 106.4).
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ ONCE, EACH = "once_per_step", "each_micro_batch"  # when gradients are reduced; 
 RESERVE = 0.10
 RESERVE_SOURCE = "assumed: a tenth for the driver's context, the collectives' buffers and fragmentation"
 GB = 1e9
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # most fp32 logits that stand at once, as in model/loss.py
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}  # most fp32 logits that stand at once, as in model/loss.py
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,15 @@ def memory_gb(
     whole_block = activation_bytes_per_token(config, "none", width, cpu)
     kept = activation_bytes_per_token(config, checkpointing, width, cpu)
     redone = whole_block if checkpointing != "none" else 0
+    gathered = width * (root + 3 * block) + (width + 4) * block + width * vocab * d
+    if workers == 1:
+        gathered = width * config.params if width < 4 else 0
     chunk = min(tokens, max(1, CHUNK_BYTES["cpu" if cpu else "cuda"] // (4 * vocab)))
     found = {
         "parameters": 4 * shard,
         "gradients": 4 * shard,
         "optimizer": 8 * shard,
-        "gathered": width * (root + 3 * block) + (width + 4) * block + width * vocab * d,
+        "gathered": gathered,
         "accumulated_gradients": waiting if batch.micro_batches > 1 else 0,
         "activations": tokens / tensor * (config.n_layers * kept + redone + 3 * d * width)
         + (2 * tokens * d * width * (config.n_layers if checkpointing == "none" else 1) if tensor > 1 else 0),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from energy.boundaries import planned_quantities
 from energy.compute import CONVENTIONS, PALM, flop_per_token, recomputed_per_token
 from energy.factors import Accelerator, accelerator, peak_flops
 from orchestrator.accounting import model_figures
@@ -77,7 +78,7 @@ def make_plan(
     device_type = device_type or (evidence.device_type if evidence else None)
 
     model, tokens = model_figures(config), training.tokens
-    width = {"float32": 4, "bfloat16": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
+    width = {"float32": 4, "bfloat16": 2, "float8": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
     device_gb = device.memory_gb if device else None
     memory = step_memory(experiment, config, workers, device_type, device_gb)
     if device_gb is not None:
@@ -131,10 +132,11 @@ def make_plan(
     failures = None
     if on_gpu is not None and checkpoint_s is not None:
         failures = failure_plan(on_gpu, workers, state_gb(config), checkpoint_s, options.reliability, basis)
+    likely = _values(exact, ranges, "likely")
     return {
         "schema": SCHEMA,
         "name": experiment.name,
-        **_values(exact, ranges, "likely"),
+        **likely,
         "low": _values(exact, ranges, "low"),
         "high": _values(exact, ranges, "high"),
         "flop": _flop(model, memory["checkpointing"], tokens),
@@ -151,6 +153,9 @@ def make_plan(
         "failures": _plain(failures),
         "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),
         "budget": budget_plan(options.budget, ranges),
+        "quantities": planned_quantities(
+            likely, "measured" if evidence else "assumed", energy.power_told, energy.rated_boundary
+        ),
         "assumptions": basis.assumptions,
         "sources": basis.sources,
         "missing": list(dict.fromkeys(basis.missing)),

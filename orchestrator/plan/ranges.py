@@ -26,6 +26,13 @@ class Range:
         return cls(value, value, value)
 
     @classmethod
+    def of(cls, factor: Factor) -> Range:
+        """A factor with its source's range; a bound that the source leaves out is the value."""
+        assert factor.value is not None, factor
+        low, high = (factor.value if bound is None else bound for bound in (factor.low, factor.high))
+        return cls(low, factor.value, high)
+
+    @classmethod
     def around(cls, likely: float, values: Iterable[float]) -> Range:
         """`likely` with the spread of `values` round it."""
         seen = [likely, *values]

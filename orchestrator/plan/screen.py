@@ -23,6 +23,11 @@ def print_plan(plan: Plan, start_with: str, console: Console) -> None:
         console.print(_table(plan))
     if plan["budget"]:
         _budget(plan["budget"], console)
+    for limit in plan.get("spec_budget") or ():  # of energy.budget, which would stop the run
+        style = {True: "green", False: "red", None: "yellow"}[limit["fits"]]
+        console.print(Text.assemble(("Spec's ", "bold"), (limit["words"], style)))
+    if plan.get("spec_budget"):
+        console.print()
     _memory(plan, console)
     if plan["failures"]:
         _failures(plan, console)

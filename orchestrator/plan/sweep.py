@@ -96,7 +96,10 @@ def _overrides(key: str, value: str) -> list[str]:
     if key in _NEED_SOURCE:
         found.append(f'{key}_source="--sweep"')
     if key in ("energy.grid", "energy.intensity"):
-        found.append("energy.grid_series=null")  # whose mean would be planned with, whatever the value
+        # A series' mean would be planned with, whatever the value; a range is of the value that is replaced.
+        found += ["energy.grid_series=null", "energy.intensity_range=null"]
+    if key == "energy.pue":
+        found.append("energy.pue_range=null")
     return found
 
 

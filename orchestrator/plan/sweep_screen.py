@@ -11,13 +11,14 @@ from energy.human import digits
 from orchestrator.plan.screen import bare, ending, indented, mass, or_none
 
 _BAR = 6
-_LEGEND = """━ measured on as many devices   ╌ extrapolated
+_LEGEND = """bar: {bar}   ━ measured on as many devices   ╌ extrapolated
 tokens/s per GPU are those published, or measured here, on the number of
 devices nearest to the row's; no loss from scaling is added"""
 
 
 def print_sweep(sweep: dict[str, Any], name: str, start_with: str, console: Console) -> None:
-    """The table and what it rests on. The bar shows the days, or the carbon where the days do not change."""
+    """The table and what it rests on. A bar stands behind the days, or behind the carbon where the days do not change,
+    as long as that figure is large."""
     rows = sweep["rows"]
     good = [row for row in rows if not row["error"]]
     bar_key = "wall_days" if len({row["wall_days"] for row in good}) > 1 else "carbon_tco2eq"
@@ -25,8 +26,10 @@ def print_sweep(sweep: dict[str, Any], name: str, start_with: str, console: Cons
     energy = "energy_facility_kwh" if any(row["energy_facility_kwh"] for row in good) else "energy_it_kwh"
     unit, unit_name = (1e3, "MWh") if max((row[energy] or 0.0) for row in good) >= 1e3 else (1.0, "kWh")
     carbon_unit, carbon_name = mass(max((row["carbon_tco2eq"] or 0.0) for row in good))
-    head = ["GPU-hours", unit_name, f"{carbon_name} CO2eq", "GB/GPU", "recompute", "tok/s/GPU"]
-    table = bare(sweep["key"].rpartition(".")[2], "days", " ", *head)
+    behind = {"wall_days": ["days"], "carbon_tco2eq": [f"{carbon_name} CO2eq"]}
+    behind[bar_key].append(" ")
+    head = ["GPU-hours", unit_name, *behind["carbon_tco2eq"], "GB/GPU", "recompute", "tok/s/GPU"]
+    table = bare(sweep["key"].rpartition(".")[2], *behind["wall_days"], *head)
     for row in rows:
         if row["error"]:
             table.add_row(row["value"], Text("see below", style="red"))
@@ -37,13 +40,17 @@ def print_sweep(sweep: dict[str, Any], name: str, start_with: str, console: Cons
         memory = digits(row["memory_gb_per_gpu"]) + ("!" if row["fits"] is False else "")
         hours, carbon = or_none(row["gpu_hours"]), or_none(row["carbon_tco2eq"], carbon_unit)
         speed = or_none(row["tokens_per_s_per_gpu"])
-        days = or_none(row["wall_days"])
-        cells = [hours, or_none(row[energy], unit), carbon, Text(memory, style), row["checkpointing"], speed]
-        table.add_row(row["value"], days, bar, *cells)
+        cells: dict[str, list[str | Text]] = {"wall_days": [or_none(row["wall_days"])], "carbon_tco2eq": [carbon]}
+        cells[bar_key].append(bar)
+        rest = [Text(memory, style), row["checkpointing"], speed]
+        table.add_row(
+            row["value"], *cells["wall_days"], hours, or_none(row[energy], unit), *cells["carbon_tco2eq"], *rest
+        )
     console.print(Text(f"Plan of {name} for each {sweep['key']}\n", style="bold"))
     console.print(indented(table, below=1))
     if any(row["wall_days"] for row in good):
-        console.print(indented(Text(_LEGEND, style="dim")))
+        shown = {"wall_days": "days", "carbon_tco2eq": "carbon"}[bar_key]
+        console.print(indented(Text(_LEGEND.format(bar=shown), style="dim")))
     for text in sorted({row["throughput"] for row in good if row["throughput"]}):
         console.print(indented(Text(f"from {text}", style="dim")))
     for row in rows:

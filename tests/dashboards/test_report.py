@@ -210,6 +210,23 @@ def test_report_is_one_offline_file_that_tells_the_truth(folder: RunFolder) -> N
             assert expected in text
 
 
+def test_both_forms_say_what_the_metering_took_and_which_factor_has_a_range(folder: RunFolder) -> None:
+    path = folder.path / "footprint.json"
+    record = json.loads(path.read_text())
+    took = {"cpu_s": 3.5, "cpu_counts": "the threads that the meter started", "peak_memory_mb": 60.0, "energy_j": 7.0}
+    record["quality"]["metering_overhead"] = took
+    next(each for each in record["assumptions"] if each["key"] == "pue").update(low=1.06, high=1.46)
+    path.write_text(canonical(record))
+    for text in (each.read_text() for each in report.write_report(folder)):
+        said = "3.50 s of CPU time (the threads that the meter started), about 7.00 J by the mean power of the CPUs"
+        assert f"The metering itself took {said}." in text
+        assert "1.10 (1.06 to 1.46)" in text
+
+    record["quality"]["metering_overhead"] = dict.fromkeys(took)
+    path.write_text(canonical(record))
+    assert not any("metering itself" in each.read_text() for each in report.write_report(folder))
+
+
 def test_report_is_written_the_same_twice(folder: RunFolder) -> None:
     first = [path.read_bytes() for path in report.write_report(folder)]
     assert first == [path.read_bytes() for path in report.write_report(folder)]

@@ -67,6 +67,24 @@ def test_llama_65b_as_the_paper_ran_it() -> None:
     assert "PaLM" in account["mfu_basis"] and "PaLM" in account["flop_convention"]
 
 
+def test_the_steps_that_compile_are_in_no_rate() -> None:
+    steps = [{**step(n), "seconds": 2.0, "time_unix_s": 100.0 + 2.0 * n} for n in range(1, 6)]
+    steps[0] |= {"seconds": 60.0}  # from 42 to 102 s
+    resumed = [{**step(n, 2), "seconds": 2.0, "time_unix_s": 200.0 + 2.0 * n} for n in range(6, 11)]
+    resumed[0] |= {"seconds": 40.0}  # from 172 to 212 s
+    run = {"model": LLAMA_65B}
+    known = {"devices": 1, "peak_flops": 1e18, "device_hours": 1.0}
+    spans = [(41.9, 102.01), (171.0, 212.0), (110.5, 110.9)]  # the last one of validation, between two steps
+    account = compute_account(run, steps + resumed, **known, compiling=spans)
+    assert account["tokens_per_s"] == pytest.approx(100 / 2.0) and account["tokens_useful"] == 1000
+    plain = compute_account(run, steps + resumed, **known)
+    assert plain["tokens_per_s"] == pytest.approx(1000 / 116.0)
+    assert account["mfu"] / plain["mfu"] == pytest.approx(50 / (1000 / 116))
+    assert account["mfu_reserved"] == plain["mfu_reserved"]
+    alone = compute_account(run, steps[:1], **known, compiling=spans)
+    assert alone["tokens_per_s"] is None and alone["mfu"] is None  # nothing but compiling: not known, not slow
+
+
 def test_lost_steps_are_in_the_hardware_flop_and_not_in_the_result() -> None:
     steps = [step(n) for n in range(1, 6)] + [step(n, 2) for n in range(4, 6)]
     run = {"model": LLAMA_65B, "training": {"activation_checkpointing": "none"}}

@@ -77,10 +77,9 @@ def test_a_baseline_is_assumed_and_a_node_s_own_power_is_the_whole(tmp_path: Pat
         clock=lambda: (now[0], now[0]),
     )
     settled(declared[0])
-    declared[0]._newest = (500.0, None, time.monotonic())  # the simulated clock has no driver's time
     for t in range(11):
         now[0] = float(t)
-        declared[0]._newest = (500.0, None, time.monotonic())
+        declared[0]._newest = (500.0, time.time(), time.monotonic())
         meter.sample(last=t == 10)
     account = account_run(run)
     by_kind = {device.kind: device for device in account.devices}

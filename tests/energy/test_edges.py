@@ -90,7 +90,9 @@ def curve(seed: int) -> Curve:
     times = np.cumsum(draw.uniform(0.1, 1, 40))
     power_w = draw.uniform(0, 400, 40)
     attempt = np.repeat([1, 2], 20)
-    return Curve(times, np.cumsum(power_w) - power_w[0], attempt, power_w, power_w, power_w, 40, None, None)
+    known = np.ones(40, bool)
+    used_j = np.cumsum(power_w) - power_w[0]
+    return Curve(times, used_j, attempt, power_w, power_w, power_w, known, used_j / 10, 40, None, None)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -101,6 +103,7 @@ def test_the_cuts_of_a_curve_sum_to_the_curve(seed: int) -> None:
     edges = [-math.inf, *cuts, math.inf]
     parts = [whole.between(start, end) for start, end in zip(edges, edges[1:], strict=False)]
     assert math.fsum(part.energy_j for part in parts) == pytest.approx(whole.energy_j)
+    assert math.fsum(part.doubt_j for part in parts) == pytest.approx(whole.doubt_j)
     by_attempt = {1: 0.0, 2: 0.0}
     for part in parts:
         assert len(part.time_unix_s) == len(part.attempt) == len(part.power_w) >= 2

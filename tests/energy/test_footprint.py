@@ -14,7 +14,7 @@ from energy_fakes import FakeSensor, meter_fake, reading
 from energy import uncertainty
 from energy.account import Account, DeviceEnergy, account_run
 from energy.boundaries import BOUNDARIES, METHODS
-from energy.factors import peak_flops, rated_power
+from energy.factors import peak_flops, pue, rated_power
 from energy.footprint import make_footprint
 from energy.meter import Meter
 from energy.record import canonical
@@ -254,6 +254,20 @@ def test_the_ranges_of_factors_are_in_the_interval_of_what_they_make() -> None:
     assert told["factors_with_range"] == ["pue", "intensity_g_per_kwh"] and told["factors_without_range"] == []
     assert plain["factors_without_range"] == ["pue", "intensity_g_per_kwh"]
     assert "pue as given: its source states no range" in plain["method"]
+
+
+def test_the_tables_range_of_a_fleet_widens_the_carbon() -> None:
+    """The carbon's interval is wider than the energy's where a factor has a range, and as wide where none has."""
+
+    def widths(accounting: dict[str, Any]) -> tuple[float, float]:
+        told = make_footprint({**RUN, "accounting": accounting}, account("counter"), STEPS, [])["uncertainty"]
+        energy, carbon = told["energy_it_kwh"], told["carbon_tco2eq"]
+        return tuple((each["high"] - each["low"]) / each["p50"] for each in (energy, carbon))  # type: ignore[return-value]
+
+    energy, carbon = widths(RUN["accounting"] | {"pue": pue()["aws fleet 2025"].as_dict()})
+    assert carbon > 2 * energy
+    energy, carbon = widths(RUN["accounting"] | {"pue": pue()["aws eu-west-1 2025"].as_dict()})
+    assert carbon == pytest.approx(energy)
 
 
 def test_last_bits_of_a_library_do_not_reach_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from energy.readings import read_sessions
 from energy.runs import RunFolder
 from energy.seconds import compress, expand
 from energy.track import Row
-from energy.writer import Tick, pack
+from energy.writer import LedgerWriter, Tick, pack
 
 PAYLOADS = [b"reading %d " % n * (n + 1) for n in range(5)]
 
@@ -279,3 +279,51 @@ def test_frames_say_where_they_are() -> None:
         Frame(RAW, ledger.VERSION, b"one", 0, len(first)),
         Frame(EVENT, ledger.VERSION, b"two!", len(first), len(first) + len(second)),
     ]
+
+
+def test_a_restart_reads_the_end_of_a_long_ledger_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    path = run.ledger_file("n1")
+    for session in (1, 2):
+        sensor = FakeSensor("GPU-1", [reading(energy_j=100.0 * n, power_w=100.0) for n in range(20_000)])
+        times = [1e5 * session + float(n) for n in range(20_000)]
+        meter_fake(run, [sensor], times, attempt=session, stop=False)
+    sizes = [file.stat().st_size for file in (path, path.with_suffix(".raw"))]
+    read_bytes = []
+    real_pread = os.pread
+
+    def counted(fd: int, size: int, start: int) -> bytes:
+        read_bytes.append(size)
+        return real_pread(fd, size, start)
+
+    monkeypatch.setattr(ledger.os, "pread", counted)
+    monkeypatch.setattr(ledger, "TAIL", 1024)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", None)
+        for expected in (3, 4):  # the third stretch has no reading, and yet its number is taken
+            writer = LedgerWriter(path)
+            writer.header({"node": "n1", "sensors": []})
+            writer.close()
+            assert writer.session == expected
+    assert sum(read_bytes) < 40_000 < min(sizes)
+    sessions, damaged = read_sessions(path, fine=False)
+    # The last reading of what was killed is taken over from the raw file: a row a minute would end before it.
+    assert [session.ticks["number"][-1] for session in sessions] == [20_000, 20_000] and not damaged
+
+
+@pytest.mark.parametrize("torn", [1, 40, 300, 1000])
+def test_a_restart_finds_its_place_in_a_damaged_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: int
+) -> None:
+    monkeypatch.setattr(ledger, "TAIL", 256)
+    run = RunFolder(tmp_path / "run")
+    path = run.ledger_file("n1")
+    sensor = FakeSensor("GPU-1", [reading(energy_j=100.0 * n, power_w=100.0) for n in range(1000)])
+    meter_fake(run, [sensor], [float(n) for n in range(1000)], stop=False)
+    data = bytearray(path.read_bytes())
+    data[-torn:] = random.Random(torn).randbytes(torn)
+    path.write_bytes(data)
+    meter_fake(run, [FakeSensor("GPU-1", [reading(energy_j=2e5), reading(energy_j=2.1e5)])], [2000.0, 2001.0], 2)
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(2.1e5)
+    assert [session.header["session"] for session in read_sessions(path)[0]] == [1, 2]

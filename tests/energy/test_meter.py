@@ -10,6 +10,7 @@ import pytest
 from energy import Meter
 from energy.account import account_run
 from energy.live import PROCESS, THREADS, OwnCpu
+from energy.readers import system_clock
 from energy.runs import RunFolder
 from energy.sensors import Reading
 
@@ -102,7 +103,9 @@ def test_beginning_and_ending_never_wait_for_a_sensor() -> None:
     stuck = Board("GPU-1")
     meter = meter_of(stuck).start()
     stuck.answer.clear()
-    time.sleep(0.1)
+    reads = stuck.reads
+    while stuck.reads == reads:  # until the meter's own thread waits for the answer
+        time.sleep(0.01)
     reads = stuck.reads
     for n in range(50):
         meter.end(meter.begin(f"w{n}"))
@@ -228,6 +231,27 @@ def test_power_is_not_held_over_a_silence(tmp_path: Path) -> None:
     assert account.energy_j == pytest.approx(6000)
     assert account.devices[0].gap_s == pytest.approx(30)
     assert any("30.0 s is unknown" in warning for warning in account.warnings)
+
+
+def test_both_clocks_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clocks:
+        """The wall clock is 1000 s ahead; the process is put aside for 5 s after its first looks at it."""
+
+        now_s, pauses = 10.0, 3
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+        def time(self) -> float:
+            shown_s = self.now_s + 1000.0
+            if self.pauses:
+                self.pauses -= 1
+                self.now_s += 5.0
+            return shown_s
+
+    monkeypatch.setattr("energy.readers.time", Clocks())
+    unix_s, monotonic_s = system_clock()
+    assert unix_s - monotonic_s == 1000.0
 
 
 def test_its_cost_is_that_of_the_process_or_of_its_own_threads() -> None:

@@ -9,6 +9,7 @@ import pytest
 from energy_fakes import FakeSensor, reading
 
 from energy.account import account_run
+from energy.footprint import make_footprint
 from energy.merge import merge
 from energy.meter import Meter
 from energy.placement import ranks_event
@@ -103,3 +104,23 @@ def test_the_rest_of_a_shared_node_contains_no_gpu_of_others(run: RunFolder) -> 
     account = account_run(run)
     assert account.energy_j == pytest.approx(5000 - 1000)
     assert math.fsum(phase["energy_j"] for phase in account.phases.values()) == pytest.approx(account.energy_j)
+
+
+def test_the_record_s_hosts_are_the_run_s_own(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(2, shared=True, on_gpus=True)])
+    metered(run, "n2", [ranks_event(0, shared=True, on_gpus=True)])
+    held(run, "GPU-n1-0", "GPU-n1-1")
+    about = {"hosts": ["n1", "n2", "n3"], "meters": [{"node": node} for node in ("n1", "n2", "n3")]}
+    account = account_run(run)
+    assert account.other_nodes == ["n2"]
+    record = make_footprint(about, account, [], [])
+    assert record["hardware"]["hosts"] == ["n1", "n3"]
+    # A node whose ledger is not here is missing; one that was nobody's is not.
+    missing = [text for text in record["quality"]["warnings"] if text.startswith("no ledger of node")]
+    assert len(missing) == 1 and "no ledger of node n3" in missing[0]
+
+
+def test_a_node_that_had_a_rank_in_one_attempt_is_the_run_s(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(1, shared=True, on_gpus=False)])
+    metered(run, "n1", [ranks_event(0, shared=True, on_gpus=False)], attempt=2, start=20)
+    assert account_run(run).other_nodes == []

@@ -1,5 +1,8 @@
 """Figures by place and by name: residual mixes, marginal intensities, water, losses; what is not known says why."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from energy.factors import (
@@ -21,7 +24,16 @@ from energy.impact import water_block
 from energy.lookup import look_up
 from energy.places import KINDS, OF_SPEC, by_place, from_source, named, told
 
-CHECKED = ("pue", "wue", "residual_mix", "marginal_intensity", "water_intensity", "transmission_loss", "failure_rates")
+CHECKED = (
+    "pue",
+    "wue",
+    "residual_mix",
+    "marginal_intensity",
+    "water_intensity",
+    "transmission_loss",
+    "failure_rates",
+    "checkpointing",
+)
 
 
 @pytest.mark.parametrize("table", [*CHECKED, "cloud_regions"])
@@ -55,6 +67,29 @@ def test_figures_that_can_be_checked_by_hand() -> None:
     assert water_intensity()["USA"].value == 3.1321 and water_intensity()["world"].value == 3.908
     assert transmission_loss()["DEU"].value == 0.0388 and transmission_loss()["IND"].value == 0.193
     assert pue()["aws eu-central-1 2025"].value == 1.24 and wue()["azure westus3 2022"].value == 2.24
+
+
+@pytest.mark.parametrize(
+    ("fleet", "parts"),
+    [
+        ("aws fleet 2025", lambda row: row["geography"].startswith("aws:") and row["year"] == "2025"),
+        ("google fleet 2025", lambda row: row["geography"].startswith("gcp:") and row["year"] == "2025"),
+        ("microsoft fleet FY2025", lambda row: row["name"].startswith("microsoft ") and "FY2025" in row["name"]),
+    ],
+)
+def test_a_fleets_range_is_that_of_the_parts_which_its_owner_publishes(fleet: str, parts: Any) -> None:
+    published = [float(row["value"]) for row in read_table("pue") if parts(row)]
+    factor = pue()[fleet]
+    assert len(published) > 2 and (factor.low, factor.high) == (min(published), max(published))
+    assert "range: " in factor.note
+
+
+def test_every_range_says_of_what_it_is_and_holds_its_value() -> None:
+    ranged = [factor for factor in pue().values() if factor.low is not None or factor.high is not None]
+    assert len(ranged) == 5 and all("range: " in factor.note for factor in ranged)
+    with pytest.raises(ValueError, match="does not hold its value"):
+        replace(pue()["aws fleet 2025"], low=1.2)
+    assert pue()["llama paper"].low is None and "1.06 to 1.46" in str(pue()["aws fleet 2025"])
 
 
 def test_bases_are_told_apart() -> None:

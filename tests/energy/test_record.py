@@ -7,15 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from energy_fakes import ROOT, write_phases
-from record_fakes import START, make_run
+from record_fakes import ACCOUNTING, START, make_run
 
+from energy.factors import pue
 from energy.record import canonical, compute_record, hash_of_file, kept_file, read_entries, write_record
+from energy.runs import SERIES, write_json
 from energy.schemas import record_schema, require_known, schema_faults
+from energy.series import IntensitySeries
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
@@ -222,20 +226,36 @@ def test_a_changed_reason_breaks_the_seal(tmp_path: Path) -> None:
 
 
 COMPUTE = "import sys; from energy.record import *; print(canonical(compute_record(RunFolder(sys.argv[1]))), end='')"
+WRITE = "import sys; from energy.record import *; write_record(RunFolder(sys.argv[1]))"
+ELSEWHERE = {
+    "hash seed": ([], {"PYTHONHASHSEED": "7"}),
+    "time zone": ([], {"TZ": "Asia/Kathmandu"}),
+    # The locale's own encoding: text that is read or written without a stated one would fail or differ.
+    "locale": ([], {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    "without asserts": (["-O"], {}),
+    "one thread": ([], {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}),
+}
 
 
-def test_a_copy_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Another folder, another process, another hash seed, another time zone and locale."""
-    run = make_run(tmp_path / "r")
-    text = canonical(write_record(run))
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_account_and_record_have_the_same_bytes_elsewhere(tmp_path: Path, where: str) -> None:
+    """Another process, folder and current folder, and another hash seed, time zone, locale or optimisation."""
+    run = make_run(
+        tmp_path / "r", name="tokens für Größe α", accounting=ACCOUNTING | {"pue": pue()["aws fleet 2025"].as_dict()}
+    )
+    starts = tuple(START - START % 3600 + 3600 * hour for hour in range(3))
+    series = IntensitySeries(starts, tuple(start + 3600 for start in starts), (100.1, 57.3, 311.7), "the operator’s")
+    write_json(run.path / SERIES, asdict(series))
     copied = tmp_path / "another place" / "r"
     shutil.copytree(run.path, copied)
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-X", "utf8", "-c", COMPUTE, str(copied)], capture_output=True, env=environment, check=True
-    )
-    assert done.stdout.decode() == text
-    assert (run.path / "footprint.json").read_text() == text
+    text = canonical(write_record(run))
+    assert (run.path / "footprint.json").read_bytes() == text.encode()
+    arguments, changed = ELSEWHERE[where]
+    subprocess.run(
+        [sys.executable, *arguments, "-c", WRITE, str(copied)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **changed}, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert hash_of_file(copied / "footprint.json") == hash_of_file(run.path / "footprint.json")
 
 
 def test_a_run_without_a_ledger_still_has_a_record(tmp_path: Path) -> None:

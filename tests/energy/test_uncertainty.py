@@ -90,12 +90,20 @@ def simulated(draw: random.Random) -> tuple[float, Account]:
         node_j = math.fsum(part for part, _ in parts)
         devices += [part for _, part in parts]
         if draw.random() < 0.5:
-            node_j += draw.uniform(1e3, 1e4)
+            # The node's sensor was read for a share of the time, and other people's GPUs are on the node as well.
+            share, beyond_j = draw.choice([1.0, 0.3]), draw.uniform(1e3, 1e4)
+            others = [(used_j, used_j * (1 + draw.uniform(-0.05, 0.05))) for used_j in [5e4] * draw.choice([0, 0, 3])]
             doubt_j = draw.uniform(0.0, 0.02) * node_j
-            read_j = node_j * (1 + draw.uniform(-0.05, 0.05)) + draw.uniform(-doubt_j, doubt_j)
-            rest_j = read_j - math.fsum(part.energy_j for _, part in parts)
+            true_reading_j = share * (node_j + beyond_j) + math.fsum(used_j for used_j, _ in others)
+            read_j = true_reading_j * (1 + draw.uniform(-0.05, 0.05)) + draw.uniform(-doubt_j, doubt_j)
+            for _, part in parts:
+                part.in_node_j = share * part.energy_j
+            inside_j = math.fsum([*(part.in_node_j for _, part in parts), *(told_j for _, told_j in others)])
+            taken_out = [("counter", -told_j, 0.0) for _, told_j in others]
             devices.append(DeviceEnergy(f"N{node}", "rest of the node", f"n{node}", "node", "node", "integrated",
-                                        rest_j, 10, 0.0, doubt_j))  # fmt: skip
+                                        read_j - inside_j, 10, 0.0, doubt_j, in_node_j=-inside_j,
+                                        taken_out=taken_out))  # fmt: skip
+            node_j += share * beyond_j  # what the rest used while nobody read it is missing, and named
         true_j += node_j
     return true_j, Account(devices, start_unix_s=0.0, end_unix_s=3600.0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from energy_fakes import FakeSensor, meter_fake, reading
-from record_fakes import START, make_run
+from record_fakes import ACCOUNTING, START, make_run
 
 from energy import ledger
 from energy.readings import tick_dtype
@@ -42,7 +42,7 @@ def flip(path: Path, at: float) -> None:
 
 def test_what_was_written_verifies(run: RunFolder) -> None:
     result = verify_run(run)
-    assert result.ok, failed(result)
+    assert result.ok and result.implausible == [], failed(result)
     assert [check for check in result.checks if check.ok] and result.run == "r"
     json.dumps(result.as_json())
 
@@ -163,6 +163,24 @@ def test_a_forged_record_with_new_hashes_still_differs_from_the_ledger(run: RunF
     (run.path / "records.jsonl").write_text(json.dumps(entry, sort_keys=True) + "\n")
     names = failed(verify_run(run))
     assert "computed again, every field is the same" in names and "devices, phases and attempts sum up" in names
+
+
+def test_implausible_and_tampered_are_told_apart(tmp_path: Path) -> None:
+    """A record that says itself what cannot be believed of it verifies, with a doubt; if it keeps that back, not."""
+    odd = make_run(tmp_path / "odd", accounting=ACCOUNTING | {"pue": {"value": 9.0, "source": "spec"}})
+    write_record(odd)
+    honest = verify_run(odd)
+    assert honest.ok and len(honest.implausible) == 1 and "PUE of 9" in honest.implausible[0]
+    told = honest.as_json()
+    assert (told["ok"], told["plausible"], told["implausible"]) == (True, False, honest.implausible)
+
+    path = odd.path / "footprint.json"
+    record = json.loads(path.read_text())
+    record["quality"]["warnings"] = [text for text in record["quality"]["warnings"] if "PUE of 9" not in text]
+    path.write_text(json.dumps(record, sort_keys=True, indent=2) + "\n")
+    silent = verify_run(odd)
+    assert not silent.ok and silent.implausible == []
+    assert "its figures are plausible, or it says that they are not" in failed(silent)
 
 
 def edit_ticks(path: Path, kind: bytes, change: Callable[[np.ndarray], None]) -> None:

@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_bit_for_bit_those_without(
     mode: Checkpointing, by_hand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not by_hand:  # as on a GPU: the plain formulas, with autograd's own backward
-        monkeypatch.setattr(kernels, "_by_hand", lambda x: False)
+        monkeypatch.setattr(kernels, "by_hand", lambda x: False)
     results = []
     for each in ("none", mode):
         model = build(each)

@@ -36,7 +36,7 @@ NAMES = list(cases(torch.float32))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backward_by_hand_equals_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_by_hand", lambda x: True)
+    monkeypatch.setattr(kernels, "by_hand", lambda x: True)
     function, inputs = cases(torch.float64)[name]
     assert torch.autograd.gradcheck(function, tuple(x.detach().requires_grad_() for x in inputs))
 
@@ -46,7 +46,7 @@ def test_both_paths_have_the_same_values_and_gradients(name: str, monkeypatch: p
     function, inputs = cases(torch.float32)[name]
     results = []
     for by_hand in (True, False):
-        monkeypatch.setattr(kernels, "_by_hand", lambda x, by_hand=by_hand: by_hand)
+        monkeypatch.setattr(kernels, "by_hand", lambda x, by_hand=by_hand: by_hand)
         leaves = tuple(x.detach().requires_grad_() for x in inputs)
         out = function(*leaves)
         results.append((out, *torch.autograd.grad(out.sin().sum(), leaves)))
@@ -61,10 +61,28 @@ def test_the_inputs_stay_as_they_were() -> None:
         torch.testing.assert_close(list(inputs), before, atol=0, rtol=0)
 
 
-def test_bfloat16_takes_the_plain_path_and_keeps_its_dtype() -> None:
-    for name, (function, inputs) in cases(torch.bfloat16).items():
-        assert function(*inputs).dtype == torch.bfloat16, name
-        assert not kernels._by_hand(inputs[0])
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_computed_in_float32_and_rounded_at_the_end(name: str) -> None:
+    function, inputs = cases(torch.bfloat16)[name]
+    assert kernels.by_hand(inputs[0])
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = tuple(x.to(dtype).detach().requires_grad_() for x in inputs)
+        out = function(*leaves)
+        gradients = torch.autograd.grad(out, leaves, torch.ones_like(out))
+        assert {x.dtype for x in (out, *gradients)} == {dtype}
+        results.append([x.double() for x in (out, *gradients)])
+    # SwiGLU rounds silu(gate) as well, as the plain formula does.
+    rounding = 2.0 ** (-7 if name == "swiglu" else -8)
+    for found, exact in zip(*results, strict=True):
+        assert (found - exact).abs().max() <= rounding * exact.abs().max(), name
+
+
+def test_a_norm_of_bfloat16_takes_weights_of_float32() -> None:
+    x, weight = draw(2, 5, 8, seed=3).bfloat16().requires_grad_(), draw(8, seed=4).float().requires_grad_()
+    out = kernels.rms_norm(x, weight, 1e-5)
+    grad_x, grad_weight = torch.autograd.grad(out.sum(), (x, weight))
+    assert (out.dtype, grad_x.dtype, grad_weight.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
 
 
 def test_a_compiled_model_takes_the_plain_path_to_the_same_loss() -> None:

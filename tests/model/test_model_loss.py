@@ -66,3 +66,13 @@ def test_a_second_backward_gives_the_same() -> None:
     computed = linear_cross_entropy_sum(x, weight, targets)
     first = torch.autograd.grad(computed, (x, weight), retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(computed, (x, weight)), first, atol=0, rtol=0)
+
+
+def test_the_form_for_compilers_says_the_same() -> None:
+    x, weight, targets = draw()
+    logits = (x @ weight.T).flatten(0, 1).detach()
+    eager, fusible = (
+        each(logits.clone(), targets.flatten(), torch.float64, True)
+        for each in (loss._loss_and_gradient, loss._loss_and_gradient_in_one_pass)
+    )
+    torch.testing.assert_close(fusible, eager)

@@ -178,6 +178,21 @@ def test_the_initial_weights_follow_the_seed() -> None:
     assert model.output.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_half_precision_needs_a_mesh() -> None:
-    with pytest.raises(ValueError, match="param_dtype"):
-        parallelize(Llama(CONFIG), None, param_dtype=torch.bfloat16)
+def test_half_precision_of_one_rank_keeps_its_masters_and_their_gradients_in_float32() -> None:
+    """And computes what weights that were cast beforehand give, but for the rounding of their gradients."""
+    tokens = torch.randint(CONFIG.vocab_size, (2, 16), generator=torch.Generator().manual_seed(1))
+    model = parallelize(Llama(CONFIG), None, param_dtype=torch.bfloat16)
+    init_weights(model, seed=5)
+    loss = model(tokens, tokens)
+    loss.backward()
+    cast = Llama(CONFIG)
+    init_weights(cast, seed=5)
+    cast = cast.to(torch.bfloat16)
+    cast.reset_buffers()
+    expected = cast(tokens, tokens)
+    expected.backward()
+    assert loss.item() == expected.item()
+    for parameter, rounded in zip(model.parameters(), cast.parameters(), strict=True):
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+        scale = rounded.grad.float().abs().max().item()
+        torch.testing.assert_close(parameter.grad, rounded.grad.float(), atol=0.01 * scale, rtol=0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import write_spec
 
-from energy.runs import RunFolder
+from energy.runs import LOCK, RunFolder
 from orchestrator import attempts
 from orchestrator.attempts import Claim
 from orchestrator.spec_file import BadInput, dump_experiment, load_experiment
@@ -106,4 +106,4 @@ def test_the_reserve_is_there_while_the_run_is_and_gone_after(tmp_path: Path) ->
     assert (claim.folder.path / attempts.RESERVE).stat().st_size == attempts.RESERVE_BYTES
     claim.release()
     assert not (claim.folder.path / attempts.RESERVE).exists()
-    assert json.dumps(sorted(os.listdir(claim.folder.path))) == json.dumps([attempts.LOCK])
+    assert json.dumps(sorted(os.listdir(claim.folder.path))) == json.dumps([LOCK])

@@ -94,6 +94,11 @@ def test_the_run_says_what_it_computes_with(whole: tuple[Path, RunFolder], tmp_p
     [
         (["cluster.workers=3", "cluster.replicas=2"], "workers 3 do not divide into replicas 2"),
         (["cluster.workers=4", "cluster.tensor_parallel=4"], "tensor_parallel 4 does not divide model.n_heads 2"),
+        (["cluster.device=cpu", "training.dtype=float8"], "dtype float8 needs a GPU, and cluster.device is cpu"),
+        (
+            ["cluster.workers=2", "cluster.tensor_parallel=2", "training.dtype=float8"],
+            "dtype float8 and cluster.tensor_parallel do not go together",
+        ),
         (["cluster.workers=32", "cluster.tensor_parallel=2"], "does not divide over 16 ranks"),
         (["training.attention=varlen"], "set data.document_masking"),
         (["training.attention=cudnn", MASKED], "takes no mask of documents"),

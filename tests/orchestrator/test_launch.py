@@ -1,5 +1,7 @@
-"""A Ray that does not start is told in one line."""
+"""A Ray that does not start, and a rank whose error cannot travel, are told in one line."""
 
+import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,10 @@ import pytest
 import ray
 from tiny import write_spec
 
+from orchestrator import launch, worker
 from orchestrator.launch import LONGEST_REASON, start_ray
 from orchestrator.spec_file import load_experiment
+from orchestrator.worker import Job
 
 
 def test_a_ray_that_does_not_start_is_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +29,20 @@ def test_a_ray_that_does_not_start_is_one_short_line(tmp_path: Path, monkeypatch
     assert said.startswith("Ray did not start on this machine") and "no free port was found" in said
     assert "\n" not in said and "gcs_server" not in said
     assert len(said.rpartition(": ")[2]) <= LONGEST_REASON
+
+
+def test_an_error_that_cannot_travel_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Holding(Exception):
+        def __init__(self) -> None:
+            super().__init__("no kernel for this device", threading.Lock())
+
+    def fail(job: Job) -> bool:
+        raise [Holding(), ValueError("plain")][job.profile_steps]
+
+    monkeypatch.setattr(worker, "run_rank", fail)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # so that it asks no process group
+    for kind, words, number in ((RuntimeError, "Holding.*no kernel for this device", 0), (ValueError, "plain", 1)):
+        job = Job("run", "corpus", {}, 0.0, profile_steps=number)
+        with pytest.raises(kind, match=words) as raised:
+            launch._train_function({"job": asdict(job), "own_cluster": False})
+        ray.cloudpickle.dumps(raised.value)

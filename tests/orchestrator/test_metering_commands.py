@@ -89,6 +89,36 @@ def test_measure_prints_one_document_of_stable_keys(hoofprint: Run, tmp_path: Pa
     assert "<html" in (run / "report.html").read_text()
 
 
+def test_measure_takes_a_named_pue_with_its_source_and_range(hoofprint: Run, tmp_path: Path) -> None:
+    done = hoofprint("measure", "--name", "m", "--json", "--pue", "AWS fleet 2025", "--grid", "FR", "--", "sleep", "1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    shown = " ".join(done.stderr.split())
+    assert "PUE 1.14, 1.06 to 1.46 (world, 2025; Amazon Sustainability Report 2025)" in shown
+    record = json.loads((tmp_path / "runs" / "m" / "footprint.json").read_text())
+    pue = next(each for each in record["assumptions"] if each["key"] == "pue")
+    assert (pue["value"], pue["low"], pue["high"]) == (1.14, 1.06, 1.46) and "Amazon" in pue["source"]
+    assert record["uncertainty"]["factors_with_range"] == ["pue"]
+    # Wider than the energy's own, and most of all above: there the regions lie furthest from the fleet's mean.
+    for document in (result, as_measured(record)):
+        ratio = {
+            (side, key): document[side][key] / document[key]
+            for side in ("low", "high")
+            for key in ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq")
+        }
+        assert ratio["high", "energy_facility_kwh"] > ratio["high", "energy_it_kwh"] + 0.1
+        assert ratio["high", "carbon_tco2eq"] == pytest.approx(ratio["high", "energy_facility_kwh"])
+
+
+def as_measured(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's totals and intervals, as `measure --json` has them."""
+    totals = record["energy"] | record["carbon"]
+    return totals | {
+        side: {key: told[side] for key, told in record["uncertainty"].items() if isinstance(told, dict)}
+        for side in ("low", "high")
+    }
+
+
 def test_measure_keeps_the_streams_and_fits_a_terminal(hoofprint: Run) -> None:
     done = hoofprint("measure", "cat", "-", input="from stdin\n")
     assert done.returncode == 0 and done.stdout == "from stdin\n"
@@ -120,6 +150,9 @@ def test_bad_input_is_said_before_the_command_starts(hoofprint: Run, tmp_path: P
         (["--runs", "file", *touch], "file"),
         (["--name", "taken", *touch], "exists"),
         (["--pue", "1.2", *touch], "--pue-source"),
+        (["--pue", "aws flee", *touch], "aws fleet 2025"),
+        (["--pue", "aws fleet 2025", "--pue-source", "me", *touch], "leave --pue-source out"),
+        (["--pue", "nan", "--pue-source", "me", *touch], "finite number"),
         (["--gpus", "GPU-3", *touch], "hoofprint doctor"),
         (["--interval-s", "0", *touch], "--interval-s"),
         ([], "Missing argument"),

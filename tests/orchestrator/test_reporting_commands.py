@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "energy"))
-from record_fakes import START, make_run  # noqa: E402
+from record_fakes import ACCOUNTING, START, make_run  # noqa: E402
 
 from energy.record import read_entries, write_record  # noqa: E402
 from energy.runs import RunFolder  # noqa: E402
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_still_gives_its_exports(
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("energy.record.replace_text", refuse)
+    monkeypatch.setattr("energy.record.replace_file", refuse)
     result = call(report, run.path, "--format", "json")
     assert result.exit_code == 0 and "cannot be written" in result.stderr
     assert json.loads(result.stdout)["run"]["status"] == "completed"
@@ -162,6 +162,15 @@ def test_verify_fits_80_columns_and_names_what_is_wrong(run: RunFolder) -> None:
     document = json.loads(call(verify, run.path, "--json").stdout)
     assert document["ok"] is False and call(verify, run.path, "--json").exit_code == 1
     assert call(verify, run.path.parent).exit_code == 2
+
+
+def test_verify_says_what_the_record_says_is_implausible(tmp_path: Path) -> None:
+    odd = make_run(tmp_path / "odd", accounting=ACCOUNTING | {"pue": {"value": 9.0, "source": "spec"}})
+    write_record(odd)
+    told = call(verify, odd.path)
+    assert told.exit_code == 0 and "PUE of 9" in told.stdout
+    assert told.stdout.splitlines()[-1] == "odd: verified, but one figure is implausible, as the record says"
+    assert max(map(len, told.stdout.splitlines())) <= 80
 
 
 def test_the_list_of_runs(tmp_path: Path) -> None:

@@ -67,12 +67,30 @@ def test_bad_input_found_late_leaves_no_folder(start: Any, tmp_path: Path) -> No
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_a_refused_resume_leaves_the_run_as_it_was(start: Any) -> None:
-    folder, _ = start(lambda *_: False)
-    before = {name: (folder.path / name).read_bytes() for name in ("run.json", "experiment.yaml", "tokenizer.model")}
-    with pytest.raises(BadInput, match="more GPUs"):
-        start(fails(BadInput("more GPUs than the cluster has")), folder.path, "cluster.workers=8")
-    assert {name: (folder.path / name).read_bytes() for name in before} == before
+def files_of(folder: RunFolder) -> dict[str, bytes]:
+    """Every file of a run but the lock and Ray's log, which each start opens."""
+    files = (path for path in folder.path.rglob("*") if path.is_file() and path.name not in (".lock", "ray.log"))
+    return {path.relative_to(folder.path).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("first", ["grid_series", None])
+def test_a_refused_resume_leaves_the_run_as_it_was(first: str | None, start: Any, tmp_path: Path) -> None:
+    def declared(g_per_kwh: int) -> str:
+        file = tmp_path / f"{g_per_kwh}.csv"
+        file.write_text(f"time,g_per_kwh\n2024-03-01T00:00Z,{g_per_kwh}\n2024-03-01T01:00Z,{g_per_kwh}\n")
+        return f"energy.grid_series={file}"
+
+    folder, _ = start(lambda *_: False, None, *([declared(400)] if first else []))
+    before = files_of(folder)
+    assert ("grid/series.json" in before) == bool(first)
+    for changed in (declared(50), "cluster.workers=8"):  # another series, and none any more
+        with pytest.raises(BadInput, match="more GPUs"):
+            start(fails(BadInput("more GPUs than the cluster has")), folder.path, changed)
+        assert files_of(folder) == before
+    (tmp_path / "50.csv").write_text("time,g_per_kwh\n2024-03-01T00:00Z,-1\n")
+    with pytest.raises(ValueError, match="50.csv"):
+        start(lambda *_: True, folder.path, f"energy.grid_series={tmp_path / '50.csv'}")
+    assert files_of(folder) == before
     _, code = start(lambda *_: True, folder.path)
     assert code == 0
     assert [attempt["status"] for attempt in folder.read_run()["attempts"]] == ["stopped", "completed"]

@@ -6,6 +6,9 @@ import jsonschema
 import pytest
 import yaml
 
+from energy.factors import Factor
+from orchestrator.accounting import accounting_of
+from orchestrator.accounting import declared as declared_factor
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, dump_experiment, load_experiment
 
@@ -212,3 +215,40 @@ def test_editors_refuse_what_the_loader_refuses(
 
 def test_schema_has_every_section() -> None:
     assert {"model", "data", "training", "cluster", "energy"} <= Experiment.model_json_schema()["properties"].keys()
+
+
+RANGE = "energy.{}_range={{low: {}, high: {}, source: our meters}}"
+
+
+def test_a_range_goes_with_its_factor(tmp_path: Path) -> None:
+    declared = [RANGE.format("pue", 1.05, 1.2), RANGE.format("intensity", "300", "500")]
+    experiment = load_experiment(EXPERIMENTS / "llama_65b.yaml", declared)
+    accounting = accounting_of(experiment)["accounting"]
+    pue, intensity = (Factor.from_dict(accounting[key]) for key in ("pue", "intensity_g_per_kwh"))
+    assert (pue.low, pue.value, pue.high) == (1.05, 1.1, 1.2) and pue.note == "range: our meters"
+    assert (intensity.low, intensity.value, intensity.high) == (300, 385, 500)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_experiment(experiment), encoding="utf-8")
+    assert accounting_of(load_experiment(again)) == accounting_of(experiment)
+    # A range of the tables comes with the name, and gives way to one that is declared.
+    named = ["energy.pue=aws fleet 2025"]
+    assert declared_factor(load_experiment(EXPERIMENTS / "llama_65b.yaml", named).energy, "pue").high == 1.46
+    other = load_experiment(EXPERIMENTS / "llama_65b.yaml", [*named, declared[0]]).energy
+    assert declared_factor(other, "pue").high == 1.2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([RANGE.format("pue", 1.2, 1.3)], "pue_range 1.2 to 1.3 does not hold pue, which is 1.1"),
+        ([RANGE.format("intensity", 385.5, 400)], "does not hold intensity, which is 385"),
+        ([RANGE.format("pue", 1.05, 1.2), "energy.pue=null", "energy.pue_source=null"], "the range of which figure?"),
+        ([RANGE.format("intensity", 300, 500), "energy.grid_series=hours.csv"], "each hour has its own"),
+        (["energy.pue_range={low: 1.0, high: 1.2}"], "source"),
+        (["energy.intensity_range={low: -3, high: 500, source: x}"], "greater than or equal to 0"),
+    ],
+)
+def test_a_range_that_cannot_be_is_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(BadInput, match="energy") as told:
+        load_experiment(EXPERIMENTS / "llama_65b.yaml", overrides)
+    assert said in str(told.value)

@@ -49,7 +49,7 @@ def progress(steps: int = 300, **known: float) -> RunProgress:
         run.feed(
             {"event": "step", "step": step, "loss": 9 - 0.02 * step, "seconds": 1.0, "time_unix_s": NOW - steps + step}
         )
-    run.feed({"event": "phase", "phase": "checkpoint", "start_unix_s": NOW - 2, "end_unix_s": NOW - 1})
+    run.feed({"event": "checkpoint", "step": 300, "time_unix_s": NOW - 1, "blocked_s": 0.1, "seconds": 1.0})
     run.feed({"event": "evaluation", "step": steps, "time_unix_s": NOW, "validation_loss": 3.25})
     return run
 
@@ -142,3 +142,14 @@ def test_sparks() -> None:
     assert spark([1.0, 2.0], 10) == "▁█"
     assert spark([100.0, 101.0], 10, low=0.0) == "██"  # a steady power looks steady
     assert len(spark(list(range(1000)), 30)) == 30
+
+
+def test_the_step_that_compiles_is_in_no_rate() -> None:
+    run = RunProgress(1000, 8192, NOW - 100, peak_flops=None)
+    step = {"event": "step", "loss": 5.0, "time_unix_s": NOW}
+    run.feed({"event": "enter", "phase": "compile", "time_unix_s": NOW - 90})
+    run.feed({**step, "step": 1, "seconds": 60.0})
+    assert run.tokens_per_s is None
+    run.feed({"event": "enter", "phase": "train_step", "time_unix_s": NOW - 30})
+    run.feed({**step, "step": 2, "seconds": 2.0})
+    assert run.tokens_per_s == 4096.0

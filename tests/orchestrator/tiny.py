@@ -58,7 +58,7 @@ def write_spec(folder: Path, workers: int = 1, steps: int = STEPS) -> Path:
     return path
 
 
-def _rank(rank: int, world: int, port: int, job: Job) -> None:
+def plain_rank(rank: int, world: int, port: int, job: Job) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))  # as under Ray: more would wait for each other
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     run_rank(job)
@@ -68,7 +68,7 @@ def _rank(rank: int, world: int, port: int, job: Job) -> None:
 def eager_rank(rank: int, world: int, port: int, job: Job) -> None:
     """A rank whose compiler only traces: `training.compile` as it is, in seconds and without a C++ compiler."""
     torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="eager")
-    _rank(rank, world, port, job)
+    plain_rank(rank, world, port, job)
 
 
 def train(
@@ -77,14 +77,34 @@ def train(
     world: int = 1,
     initial_weights: str | None = None,
     overrides: Sequence[str] = (),
-    rank: Callable[[int, int, int, Job], None] = _rank,
+    rank: Callable[[int, int, int, Job], None] = plain_rank,
 ) -> RunFolder:
     """Trains the spec with `world` gloo processes into `run_dir`, without Ray and without a meter."""
     experiment = load_experiment(spec, overrides)
     corpus = prepare_corpus(experiment, lambda done, total, text: None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     job = Job(str(run_dir), str(corpus.path), experiment.model_dump(mode="json"), time.time(), initial_weights)
     mp.spawn(rank, (world, port, job), nprocs=world)
     return RunFolder(run_dir)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _in_group(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    function(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def spawn(function: Callable[..., None], world: int, *arguments: object) -> None:
+    """Calls `function(rank, *arguments)` in `world` processes of a gloo group."""
+    mp.spawn(_in_group, (world, _free_port(), function, arguments), nprocs=world)
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    """The loss of each step, as it was computed last."""
+    return {step["step"]: step["loss"] for step in run.steps()}

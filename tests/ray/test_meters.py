@@ -36,7 +36,7 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
         cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
         ray.init(address=cluster.address, log_to_driver=False)
         assert joined()
-        meters = start_meters(run.path, {"interval_s": 0.2, "attempt": 1, "declared": {}})
+        meters = start_meters(run.path, {"interval_s": 0.2, "attempt": 1, "declared": {}}, joined())
         described = describe_meters(meters)
         assert len(described) == 2
         home = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == "127.0.0.2")
@@ -44,10 +44,15 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
         ranks = [RayTrainWorker.options(scheduling_strategy=strategy).remote() for _ in range(2)]
         assert ray.get([rank.work.remote() for rank in ranks]) == [home, home]
         assert rank_counts() == {home: 2}
+        reserved = RunFolder(tmp_path / "reserved")  # `cluster.exclusive`
+        reserved.write_run({"run_id": "reserved", "device_type": "cpu"})
+        all_ours = start_meters(reserved.path, {"interval_s": 0.2, "attempt": 1, "declared": {}}, False)
+        describe_meters(all_ours)
         for rank in ranks:
             ray.kill(rank)
-        _, faults = stop_meters(meters)
-        assert faults == []
+        for started in (meters, all_ours):
+            _, faults = stop_meters(started)
+            assert faults == []
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -62,3 +67,6 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
     account = account_run(run)
     assert {device.node for device in account.devices} == {own}
     assert any("no rank of this run was on that node" in text for text in account.warnings)
+    assert account.other_nodes == list(noted)
+    account = account_run(reserved)
+    assert {device.node for device in account.devices} == {own, *noted} and account.other_nodes == []

@@ -77,6 +77,26 @@ def test_a_sweep_over_grids_replaces_the_intensity_of_the_spec(size: str) -> Non
     assert "FR" in done.stdout and "recompute" in done.stdout and "…" not in done.stdout
 
 
+def test_the_bar_of_a_sweep_stands_behind_what_it_shows() -> None:
+    """Of a sweep over grids behind the carbon, and of any other behind the days."""
+
+    def before_the_bar(sweep: str, row: str) -> str:
+        screen = hoofprint("plan", str(EXPERIMENTS / "llama_65b.yaml"), "--sweep", sweep).stdout
+        line = next(line for line in screen.splitlines() if line.split()[:1] == [row])
+        header = next(line for line in screen.splitlines() if "GPU-hours" in line)
+        place = min(line.index(mark) for mark in "━╌" if mark in line)
+        return header[:place].rstrip() + (": carbon" if "bar: carbon" in screen else ": days")
+
+    assert before_the_bar("energy.grid=FR,PL", "PL").endswith("t CO2eq: carbon")
+    assert before_the_bar("cluster.workers=1024,2048", "1024").endswith("days: days")
+
+
+def test_a_sweep_replaces_a_figure_together_with_its_range() -> None:
+    ranged = "energy.pue_range={low: 1.05, high: 1.2, source: our meters}"
+    done = hoofprint("plan", LLAMA, "--set", ranged, "--sweep", "energy.pue=1.1,1.4", "--json")
+    assert [row["error"] for row in json.loads(done.stdout)["rows"]] == [None, None]
+
+
 def test_a_sweep_shows_the_values_that_the_spec_refuses() -> None:
     done = hoofprint("plan", LLAMA, "--sweep", "cluster.workers=64,96")
     assert done.returncode == 0

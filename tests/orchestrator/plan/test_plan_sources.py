@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from plan_fakes import spec, write_run
 
+from energy.boundaries import BOUNDARIES, METHODS
 from orchestrator.plan import PlanOptions, make_plan
-from orchestrator.plan.plan import CONTRACT
+from orchestrator.plan.failures import restart_time, storage_bandwidth
+from orchestrator.plan.plan import BESIDE, CONTRACT
+from orchestrator.plan.ranges import Basis
 
 NODE = ("cluster.workers=8",)
 
@@ -176,3 +179,56 @@ def test_budget(budget: str, key: str, limit: float) -> None:
     assert plan["budget"]["share"]["likely"] == pytest.approx(plan[key] / limit)
     with pytest.raises(ValueError, match="--budget"):
         make_plan(spec("llama_65b"), options=PlanOptions(budget=budget.replace(" ", " x")))
+
+
+def test_under_a_series_the_plan_takes_its_mean_over_the_time_that_it_covers(tmp_path: Path) -> None:
+    """When the training will run is not known: each hour counts alike, the two that are missing not at all."""
+    path = tmp_path / "grid.csv"
+    hours = {"00": 100, "01": 100, "04": 400}
+    rows = "".join(f"2024-03-01T{hour}:00Z,{g_per_kwh}\n" for hour, g_per_kwh in hours.items())
+    path.write_text(f"start_utc,intensity_g_per_kwh\n{rows}")
+    plan, plain = make_plan(spec("llama_65b", f"energy.grid_series={path}")), make_plan(spec("llama_65b"))
+    assert plan["intensity_g_per_kwh"] == pytest.approx(200.0)
+    for side, same in ((plan, plain), (plan["low"], plain["low"]), (plan["high"], plain["high"])):
+        assert side["carbon_tco2eq"] == pytest.approx(same["energy_facility_kwh"] * 200 / 1e6)
+    assert "grid.csv" in plan["sources"]["carbon_tco2eq"] and "mean over" in plan["sources"]["carbon_tco2eq"]
+
+
+def test_ranges_of_factors_widen_the_plan() -> None:
+    declared = (
+        "energy.pue=aws fleet 2025",
+        "energy.intensity_range={low: 300, high: 400, source: our grid from 2019 to 2024}",
+    )
+    plan, plain = make_plan(spec("llama_65b", *declared)), make_plan(spec("llama_65b"))
+    for side, pue, g_per_kwh in (("low", 1.06, 300.0), ("high", 1.46, 400.0)):
+        facility = plain[side]["energy_it_kwh"] * pue
+        assert plan[side]["energy_facility_kwh"] == pytest.approx(facility)
+        assert plan[side]["carbon_tco2eq"] == pytest.approx(facility * g_per_kwh / 1e6)
+    assert plan["carbon_tco2eq"] == pytest.approx(plain["energy_it_kwh"] * 1.14 * 385 / 1e6)
+    assert plan["sources"]["energy_facility_kwh"].startswith("PUE 1.14 (1.06 to 1.46): aws fleet 2025")
+    intensity = next(each for each in plan["assumptions"] if each["key"] == "intensity_g_per_kwh")
+    assert (intensity["low"], intensity["high"]) == (300.0, 400.0) and "2019 to 2024" in intensity["note"]
+
+
+def test_every_planned_figure_has_its_boundary_and_method(tmp_path: Path) -> None:
+    plan = make_plan(spec("llama_65b"), options=PlanOptions(gpu_hour_price=2.0))
+    assert set(plan["quantities"]) == {*CONTRACT, *BESIDE} - {"flop_convention"}
+    assert plan["quantities"]["cost"] == {
+        "boundary": "devices", "method": "computed", "from": "gpu_hours x gpu_hour_price"
+    }  # fmt: skip
+    for key, told in plan["quantities"].items():
+        assert told["boundary"] in BOUNDARIES and told["method"] in METHODS, key
+    assert make_plan(spec("llama_65b"))["quantities"]["cost"]["method"] is None
+    assert plan["quantities"]["tokens_per_s"]["method"] == "assumed"
+    write_run(tmp_path, spec("llama_7b", *NODE))
+    own = make_plan(spec("llama_7b", *NODE), tmp_path)["quantities"]
+    assert own["tokens_per_s"]["method"] == own["device_power_w"]["method"] == "measured"
+
+
+def test_storage_and_restarts_are_those_of_the_table() -> None:
+    basis = Basis()
+    assert storage_bandwidth(16384, basis) == (2000.0, 7000.0)
+    restart = restart_time(basis)
+    assert restart.high == pytest.approx(0.1 * 54 * 86400 / 466) and restart.low == 0
+    assert [each["key"] for each in basis.assumptions] == ["checkpoint_bandwidth_gb_s", "restart_s"]
+    assert all("Grattafiori et al. 2024" in each["source"] for each in basis.assumptions)

@@ -1,0 +1,237 @@
+"""The addresses of the dashboard and what each answers. Everything is read, nothing is ever written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dashboards.server import steps
+from dashboards.server.catalog import Catalog, Query, ReadLive
+from dashboards.server.pages import BROKEN, Pages
+from dashboards.server.power_store import PowerStore
+from dashboards.server.web import REPORT_POLICY, Response, text
+from energy.record import FILE_NAME as RECORD
+from energy.record import series_of
+from energy.runs import RunFolder
+
+STATIC = Path(__file__).with_name("static")
+KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FILES = {
+    RECORD: "application/json",
+    "report.html": "text/html; charset=utf-8",
+    "report.md": "text/markdown; charset=utf-8",
+}
+POINTS, MOST_POINTS = 1000, 4000
+LARGEST_FILE = 64_000_000
+TOTAL_COLUMNS = (
+    "runs", "gpu_hours", "energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "embodied_tco2eq", "compute_flop",
+)  # fmt: skip
+
+
+class App:
+    """Answers requests about the runs of a folder. read_live: `orchestrator.live_state.read`; base: the prefix."""
+
+    def __init__(self, directory: Path, read_live: ReadLive, base: str = "") -> None:
+        self.catalog = Catalog(directory)
+        self._live = read_live
+        self._power, self._steps = PowerStore(), steps.StepStore()
+        self._pages = Pages(self.catalog, read_live, base)
+        self._static = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in KINDS}
+        self._of_run: dict[str, Callable[[RunFolder, Mapping[str, str]], Response]] = {
+            "": lambda folder, _: _html(self._pages.run(folder)),
+            "state": lambda folder, _: _html(self._pages.state(folder)),
+            "power.json": self._power_json,
+            "power.csv": self._power_csv,
+            "steps.json": self._steps_json,
+            "steps.csv": self._steps_csv,
+        }
+
+    def warm_up(self) -> None:
+        """What the first visitor would wait for: reads the list, and loads what draws the cards of a record."""
+        import dashboards.report  # noqa: F401
+
+        self.catalog.listing()
+
+    def respond(self, parts: Sequence[str], arguments: Mapping[str, str]) -> Response:
+        """parts: of the path, decoded; arguments: of the query."""
+        match list(parts):
+            case [""]:
+                return _html(self._pages.runs(Query.of(arguments)))
+            case ["list"]:
+                return _html(self._pages.rows(Query.of(arguments)))
+            case ["runs.json"]:
+                return self._runs_json(Query.of(arguments))
+            case ["runs.csv"]:
+                entries = Query.of(arguments).select(self.catalog.listing().entries)
+                return _csv("runs.csv", [entry.as_json() for entry in entries])
+            case ["total"]:
+                return _html(self._pages.total())
+            case ["total.json"]:
+                return _json(self.catalog.total(), "total.json")
+            case ["total.csv"]:
+                return self._total_csv()
+            case ["static", name] if name in self._static:
+                return Response(200, self._static[name], f"{KINDS[Path(name).suffix]}; charset=utf-8")
+            case ["run", name, *rest]:
+                return self._run(name, "/".join(rest), arguments)
+        return _html(self._pages.missing("There is no such page."), 404)
+
+    def _run(self, name: str, what: str, arguments: Mapping[str, str]) -> Response:
+        folder = self.catalog.find(name)
+        if folder is None:
+            why = self.catalog.why_not(name)
+            return _html(self._pages.missing(why or f"There is no run “{name}” in this folder (any more)."), 404)
+        if what in FILES:
+            return self._file(folder, what, "save" in arguments)
+        if what not in self._of_run:
+            return _html(self._pages.missing("There is no such page of a run."), 404)
+        try:
+            return self._of_run[what](folder, arguments)
+        except FileNotFoundError:
+            return _html(self._pages.missing(f"The run “{name}” was there a moment ago, and is gone."), 404)
+        except BROKEN as error:
+            traceback.print_exc()
+            why = f"The files of “{name}” are not understood: {type(error).__name__}: {error}"
+            return _html(self._pages.missing(why), 422)
+
+    def _runs_json(self, query: Query) -> Response:
+        listing = self.catalog.listing()
+        rows = [entry.as_json() for entry in query.select(listing.entries)]
+        return _json({"runs": rows, "left_out": listing.left_out}, "runs.json")
+
+    def _total_csv(self) -> Response:
+        total = self.catalog.total()
+        parts = [*total["by_purpose"].items(), ("total", total["total"])]
+        keys = [*TOTAL_COLUMNS, *(f"{key}_unknown_runs" for key in TOTAL_COLUMNS[1:])]
+        return _csv("total.csv", [{"purpose": name} | {key: part[key] for key in keys} for name, part in parts])
+
+    def _file(self, folder: RunFolder, name: str, save: bool) -> Response:
+        path = folder.path / name
+        try:
+            if not path.resolve().is_relative_to(folder.path.resolve()) or not path.is_file():
+                raise FileNotFoundError
+            if path.stat().st_size > LARGEST_FILE:
+                return text(413, f"{name} has more than {LARGEST_FILE // 10**6} MB: take it from the run's folder")
+            body = path.read_bytes()
+        except FileNotFoundError:
+            return text(404, f"the run has no {name} yet; write it with: hoofprint report {folder.path.name}")
+        except OSError as error:
+            return text(403, f"{name} cannot be read: {error.strerror}")
+        stem, _, ending = name.partition(".")
+        saved = f"{_plain_name(folder.path.name)}-{stem}.{ending}" if save or ending != "html" else ""
+        return Response(200, body, FILES[name], saved, REPORT_POLICY)
+
+    def _power_json(self, folder: RunFolder, arguments: Mapping[str, str]) -> Response:
+        points = int(min(MOST_POINTS, max(10, _number(arguments, "points") or POINTS)))
+        found = self._power.look(folder, _number(arguments, "from"), _number(arguments, "to"), points)
+        run = folder.read_run()
+        live = self._live_state(folder)
+        found = found or {"edges_unix_s": []}
+        edges = found["edges_unix_s"]
+        grid = _grid(folder, edges[0], edges[-1]) if edges else None
+        return _json(found | self._around(run, live) | {"grid": grid})
+
+    def _around(self, run: Mapping[str, Any], live: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What is drawn over the curves: attempts, events, budgets as IT energy, and where it will end."""
+        attempts = [
+            {key: each.get(key) for key in ("attempt", "started_unix_s", "ended_unix_s", "status")}
+            for each in run.get("attempts") or []
+            if isinstance(each, dict)
+        ]
+        if live is None or run.get("status") != "running":
+            return {"attempts": attempts, "events": [], "limits": [], "forecast": None}
+        limits = []
+        for each in live["budget"]:
+            per_it = {"energy_it_kwh": 1.0, "energy_facility_kwh": live["pue"]}.get(each["quantity"])
+            if per_it:
+                limits.append({"kwh": each["limit"] / per_it, "text": f"limit {each['words']['limit']}"})
+        forecast = {key: live["forecast"][key] for key in ("ends_unix_s", "energy_it_kwh")}
+        return {"attempts": attempts, "events": live["events"], "limits": limits, "forecast": forecast}
+
+    def _live_state(self, folder: RunFolder) -> Mapping[str, Any] | None:
+        """None also where it cannot be read: the page's own part says why."""
+        try:
+            document = self._live(folder).document
+        except BROKEN:
+            return None
+        return document if document is not None and {"budget", "events", "forecast", "pue"} <= document.keys() else None
+
+    def _power_csv(self, folder: RunFolder, arguments: Mapping[str, str]) -> Response:
+        found = self._power.look(folder, _number(arguments, "from"), _number(arguments, "to"), MOST_POINTS, bands=None)
+        rows = []
+        for k, start in enumerate((found or {"edges_unix_s": []})["edges_unix_s"][:-1]):
+            assert found is not None
+            row = {"start_unix_s": start, "end_unix_s": found["edges_unix_s"][k + 1]}
+            row |= {f"power_w {node}": column[k] for node, column in found["nodes"].items()}
+            row |= {f"power_{end}_w": found[f"{end}_w"][k] for end in ("low", "high")}
+            rows.append(row | {"devices_not_read": found["unread"][k]})
+        return _csv(f"{_plain_name(folder.path.name)}-power.csv", rows)
+
+    def _step_rows(self, folder: RunFolder) -> list[dict[str, Any]]:
+        return steps.table(folder, self._steps, self._power.overview(folder))
+
+    def _steps_json(self, folder: RunFolder, _: Mapping[str, str]) -> Response:
+        rows = self._step_rows(folder)
+        kept = steps.thinned(rows)
+        columns = ("kind", "step", "attempt", "loss", *steps.AXES)
+        unknown = sum(row["loss"] is None for row in rows)
+        return _json({key: [row[key] for row in kept] for key in columns} | {"without_loss": unknown})
+
+    def _steps_csv(self, folder: RunFolder, _: Mapping[str, str]) -> Response:
+        return _csv(f"{_plain_name(folder.path.name)}-steps.csv", self._step_rows(folder))
+
+
+def _grid(folder: RunFolder, start: float, end: float) -> list[tuple[float, float, float]] | None:
+    """(start, end, g/kWh) of the grid between two moments; None where no series was declared, or it is not readable."""
+    try:
+        series = series_of(folder)
+    except (OSError, ValueError):
+        return None
+    if series is None:
+        return None
+    pieces = zip(series.start_unix_s, series.end_unix_s, series.g_per_kwh, strict=True)
+    return [(max(a, start), min(b, end), g) for a, b, g in pieces if a < end and b > start][:MOST_POINTS]
+
+
+def _html(page: str, status: int = 200) -> Response:
+    return Response(status, page.encode("utf-8", "replace"))
+
+
+def _json(document: Any, name: str = "") -> Response:
+    body = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Response(200, body.encode("utf-8", "replace"), "application/json", name)
+
+
+def _csv(name: str, rows: Iterable[Mapping[str, Any]]) -> Response:
+    rows = list(rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else ["nothing"], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    return Response(200, buffer.getvalue().encode("utf-8", "replace"), "text/csv; charset=utf-8", name)
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula gets a mark before it."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _plain_name(name: str) -> str:
+    """A file name that every system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "run"
+
+
+def _number(arguments: Mapping[str, str], key: str) -> float | None:
+    try:
+        value = float(arguments[key])
+    except (KeyError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,251 @@
+"""The pages as HTML: what of the runs is put where. Templates escape everything; what is not known is a dash."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+
+from dashboards.server.catalog import PER_PAGE, SORTS, Catalog, Live, Query, ReadLive, week
+from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards
+from energy import human
+from energy.record import FILE_NAME as RECORD
+from energy.runs import RunFolder
+from energy.schemas import require_known
+from energy.total import NOT_SAID, Entry
+from energy.units import JOULE_PER_KWH
+
+TEMPLATES = Path(__file__).with_name("templates")
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, UndefinedError)  # what files of another shape lead to
+NUMERIC = ("tokens", "loss", "energy", "carbon", "hours")
+
+
+class Pages:
+    def __init__(self, catalog: Catalog, read_live: ReadLive, base: str) -> None:
+        self._catalog, self._read_live = catalog, read_live
+        self._environment = _environment(base)
+
+    def _render(self, template: str, **context: Any) -> str:
+        return self._environment.get_template(f"{template}.html.j2").render(**context)
+
+    def missing(self, message: str) -> str:
+        return self._render("missing", message=message)
+
+    def runs(self, query: Query) -> str:
+        return self._render("runs", **self._list(query))
+
+    def rows(self, query: Query) -> str:
+        """The part of the list that changes as one types or as runs go on."""
+        return self._render("rows", **self._list(query))
+
+    def _list(self, query: Query) -> dict[str, Any]:
+        listing = self._catalog.listing()
+        chosen = query.select(listing.entries)
+        pages = max(1, -(-len(chosen) // PER_PAGE))
+        page = min(query.page, pages)
+        shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
+        return {
+            "listing": listing,
+            "directory": str(self._catalog.directory),
+            "query": query,
+            "chosen": len(chosen),
+            "rows": [self._row(entry) for entry in shown],
+            "heads": [(key, label, key in NUMERIC) for key, (label, _) in SORTS.items()],
+            "week": week(listing.entries, time.time()),
+            "page": page,
+            "pages": pages,
+            "query_of": lambda **changes: _query(query, **({"page": page} | changes)),
+        }
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        row = {
+            "name": entry.name,
+            "status": entry.status,
+            "purpose": entry.purpose if entry.purpose != NOT_SAID else UNKNOWN,
+            "tokens": _count(entry.tokens),
+            "loss": _loss(entry.loss),
+            "energy": human.human_energy(entry.energy_it_kwh) if entry.energy_it_kwh is not None else UNKNOWN,
+            "carbon": _carbon(entry.carbon_tco2eq),
+            "hours": UNKNOWN if entry.gpu_hours is None else human.digits(entry.gpu_hours),
+            "started": entry.start_unix_s,
+            "note": entry.note,
+            "sofar": "",
+        }
+        if entry.status == "running":
+            row |= self._sofar(entry)
+        return row
+
+    def _sofar(self, entry: Entry) -> dict[str, Any]:
+        """Of a run that goes on, what its live state says."""
+        try:
+            document = self._read_live(RunFolder(entry.path)).document
+            if document is None:
+                return {"note": ""}
+            done, planned = document["step"], document["total_steps"]
+            return {
+                "sofar": f"step {done:,} of {planned:,}" if done and planned else str(document["phase"]),
+                "tokens": _count(document["tokens"]),
+                "loss": _loss(document["loss"]),
+                "energy": UNKNOWN
+                if document["energy_it_kwh"] is None
+                else human.human_energy(document["energy_it_kwh"]),
+                "carbon": _carbon(document["carbon_tco2eq"]),
+                "note": "",
+            }
+        except (OSError, *BROKEN) as error:
+            return {"note": f"its live state cannot be read: {error}"}
+
+    def total(self) -> str:
+        listing = self._catalog.listing()
+        total = self._catalog.total() if listing.entries else None
+        most = 0.0
+        if total:
+            most = max((part["energy_it_kwh"] or 0.0 for part in total["by_purpose"].values()), default=0.0)
+        return self._render("total", listing=listing, total=total, most=most, directory=str(self._catalog.directory))
+
+    def run(self, folder: RunFolder) -> str:
+        """The page of one run; its record, where it cannot be read, is named and the rest shown."""
+        run, fault = folder.read_run(), ""
+        shown: dict[str, Any] = {"headline": [], "phases": [], "partial": "", "warnings": []}
+        try:
+            record = json.loads((folder.path / RECORD).read_text(encoding="utf-8"))
+            require_known(record)
+            shown = self._of_record(record)
+        except FileNotFoundError:
+            pass  # the page says that it has none
+        except (OSError, *BROKEN) as error:
+            fault = f"{RECORD} cannot be shown: {error}"
+        files = [name for name in (RECORD, "report.html", "report.md") if (folder.path / name).is_file()]
+        about = {key: run.get(key) for key in ("purpose", "name", "created_unix_s", "ended_unix_s")}
+        place = {"name": folder.path.name, "run": about, "fault": fault, "files": files}
+        return self._render("run", **place, **shown, **self._now(folder))
+
+    def state(self, folder: RunFolder) -> str:
+        """The part of a run's page that changes while it goes on."""
+        return self._render("state", name=folder.path.name, **self._now(folder))
+
+    def _of_record(self, record: dict[str, Any]) -> dict[str, Any]:
+        from dashboards.report import headline, state_line  # brings matplotlib along, which the list does without
+
+        phases = sorted(record["energy"]["phases"], key=lambda part: -(part["energy_kwh"] or 0.0))
+        most = max((part["share"] or 0.0 for part in phases), default=0.0)
+        shown = [part | {"width": round(100 * (part["share"] or 0.0) / most, 1) if most else 0.0} for part in phases]
+        quality = record["quality"]
+        return {
+            "headline": headline(record),
+            "phases": shown,
+            "partial": state_line(record) if record["run"]["partial"] else "",
+            "warnings": [*quality["warnings"], *(f"damaged: {each}" for each in quality["damaged"])],
+        }
+
+    def _now(self, folder: RunFolder) -> dict[str, Any]:
+        empty: dict[str, Any] = {"document": None, "status": "", "doubt": None, "is_live": False, "fault_live": ""}
+        empty |= {"cells": [], "scale": "", "cards": [], "nodes_left": 0, "error": None, "budget": []}
+        try:
+            live = self._read_live(folder)
+        except FileNotFoundError:
+            raise
+        except (OSError, *BROKEN) as error:
+            run = folder.read_run()
+            return empty | {"status": str(run.get("status")), "fault_live": str(error), "error": run.get("error")}
+        found = empty | {"status": live.status, "doubt": live.doubt, "error": live.run.get("error")}
+        found["is_live"] = live.runs or live.at_work
+        try:
+            found |= self._of_document(live)
+        except BROKEN as error:
+            found["fault_live"] = f"live.json is not understood ({error}); it can be deleted, the run does not need it"
+        return found
+
+    def _of_document(self, live: Live) -> dict[str, Any]:
+        document = live.document if live.runs or live.status == "lost" else None
+        if document is None:
+            return self._of_last_devices(live)
+        cells, scale = heat_map(
+            (node["node"], [(d["uuid"], d["name"], d["kind"], d["power_w"], d["missing"]) for d in node["devices"]])
+            for node in document["nodes"]
+        )
+        return {
+            "document": document,
+            "cards": live_cards(document),
+            "budget": [budget_bar(each) for each in document["budget"]],
+            "cells": cells,
+            "scale": scale,
+            "nodes_left": sum(not node["devices"] for node in document["nodes"]),
+        }
+
+    def _of_last_devices(self, live: Live) -> dict[str, Any]:
+        """Of a run that has ended, the mean power of each device by its record."""
+        try:
+            record = json.loads((live.folder.path / RECORD).read_text(encoding="utf-8"))
+            require_known(record)
+            duration_s = record["time"]["duration_s"]
+            nodes: dict[str, list[Any]] = {}
+            for each in record["energy"]["devices"]:
+                mean_w = each["energy_kwh"] * JOULE_PER_KWH / duration_s if duration_s else None
+                nodes.setdefault(each["node"], []).append((each["uuid"], each["name"], each["kind"], mean_w, None))
+        except (OSError, *BROKEN):
+            return {}  # the page says what is wrong with the record
+        cells, scale = heat_map(nodes.items())
+        return {"cells": cells, "scale": f"mean of the run; {scale}" if scale else ""}
+
+
+def _count(value: float | None) -> str:
+    return human.human_count(value) if value else UNKNOWN
+
+
+def _loss(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.3f}"
+
+
+def _carbon(tonnes: float | None) -> str:
+    """Without the unit's second half, which stands in the head of the column."""
+    return UNKNOWN if tonnes is None else human.human_carbon(tonnes).removesuffix(" CO₂eq")
+
+
+def _query(query: Query, **changes: Any) -> str:
+    """The arguments of a link: those of the page with changes, without what is the usual."""
+    now = {"q": query.words, "sort": query.sort, "order": "down" if query.descending else "up"} | changes
+    usual = Query.of({"sort": str(now["sort"])})
+    kept = {
+        "q": now["q"],
+        "sort": "" if now["sort"] == "started" else now["sort"],
+        "order": "" if (now["order"] == "down") == usual.descending else now["order"],
+        "page": "" if now["page"] == 1 else now["page"],
+    }
+    arguments = urlencode({key: value for key, value in kept.items() if value != ""}, errors="surrogateescape")
+    return f"?{arguments}" if arguments else ""
+
+
+def _utc(unix_s: Any, form: str = "%Y-%m-%d %H:%M") -> str:
+    try:
+        return UNKNOWN if unix_s is None else datetime.fromtimestamp(float(unix_s), UTC).strftime(form)
+    except (ValueError, TypeError, OverflowError, OSError):
+        return UNKNOWN
+
+
+def _environment(base: str) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "energy": human.human_energy,
+        "carbon": human.human_carbon,
+        "seconds": human.human_time,
+        "percent": human.percent,
+        "digits": lambda value: UNKNOWN if value is None else human.digits(value),
+        "utc": _utc,
+        "clock": lambda unix_s: _utc(unix_s, "%H:%M:%S"),
+        "words": lambda name: str(name).replace("_", " "),
+        "path": lambda name: quote(str(name), safe="", errors="surrogateescape"),
+    }
+    environment.globals |= {"base": base}
+    return environment

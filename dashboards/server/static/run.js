@@ -1,0 +1,377 @@
+"use strict";
+// The page of a run: what goes on is asked for again, charts fetch what their width and zoom need.
+const STATE_MS = 1000;
+const CHART_MS = 1000;
+const ENDED_MS = 10000;
+const url = document.getElementById("charts").dataset.url;
+const COLOURS = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
+const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
+const LEAST_KWH = 1e-3;
+let view = readView();
+let power = null;
+let losses = null;
+let shownState = null;
+
+const cursors = [];
+const timeOptions = {
+  onCursor: (x) => {
+    for (const chart of cursors) {
+      chart.cursor = x;
+      chart.draw();
+    }
+    sayPower(x);
+  },
+  onSelect: (from, to) => look(from, to),
+};
+const powerChart = new Chart(document.getElementById("power"), timeOptions);
+const energyChart = new Chart(document.getElementById("energy"), timeOptions);
+const gridChart = new Chart(document.getElementById("grid"), timeOptions);
+cursors.push(powerChart, energyChart, gridChart);
+const lossChart = new Chart(document.getElementById("loss"), {
+  onCursor: (x) => {
+    lossChart.cursor = x;
+    lossChart.draw();
+    sayLoss(x);
+  },
+});
+
+function readView() {
+  const query = new URLSearchParams(location.search);
+  const number = (key) => (query.has(key) && Number.isFinite(Number(query.get(key))) ? Number(query.get(key)) : null);
+  const axis = document.getElementById("axis");
+  if ([...axis.options].some((option) => option.value === query.get("x"))) axis.value = query.get("x");
+  return { from: number("from"), to: number("to") };
+}
+
+function writeView() {
+  const query = new URLSearchParams();
+  if (view.from !== null) query.set("from", view.from.toFixed(1));
+  if (view.to !== null) query.set("to", view.to.toFixed(1));
+  const axis = document.getElementById("axis").value;
+  if (axis !== "energy_kwh") query.set("x", axis);
+  const search = query.toString();
+  history.replaceState(null, "", search ? `?${search}` : location.pathname);
+  const csv = document.getElementById("power-csv");
+  query.delete("x");
+  csv.href = `${url}power.csv${query.size ? `?${query}` : ""}`;
+}
+
+function isLive() {
+  return document.getElementById("now").dataset.live === "1";
+}
+
+async function get(what) {
+  const answer = await fetch(url + what, { cache: "no-cache" });
+  if (!answer.ok) throw new Error(answer.status === 404 ? "gone" : String(answer.status));
+  return answer;
+}
+
+function tell(message) {
+  const place = document.getElementById("trouble");
+  place.textContent = message;
+  place.hidden = !message;
+}
+
+function trouble(error) {
+  tell(
+    error.message === "gone"
+      ? "This run's folder is gone, or cannot be read any more. What is shown is the last that was known."
+      : "No answer from the dashboard: what is shown may be old. Trying again.",
+  );
+}
+
+async function refreshState() {
+  const html = await (await get("state")).text();
+  tell("");
+  if (html === shownState) return;
+  shownState = html;
+  const before = isLive();
+  const fresh = document.createElement("template");
+  fresh.innerHTML = html;
+  for (const id of ["now", "more"]) {
+    const [old, part] = [document.getElementById(id), fresh.content.getElementById(id)];
+    if (part && !old.isEqualNode(part)) old.replaceWith(part);
+  }
+  if (before !== isLive()) location.reload(); // it ended or began: the whole page says something else
+}
+
+async function refreshPower() {
+  const width = Math.round(powerChart.plot.width * Math.min(2, window.devicePixelRatio || 1));
+  const query = new URLSearchParams({ points: String(Math.max(100, Math.round(width / 2))) });
+  if (view.from !== null) query.set("from", String(view.from));
+  if (view.to !== null) query.set("to", String(view.to));
+  const found = await (await get(`power.json?${query}`)).json();
+  tell("");
+  power = found;
+  drawPower();
+  sayPower(powerChart.cursor);
+  const notes = document.getElementById("power-notes");
+  notes.textContent = (found.notes ?? []).slice(0, 3).join("; ");
+  notes.hidden = !notes.textContent;
+}
+
+async function refreshLoss() {
+  losses = await (await get("steps.json")).json();
+  drawLoss();
+}
+
+function look(from, to) {
+  if (!power?.run) return;
+  const [first, last] = power.run;
+  const least = 2;
+  if (to - from < least) [from, to] = [(from + to - least) / 2, (from + to + least) / 2];
+  from = Math.max(first, from);
+  to = Math.min(last, to);
+  const all = from <= first && to >= last;
+  view = { from: all ? null : from, to: all || (to >= last && isLive()) ? null : to };
+  writeView();
+  refreshPower().catch(trouble);
+}
+
+function move(what) {
+  if (!power?.run) return;
+  const [from, to] = [view.from ?? power.run[0], view.to ?? power.run[1]];
+  const width = to - from;
+  const centre = powerChart.cursor ?? (from + to) / 2;
+  if (what === "all") look(power.run[0], power.run[1]);
+  if (what === "in") look(centre - width / 4, centre + width / 4);
+  if (what === "out") look(centre - width, centre + width);
+  const by = what === "left" ? Math.max(-width / 4, power.run[0] - from) : Math.min(width / 4, power.run[1] - to);
+  if (what === "left" || what === "right") look(from + by, to + by);
+}
+
+// Time since the run's first reading.
+function timeAxis(edges) {
+  const start = power.run[0];
+  return {
+    from: edges[0],
+    to: edges[edges.length - 1],
+    ticks(a, b, most) {
+      const step = TIME_STEPS.find((each) => (b - a) / each <= most) ?? 86400 * Math.ceil((b - a) / most / 86400);
+      const found = [];
+      for (let k = Math.ceil((a - start) / step - 1e-9); start + k * step <= b + 1e-6; k++) {
+        found.push({ value: start + k * step, text: elapsed(k * step, step) });
+      }
+      return found;
+    },
+  };
+}
+
+function elapsed(seconds, step) {
+  if (step >= 86400) return `${Math.round(seconds / 86400)} d`;
+  if (step >= 3600) return `${Math.round(seconds / 3600)} h`;
+  const tenths = Math.round(seconds * 10);
+  const two = (value) => String(Math.floor(value)).padStart(2, "0");
+  const minutes = `${Math.floor(tenths / 36000)}:${two((tenths % 36000) / 600)}`;
+  if (step >= 60) return `${minutes} h`;
+  return `${minutes}:${two((tenths % 600) / 10)}${step < 1 ? `.${tenths % 10}` : ""}`;
+}
+
+function drawPower() {
+  const edges = power.edges_unix_s;
+  if (edges.length < 2) {
+    const model = { layers: [], empty: isLive() ? "no reading yet" : "nothing was metered" };
+    powerChart.set(model);
+    energyChart.set(model);
+    document.getElementById("power-said").textContent = "";
+    return;
+  }
+  const x = timeAxis(edges);
+  const layers = [];
+  let base = new Array(edges.length - 1).fill(null);
+  Object.values(power.nodes).forEach((values, k) => {
+    const top = values.map((value, i) => (value === null ? base[i] : (base[i] ?? 0) + value));
+    layers.push({ type: "area", edges, base, top, fill: COLOURS[k % COLOURS.length] });
+    base = top;
+  });
+  layers.push({ type: "range", edges, low: base.map((b, i) => b ?? power.low_w[i]), high: power.high_w, fill: "peak" });
+  layers.push({ type: "range", edges, low: power.low_w, high: power.low_w, fill: "peak" });
+  const spans = power.unread.flatMap((count, k) => (count ? [[edges[k], edges[k + 1]]] : []));
+  if (spans.length) layers.push({ type: "holes", spans, ink: "bad" });
+  const times = power.events.map((event) => event.time_unix_s);
+  layers.push({ type: "marks", xs: times, ink: "quiet" });
+  layers.push({ type: "marks", xs: power.attempts.slice(1).map((each) => each.started_unix_s), ink: "bad" });
+  const high = Math.max(...power.high_w.filter((value) => value !== null), ...base.filter((value) => value !== null), 1);
+  powerChart.set({ x, y: [0, high * 1.06], layers });
+  drawEnergy(x);
+  drawGrid(x);
+}
+
+function drawGrid(x) {
+  const grid = power.grid ?? [];
+  document.getElementById("grid-section").hidden = !grid.length;
+  if (!grid.length) return;
+  const layers = grid.map(([from, to, g]) => ({ type: "area", edges: [from, to], base: [0], top: [g], fill: "s2" }));
+  const values = grid.map(([, , g]) => g);
+  gridChart.set({ x, y: [0, Math.max(...values) * 1.1 || 1], layers });
+  document.getElementById("grid-said").textContent = `${short(Math.min(...values))} to ${short(Math.max(...values))} g/kWh in what is shown`;
+}
+
+function drawEnergy(x) {
+  const { edges_unix_s: edges, energy_kwh: used, forecast, limits } = power;
+  const whole = view.from === null && view.to === null;
+  const layers = [{ type: "line", xs: edges, ys: used, ink: "s0", width: 2 }];
+  let [low, high] = [whole ? 0 : used[0], used[used.length - 1]];
+  let axis = x;
+  if (whole && forecast?.energy_it_kwh && forecast.ends_unix_s > edges[edges.length - 1]) {
+    layers.push({
+      type: "line",
+      xs: [edges[edges.length - 1], forecast.ends_unix_s],
+      ys: [high, forecast.energy_it_kwh],
+      ink: "s0",
+      dash: [5, 4],
+    });
+    axis = { ...x, to: forecast.ends_unix_s };
+    high = Math.max(high, forecast.energy_it_kwh);
+  }
+  for (const limit of whole ? limits : []) {
+    if (limit.kwh > 20 * high) continue; // far away: the bars below say how far
+    layers.push({ type: "level", y: limit.kwh, text: limit.text, ink: "bad" });
+    high = Math.max(high, limit.kwh);
+  }
+  if (high - low <= 0) high = low + LEAST_KWH;
+  energyChart.set({ x: axis, y: [low, low + (high - low) * 1.06], layers });
+  const text = `${readable(used[used.length - 1] - used[0])} in what is shown`;
+  document.getElementById("energy-said").textContent = whole && forecast?.energy_it_kwh
+    ? `${text}; about ${readable(forecast.energy_it_kwh)} at the end (dashed)`
+    : text;
+}
+
+function readable(kwh) {
+  if (kwh >= 1000) return `${Number((kwh / 1000).toPrecision(3))} MWh`;
+  if (kwh >= 0.1) return `${Number(kwh.toPrecision(3))} kWh`;
+  if (kwh >= 1e-5) return `${Number((kwh * 1e3).toPrecision(3))} Wh`;
+  return `${Number((kwh * 3.6e6).toPrecision(3))} J`;
+}
+
+function watts(value) {
+  return value === null || value === undefined ? "not known" : `${short(Number(value.toPrecision(3)))} W`;
+}
+
+function sayPower(x) {
+  if (!power || power.edges_unix_s.length < 2) return;
+  const { edges_unix_s: edges, nodes } = power;
+  const place = document.getElementById("power-said");
+  const sum = (k) => Object.values(nodes).reduce((a, each) => (each[k] === null ? a : (a ?? 0) + each[k]), null);
+  place.replaceChildren();
+  if (x === null) {
+    const known = power.high_w.filter((value) => value !== null);
+    const unread = Math.max(0, ...power.unread);
+    const kind = power.by === "minute" ? "highest of any minute (each device's own, at most)" : `highest ${power.step_s < 1 ? "reading" : "second"}`;
+    const hours = (edges[edges.length - 1] - edges[0]) / 3600;
+    const used = power.energy_kwh[power.energy_kwh.length - 1] - power.energy_kwh[0];
+    place.append(`mean ${watts((used / hours) * 1000)}, ${kind} ${known.length ? watts(Math.max(...known)) : "not known"}`);
+    if (unread) place.append(`; up to ${unread} of ${power.devices} devices were not read (marked below)`);
+  } else {
+    let k = edges.findIndex((edge) => edge > x) - 1;
+    if (k < 0) k = x < edges[0] ? 0 : edges.length - 2;
+    const when = new Date(edges[k] * 1000).toISOString().slice(0, 19).replace("T", " ");
+    place.append(`${when} UTC: ${watts(sum(k))} (${watts(power.low_w[k])} to ${watts(power.high_w[k])})`);
+  }
+  Object.keys(nodes).forEach((name, k) => {
+    const key = document.createElement("span");
+    key.className = `key k${k % COLOURS.length}`;
+    key.textContent = name;
+    place.append(" ", key);
+  });
+  const key = document.createElement("span");
+  key.className = "key peak";
+  key.textContent = "lowest and highest";
+  place.append(" ", key);
+}
+
+function axisTicks(from, to, most) {
+  return steps(from, to, most).map((value) => ({ value, text: short(value) }));
+}
+
+function drawLoss() {
+  const section = document.getElementById("loss-section");
+  section.hidden = !losses || losses.loss.length === 0;
+  if (section.hidden) return;
+  const axis = document.getElementById("axis");
+  for (const option of axis.options) option.disabled = !losses[option.value].some((value) => value !== null);
+  if (axis.selectedOptions[0].disabled) axis.value = [...axis.options].find((option) => !option.disabled)?.value ?? "hours";
+  const xs = losses[axis.value];
+  const of = (kind) => losses.kind.flatMap((each, k) => (each === kind && xs[k] !== null ? [k] : []));
+  const [trained, evaluated] = [of("step"), of("evaluation")];
+  const line = { type: "line", xs: [], ys: [], ink: "s0" };
+  trained.forEach((k, i) => {
+    if (i && losses.attempt[k] !== losses.attempt[trained[i - 1]]) {
+      line.xs.push(null);
+      line.ys.push(null);
+    }
+    line.xs.push(xs[k]);
+    line.ys.push(losses.loss[k]);
+  });
+  const points = { type: "points", xs: evaluated.map((k) => xs[k]), ys: evaluated.map((k) => losses.loss[k]), ink: "s1" };
+  const known = xs.filter((value) => value !== null);
+  const [low, high] = [Math.min(...losses.loss), Math.max(...losses.loss)];
+  const pad = (high - low || 1) * 0.05;
+  lossChart.set({
+    x: { from: 0, to: Math.max(...known, 0) * 1.01 || 1, ticks: axisTicks },
+    y: [low - pad, high + pad],
+    layers: known.length ? [line, points] : [],
+    empty: "not known against this",
+  });
+  sayLoss(null);
+}
+
+const AXIS_UNITS = { energy_kwh: readable, tokens: (value) => `${short(value)} tokens`, compute_flop: (value) => `${short(value)}FLOP`, hours: (value) => `${short(value)} h` };
+
+function sayLoss(x) {
+  if (!losses || !losses.loss.length) return;
+  const axis = document.getElementById("axis").value;
+  const of = (kind) => losses.kind.flatMap((each, k) => (each === kind && losses[axis][k] !== null ? [k] : []));
+  const steps = of("step");
+  if (!steps.length) return;
+  const near = x === null ? steps[steps.length - 1] : steps.reduce((a, b) => (Math.abs(losses[axis][b] - x) < Math.abs(losses[axis][a] - x) ? b : a));
+  const last = of("evaluation").pop();
+  let text = `step ${losses.step[near]}: training loss ${losses.loss[near].toFixed(3)} at ${AXIS_UNITS[axis](losses[axis][near])}`;
+  if (x === null && last !== undefined) text += `; last validation loss ${losses.loss[last].toFixed(3)} (dots)`;
+  if (x === null && losses.without_loss) text += `; ${losses.without_loss} steps had no finite loss`;
+  document.getElementById("loss-said").textContent = text;
+}
+
+document.getElementById("axis").addEventListener("change", () => {
+  lossChart.cursor = null;
+  writeView();
+  drawLoss();
+});
+for (const button of document.querySelectorAll("[data-do]")) button.addEventListener("click", () => move(button.dataset.do));
+const KEYS = { "+": "in", "=": "in", "-": "out", ArrowLeft: "left", ArrowRight: "right", 0: "all", Escape: "all" };
+for (const chart of cursors) {
+  chart.element.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
+    event.preventDefault();
+    move(KEYS[event.key]);
+  });
+  chart.element.addEventListener("dblclick", () => move("all"));
+}
+
+// Each waits for its own answer, so that a slow server is not asked again before it has answered.
+function repeat(task, period) {
+  const turn = async () => {
+    if (document.visibilityState === "visible") {
+      try {
+        await task();
+      } catch (error) {
+        trouble(error);
+      }
+    }
+    setTimeout(turn, period());
+  };
+  turn();
+}
+
+writeView();
+repeat(refreshState, () => (isLive() ? STATE_MS : ENDED_MS));
+let once = false;
+repeat(
+  async () => {
+    if (once && !isLive()) return;
+    await refreshPower();
+    await refreshLoss();
+    once = true;
+  },
+  () => CHART_MS,
+);

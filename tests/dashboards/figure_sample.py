@@ -1,0 +1,48 @@
+"""A real run for the figures: 40 steps on one H200, with its ledger (sample_run/), and what a test declares on top."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from energy.runs import SERIES, RunFolder
+
+SAMPLE = Path(__file__).with_name("sample_run")
+HOUR_S = 3600.0
+
+
+def copy_sample(to: Path, **changes: Any) -> RunFolder:
+    """The run as it was: no PUE, no grid, no plan of energy, no budget. changes: keys of its run.json."""
+    shutil.copytree(SAMPLE, to)
+    folder = RunFolder(to)
+    folder.update_run(**changes)
+    return folder
+
+
+def declare(folder: RunFolder, budget_kwh: float = 0.006, hours: int = 27) -> RunFolder:
+    """Adds a PUE, a grid series from the hour before the run on, a plan with a range, and a budget."""
+    run = folder.read_run()
+    pue = {"key": "pue", "value": 1.1, "unit": "1", "source": "declared by the test"}
+    folder.update_run(accounting=run["accounting"] | {"pue": pue})
+    starts = [(run["created_unix_s"] // HOUR_S - 1 + hour) * HOUR_S for hour in range(hours)]
+    series = {
+        "start_unix_s": starts,
+        "end_unix_s": [start + HOUR_S for start in starts],
+        "g_per_kwh": [round(300 + 200 * math.sin(hour / 4), 3) for hour in range(hours)],
+        "source": "made.csv",
+        "basis": {},
+        "geography": "DE",
+        "warnings": [],
+    }
+    (folder.path / SERIES).parent.mkdir()
+    (folder.path / SERIES).write_text(json.dumps(series))
+    plan = json.loads((folder.path / "plan.json").read_text())
+    for part, times in ((plan["plan"], 1.0), (plan["plan"]["low"], 0.8), (plan["plan"]["high"], 1.3)):
+        part |= {"energy_facility_kwh": 0.0045 * times, "carbon_tco2eq": 1.6e-6 * times}
+    (folder.path / "plan.json").write_text(json.dumps(plan))
+    spec = (folder.path / "experiment.yaml").read_text().rstrip("\n")
+    assert spec.splitlines()[-1].startswith("  "), "the energy section is the last one"
+    limits = f"    energy: {budget_kwh}\n    carbon: 1.0e-05\n    gpu_hours: null\n    cost: null\n"
+    (folder.path / "experiment.yaml").write_text(f"{spec}\n  budget:\n{limits}")
+    return folder

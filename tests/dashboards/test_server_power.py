@@ -1,0 +1,171 @@
+"""Power for charts: as much energy as the account, no spike lost, the end of a live run read without the rest."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "energy"))
+from energy_fakes import FakeSensor, meter_fake, reading  # noqa: E402
+from record_fakes import START, make_run  # noqa: E402
+
+from dashboards.server import power, power_store, steps  # noqa: E402
+from energy.account import account_run  # noqa: E402
+from energy.runs import RunFolder  # noqa: E402
+
+
+def metered(folder: Path, watts: list[float], node: str = "n1", shift_s: float = 0.0) -> RunFolder:
+    """A run of one GPU with a counter that draws so much in each second; all but the first reading come later."""
+    run = RunFolder(folder)
+    used = np.concatenate([[0.0], np.cumsum(watts)])
+    gpu = FakeSensor(f"GPU-{node}", [reading(float(j), w) for j, w in zip(used, [*watts, watts[-1]], strict=True)])
+    meter_fake(run, [gpu], [START + t + (shift_s if t else 0.0) for t in range(len(used))], node=node)
+    return run
+
+
+def test_the_energy_is_the_accounts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    found = power_store.read(run)
+    assert found is not None and found.devices == 3
+    assert found.energy_kwh(np.array([found.end_unix_s]))[0] * 3.6e6 == pytest.approx(account_run(run).energy_j)
+    mean = found.total_w()[5:-5]
+    assert mean == pytest.approx(np.full(len(mean), 100 + 210 + 50), rel=1e-3)
+
+
+def test_a_second_of_36_hours_is_seen(tmp_path: Path) -> None:
+    cells = 36 * 3600
+    for second in (0, 77_777, cells - 1):
+        watts = np.full(cells, 300.0, np.float32)
+        watts[second], low = 701.0, watts.copy()
+        whole = power.Power(START, 1.0, {"n1": watts}, low, watts, np.zeros(cells, np.uint16), START)
+        shown = whole.cut(START, START + cells, 600)
+        assert len(shown["high_w"]) == 600 and max(shown["high_w"]) == 701.0
+        assert shown["high_w"].count(701.0) == 1 and min(shown["low_w"]) == 300.0
+        assert shown["energy_kwh"][-1] == pytest.approx((300 * cells + 401) / 3.6e6, rel=1e-6)
+
+
+def test_a_spike_between_two_grid_lines_keeps_its_height_through_the_files(tmp_path: Path) -> None:
+    watts = [200.0] * 1500
+    watts[900] = 650.0
+    run = metered(tmp_path / "run", watts, shift_s=0.4)
+    store = power_store.PowerStore()
+    shown = store.look(run, None, None, 20)
+    assert shown is not None and len(shown["high_w"]) == 20
+    assert max(shown["high_w"]) == pytest.approx(650, rel=1e-3)
+    assert max(each for each in shown["nodes"]["n1"]) < 220
+    near = store.look(run, START + 890, START + 910, 40)
+    assert near is not None
+    peak = int(np.argmax([each or 0 for each in near["nodes"]["n1"]]))
+    assert near["nodes"]["n1"][peak] == pytest.approx(650, rel=0.01)
+    assert near["edges_unix_s"][peak] - START == pytest.approx(900.4, abs=1.0)
+    assert near["energy_kwh"][0] == pytest.approx(200 * 890 / 3.6e6, rel=1e-3)  # counted from the run's start
+
+
+def test_the_end_of_a_live_run_is_added_to_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    watts = rng.uniform(100, 600, 700).round().tolist()
+    run = RunFolder(tmp_path / "run")
+    used = np.concatenate([[0.0], np.cumsum(watts)])
+    gpu = FakeSensor("GPU-1", [reading(float(j), 300.0) for j in used])
+    store = power_store.PowerStore()
+    whole = power_store.read
+    full: list[str] = []
+    monkeypatch.setattr(power_store, "read", lambda folder: full.append("read") or whole(folder))
+    monkeypatch.setattr(power_store, "REST", 0)
+    from energy.meter import Meter
+
+    held = [START]
+    meter = Meter(
+        run.ledger_file("n1"), node="n1", interval_s=1.0, attempt=1, sensors=[gpu], discover_sensors=False,
+        clock=lambda: (held[0], held[0]),
+    )  # fmt: skip
+    for second in range(len(used)):
+        held[0] = START + 0.7 * second  # so that the newest cell is never a whole one
+        meter.sample(last=second == len(used) - 1)
+        if second in (150, 151, 400, 620):
+            now = store.overview(run)
+            assert now is not None and 0 <= now.end_unix_s - held[0] < 1.0  # as new as the newest reading
+    now, fresh = store.overview(run), whole(run)
+    assert now is not None and fresh is not None and full == ["read"]
+    for ours, theirs in ((now.mean_w["n1"], fresh.mean_w["n1"]), (now.high_w, fresh.high_w), (now.low_w, fresh.low_w)):
+        assert ours == pytest.approx(theirs, nan_ok=True)
+
+
+def test_a_node_that_writes_late_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power_store, "REST", 0)
+    run = metered(tmp_path / "run", [100.0] * 900)
+    metered(tmp_path / "late", [50.0] * 900, node="n2")
+    store, files = power_store.PowerStore(), sorted((tmp_path / "late" / "energy").iterdir())
+    metered(tmp_path / "run", [50.0] * 300, node="n2")  # all that it had written so far
+    first = store.overview(run)
+    assert first is not None and np.isnan(first.mean_w["n2"][500])
+    for file in files:
+        (run.energy_dir / file.name).write_bytes(file.read_bytes())
+    now = store.overview(run)
+    assert now is not None and now.total_w()[[100, 500, 850]] == pytest.approx([150.0] * 3, rel=1e-3)
+
+
+def test_a_long_run_of_many_nodes_has_longer_cells_and_its_spike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(power_store, "MOST_VALUES", 600)
+    watts = [200.0] * 1500
+    watts[902] = 650.0
+    found = power_store.read(metered(tmp_path / "run", watts))
+    assert found is not None and found.step_s == 8.0 and found.cells == 188
+    assert found.high_w.max() == pytest.approx(650) and found.end_unix_s >= START + 1500
+
+
+def test_what_was_not_read_is_a_hole_and_counted(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    lost: list[Any] = [*[reading(None, 100.0)] * 20, *[OSError("lost")] * 20, *[reading(None, 100.0)] * 20]
+    values = [reading(50.0 * t, 50.0) for t in range(60)]
+    late = [*values[:20], *[OSError("lost")] * 20, *values[40:]]  # its counter tells afterwards what it drew
+    sensors = [FakeSensor("GPU-1", lost, method="integrated"), FakeSensor("GPU-2", values), FakeSensor("GPU-3", late)]
+    meter_fake(run, sensors, [START + t for t in range(60)])
+    found = power_store.read(run)
+    assert found is not None
+    assert found.unread[25:35].tolist() == [1] * 10
+    assert found.unread[5:15].tolist() == found.unread[45:55].tolist() == [0] * 10
+    assert found.total_w()[25:35] == pytest.approx(np.full(10, 100.0), rel=1e-3)
+    assert found.total_w()[45:55] == pytest.approx(np.full(10, 200.0), rel=1e-3)
+    assert found.energy_kwh(np.array([found.end_unix_s]))[0] * 3.6e6 == pytest.approx(
+        account_run(run).energy_j, rel=0.02
+    )
+
+
+def test_many_nodes_are_few_bands_and_lose_no_energy(tmp_path: Path) -> None:
+    columns = {f"n{k:02}": np.full(10, 100.0 + k, np.float32) for k in range(20)}
+    total = np.sum(list(columns.values()), axis=0)
+    whole = power.Power(START, 1.0, columns, total, total, np.zeros(10, np.uint16), START)
+    shown = whole.cut(START, START + 10, 10)["nodes"]
+    assert len(shown) == power.BANDS and "14 other nodes" in shown and "n19" in shown
+    assert sum(column[0] for column in shown.values()) == pytest.approx(float(total[0]), rel=1e-4)
+    assert len(whole.cut(START, START + 10, 10, None)["nodes"]) == 20
+
+
+def test_the_nodes_of_a_run_are_summed(tmp_path: Path) -> None:
+    metered(tmp_path / "run", [100.0] * 90)
+    run = metered(tmp_path / "run", [40.0] * 30 + [60.0] * 60, node="n2")
+    found = power_store.read(run)
+    assert found is not None and sorted(found.mean_w) == ["n1", "n2"]
+    for column in (found.low_w, found.high_w, found.total_w()):
+        assert column[[5, 20, 40, 80]] == pytest.approx([140.0, 140.0, 160.0, 160.0], rel=1e-3)
+
+
+def test_a_run_without_a_reading_has_no_power(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.write_run({"run_id": "run"})
+    assert power_store.read(run) is None and power_store.PowerStore().look(run, None, None, 100) is None
+
+
+def test_thinning_keeps_the_lowest_and_the_highest_loss() -> None:
+    rows = [{"kind": "step", "loss": 5.0 - k * 1e-5, "time_unix_s": float(k)} for k in range(50_000)]
+    rows[31_234]["loss"], rows[40_001]["loss"], rows[5]["loss"] = 99.0, 0.5, None
+    rows.append({"kind": "evaluation", "loss": 4.4, "time_unix_s": 5e4})
+    kept = steps.thinned(rows, 500)
+    losses = [row["loss"] for row in kept]
+    assert len(kept) <= 503 and 99.0 in losses and 0.5 in losses and losses[-1] == 4.4
+    assert kept[-2] is rows[49_999] and None not in losses

@@ -1,0 +1,91 @@
+"""Workers and drivers that die or hang in the middle of a run, for real: it goes on, and every loss is the same."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "orchestrator")]
+from driver import Driver, reached  # noqa: E402
+from driver import left_over as left_over  # noqa: E402
+from tiny import losses, train, write_spec  # noqa: E402
+
+from orchestrator.saved import complete, damage  # noqa: E402
+from orchestrator.watchdog import HANGS  # noqa: E402
+
+
+def test_a_killed_worker_and_one_that_hangs(tmp_path: Path, left_over: list[Driver]) -> None:
+    spec = write_spec(tmp_path, workers=2, steps=400)
+    run = tmp_path / "runs" / "one"
+    options = ["--set", "cluster.step_deadline=15 s"]
+    driver = Driver(run, str(spec), "--runs", str(run.parent), "--name", run.name, *options)
+    left_over.append(driver)
+    driver.wait_for(reached(1, 60))
+    os.kill(driver.pid_of(1), signal.SIGKILL)
+    driver.wait_for(reached(2, 150))
+    stopped = driver.pid_of(1)
+    os.kill(stopped, signal.SIGSTOP)
+    assert driver.end() == 0, driver.said.read_text()
+
+    assert losses(driver.folder) == losses(train(spec, tmp_path / "uninterrupted", world=2))
+    described = driver.folder.read_run()
+    assert [attempt["status"] for attempt in described["attempts"]] == ["failed", "failed", "completed"]
+    killed, hung = (attempt["error"] for attempt in described["attempts"][:2])
+    assert killed.startswith("the process of rank 1 (") and "was killed" in killed
+    assert hung.startswith("a hang: step ") and "was not done after 15 s; rank 0 in " in hung
+    assert f"process {stopped}) without a word" in hung
+    assert "_loss_sum" in hung or "step (" in hung or "clip_gradients" in hung  # where in our own code rank 0 stood
+    assert (run / HANGS / "attempt-2-rank-0.txt").stat().st_size > 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped, 0)  # it holds no memory and no device
+    # No more was done again than what followed the last whole checkpoint, while the next may have been half written,
+    # and it is accounted for.
+    steps = [(event["attempt"], event["step"]) for event in driver.folder.steps()]
+    for attempt in (1, 2):
+        last = max(step for number, step in steps if number == attempt)
+        first = min(step for number, step in steps if number == attempt + 1)
+        assert last - first < 16 and first % 8 == 1
+    footprint = json.loads((run / "footprint.json").read_text())
+    assert [part["attempt"] for part in footprint["energy"]["attempts"]] == [1, 2, 3]
+    assert all(part["energy_kwh"] > 0 for part in footprint["energy"]["attempts"])
+    phases = {phase["phase"]: phase["energy_kwh"] for phase in footprint["energy"]["phases"]}
+    assert phases["lost"] > 0
+    assert "gap" not in phases  # the meters went on
+    again = len(steps) - 400
+    assert footprint["data"]["tokens_processed"] - footprint["data"]["tokens_trained"] == 256 * again
+
+
+def test_a_driver_that_is_asked_to_end_and_then_killed_twice(tmp_path: Path, left_over: list[Driver]) -> None:
+    spec = write_spec(tmp_path, workers=2, steps=300)
+    run = tmp_path / "runs" / "one"
+    options = ["--set", "training.checkpoint_every_steps=2"]  # so that a kill is always near to one
+    driver = Driver(run, str(spec), "--runs", str(run.parent), "--name", run.name, *options)
+    left_over.append(driver)
+    driver.wait_for(reached(1, 31))
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.end() == 130, driver.said.read_text()
+    assert driver.folder.read_run()["attempts"][0]["status"] == "stopped"
+    assert complete(run / "checkpoints")[0].name == f"step-{max(losses(driver.folder)):08d}"
+    for attempt, step in ((2, 100), (3, 200)):
+        driver = Driver(run, str(spec), "--resume", str(run), *options)
+        left_over.append(driver)
+        driver.wait_for(reached(attempt, step))
+        driver.process.kill()
+        driver.end()
+    driver = Driver(run, str(spec), "--resume", str(run), *options, "--set", "checkpoint.keep_last=3")
+    left_over.append(driver)
+    assert driver.end() == 0, driver.said.read_text()
+    assert losses(driver.folder) == losses(train(spec, tmp_path / "uninterrupted", world=2))
+    assert [attempt["status"] for attempt in driver.folder.read_run()["attempts"]] == [
+        "stopped",
+        "lost",
+        "lost",
+        "completed",
+    ]
+    kept = complete(run / "checkpoints")
+    assert [path.name for path in kept] == ["step-00000300", "step-00000298", "step-00000296"]
+    assert [damage(path) for path in kept] == [None] * 3
+    assert not list((run / "checkpoints").glob(".*"))
