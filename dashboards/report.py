@@ -14,7 +14,7 @@ from dashboards.figures import loss_energy_figure, phases_figure, power_figure
 from energy import human
 from energy.account import account_run
 from energy.boundaries import METHODS, boundary_text
-from energy.record import FILE_NAME, write_record
+from energy.record import FILE_NAME, series_of, write_record
 from energy.runs import RunFolder, replace_file
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -256,7 +256,7 @@ def figures(run: RunFolder) -> dict[str, str]:
     account = account_run(run)
     entropy = ((run.read_run().get("data")) or {}).get("unigram_entropy_nats")
     return {
-        "power": power_figure(account),
+        "power": power_figure(account, run.phases(), series_of(run)),
         "phases": phases_figure(account),
         "loss-energy": loss_energy_figure(account, run.steps(), run.evaluations(), entropy),
     }

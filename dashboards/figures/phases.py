@@ -15,6 +15,7 @@ from energy.phases import UNATTRIBUTED
 from energy.units import JOULE_PER_KWH
 
 NOT_USED = (LOST, IDLE_DEVICES, GAP, UNATTRIBUTED)
+LETTER_WIDTH, GAP_WIDTH = 0.0125, 0.02  # of a label over the whole bar, as a share of its length
 KINDS = ("useful", "overhead", "lost or not known")
 LOOKS: dict[str, dict[str, Any]] = {
     "useful": {"facecolor": COLOURS[0], "edgecolor": COLOURS[0]},
@@ -66,20 +67,29 @@ def phases_drawing(account: Any) -> Drawing:
 
 
 def _draw_whole(axes: Axes, sums: dict[str, float], total: float) -> None:
-    left, reached = 0.0, -1.0
+    left, reached = 0.0, 0.0
+    labels: list[tuple[str, float]] = []
     for kind, joules in sums.items():
         share = joules / total
         if not joules > 0:
             continue
         axes.barh(0, share, left=left, height=1.0, linewidth=0.6, **LOOKS[kind])
         # A label stands over the start of its part, and moves on where the one before is still written.
-        at = max(left, reached)
-        text = f"{kind} {percent(share)}"
-        axes.annotate(text, (min(at, 0.995), 0.5), xytext=(0, 4), textcoords="offset points", va="bottom",
-                      ha="left" if at + 0.011 * len(text) < 1 else "right")  # fmt: skip
-        reached = at + 0.0125 * len(text) + 0.015
+        text, at = f"{kind} {percent(share)}", max(left, reached)
+        labels.append((text, at))
+        reached = at + _width(text)
         left += share
+    limit = 1.0 + GAP_WIDTH
+    for text, at in reversed(labels):  # and back, where the last would pass the end
+        at = min(at, limit - _width(text))
+        axes.annotate(text, (at, 0.5), xytext=(0, 4), textcoords="offset points", va="bottom")
+        limit = at
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.5, 1.3)
     axes.set_axis_off()
     axes.set_title(f"All energy: {human_energy(total / JOULE_PER_KWH)}", pad=6)
+
+
+def _width(text: str) -> float:
+    """Of a label and the gap after it, as a share of the bar's length."""
+    return LETTER_WIDTH * len(text) + GAP_WIDTH

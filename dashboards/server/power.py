@@ -28,6 +28,7 @@ Found = tuple[list[Session], list[str]]  # stretches of a ledger, and what in it
 SLICE_BYTES = 4_000_000  # of a seconds file that is expanded at a time
 BANDS = 7  # as many colours as can be told apart
 SLICE_S = 600.0  # at least
+SLIVER = 1e-4  # of a cell: times of this day have no more digits
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Power:
     devices: int = 0
     by: str = "second"
     notes: list[str] = field(default_factory=list)
+    until_unix_s: float = math.inf  # where the last cell is metered up to
 
     @property
     def cells(self) -> int:
@@ -55,7 +57,7 @@ class Power:
 
     @property
     def end_unix_s(self) -> float:
-        return self.start_unix_s + self.step_s * self.cells
+        return min(self.until_unix_s, self.start_unix_s + self.step_s * self.cells)
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +70,7 @@ class Power:
     def energy_kwh(self, unix_s: Array) -> Array:
         """IT energy from the first cell up to each moment; what is not known counts as nothing here."""
         edges = self.start_unix_s + self.step_s * np.arange(self.cells + 1)
+        edges[-1] = self.end_unix_s
         sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(self.total_w()) * self.step_s)])
         return np.interp(unix_s, edges, sums) / JOULE_PER_KWH
 
@@ -88,13 +91,18 @@ class Power:
         bands: of how many nodes each alone, the others as one; None: all.
         """
         first = int(np.clip((start_unix_s - self.start_unix_s) / self.step_s, 0, self.cells))
-        last = int(np.clip(np.ceil((end_unix_s - self.start_unix_s) / self.step_s), first, self.cells))
+        last = int(np.clip(np.ceil((end_unix_s - self.start_unix_s) / self.step_s - SLIVER), first, self.cells))
         count = min(points, last - first)
         starts = first + np.unique((np.arange(count) * ((last - first) / max(1, count))).astype(np.int64))
         times = self.start_unix_s + self.step_s * np.append(starts, last)
         nodes = {}
+        width = times[-1] - times[-2] if count else 1.0
+        times[-1] = min(times[-1], self.end_unix_s)
         for name, column in self.bands(bands or len(self.mean_w)).items():
-            nodes[name] = _listed(_mean(column[first:last], starts - first))
+            mean = _mean(column[first:last], starts - first)
+            if count and times[-1] > times[-2]:
+                mean[-1] *= width / (times[-1] - times[-2])  # the power of what is metered of it, not of the whole cell
+            nodes[name] = _listed(mean)
         low = np.fmin.reduceat(self.low_w[:last], starts) if count else np.empty(0)
         high = np.fmax.reduceat(self.high_w[:last], starts) if count else np.empty(0)
         unread = np.maximum.reduceat(self.unread[:last], starts) if count else np.empty(0, int)
@@ -126,7 +134,7 @@ def on_grid(
     fine: by the seconds and raw files too. settled: see `Power`. known: what of this time was read from each ledger
     already.
     """
-    cells = math.ceil((end - start) / step_s)
+    cells = math.ceil((end - start) / step_s - SLIVER)
     ledgers = folder.ledgers()
     if cells <= 0 or not ledgers:
         return None
@@ -147,14 +155,14 @@ def on_grid(
                 whole = [k for k in mine if session.sensors[k]["kind"] == "node"]
                 parts = [k for k in mine if session.sensors[k]["kind"] != "node"]
                 first = max(0, int((begin - start) / step_s))
-                last = min(cells, int(np.ceil((until - start) / step_s)))
+                last = min(cells, math.ceil((until - start) / step_s - SLIVER))
                 if last <= first:
                     continue
-                edges: Array = start + step_s * np.arange(first, last + 1, dtype=float)
+                edges: Array = np.minimum(start + step_s * np.arange(first, last + 1, dtype=float), end)
                 devices |= {session.sensors[k]["uuid"] for k in parts or whole}
-                found = [_device(curve_of(k, session), session, edges, fine) for k in parts]
+                found = [_device(curve_of(k, session), session, edges, step_s, fine) for k in parts]
                 if whole:  # the node's own sensor counts where it was read
-                    own = _device(curve_of(whole[0], session), session, edges, fine)
+                    own = _device(curve_of(whole[0], session), session, edges, step_s, fine)
                     told = [np.where(np.isnan(own[0]), _sum_known(_stack(found, i, own)), own[i]) for i in range(3)]
                     lacking = np.where(np.isnan(own[0]), sum((f[3] for f in found), np.zeros(last - first)), own[3])
                 else:
@@ -170,10 +178,12 @@ def on_grid(
         return None
     extremes = low.astype(np.float32), high.astype(np.float32)
     by, notes = "second" if fine else "minute", list(dict.fromkeys(notes))
-    return Power(start, step_s, nodes, *extremes, unread, settled, len(devices), by, notes)
+    return Power(start, step_s, nodes, *extremes, unread, settled, len(devices), by, notes, end)
 
 
-def _device(curve: Curve, session: Session, edges: Array, fine: bool) -> tuple[Array, Array, Array, Array]:
+def _device(
+    curve: Curve, session: Session, edges: Array, step_s: float, fine: bool
+) -> tuple[Array, Array, Array, Array]:
     """(mean, low, high W, 1 where it was not read) of a device in the cells between `edges`; NaN where not known."""
     cells = len(edges) - 1
     curve = curve.between(*session.span())
@@ -181,7 +191,6 @@ def _device(curve: Curve, session: Session, edges: Array, fine: bool) -> tuple[A
     nothing = np.full(cells, np.nan)
     if len(times) < 2:
         return nothing, nothing, nothing, np.zeros(cells)
-    step_s = float(edges[1] - edges[0])
     sums = np.interp(edges, times, curve.cumulative_j)
     inside = np.clip(edges, times[0], times[-1])
     passed = np.diff(inside)

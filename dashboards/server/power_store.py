@@ -102,7 +102,7 @@ def extended(kept: Power, folder: RunFolder) -> Power | None:
     unread = np.concatenate([kept.unread[:keep], new.unread])
     notes = list(dict.fromkeys([*kept.notes, *new.notes]))
     devices = max(kept.devices, new.devices)
-    return Power(kept.start_unix_s, step_s, mean_w, low_w, high_w, unread, settled, devices, kept.by, notes)
+    return Power(kept.start_unix_s, step_s, mean_w, low_w, high_w, unread, settled, devices, kept.by, notes, max(ends))
 
 
 def _span(folder: RunFolder) -> tuple[float, float, float] | None:

@@ -63,6 +63,15 @@ def test_a_spike_between_two_grid_lines_keeps_its_height_through_the_files(tmp_p
     assert near["energy_kwh"][0] == pytest.approx(200 * 890 / 3.6e6, rel=1e-3)  # counted from the run's start
 
 
+def test_a_look_that_ends_within_a_cell_has_the_power_of_it(tmp_path: Path) -> None:
+    run = metered(tmp_path / "run", [200.0] * 300, shift_s=0.4)
+    store = power_store.PowerStore()
+    for start, end in ((100.0, 107.33), (20.05, 20.52), (290.0, 1e9), (2.0, 299.99)):
+        shown = store.look(run, START + start, START + end, 1000)
+        assert shown is not None
+        assert shown["nodes"]["n1"][1:] == pytest.approx([200.0] * (len(shown["nodes"]["n1"]) - 1), rel=0.01)
+
+
 def test_the_end_of_a_live_run_is_added_to_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(7)
     watts = rng.uniform(100, 600, 700).round().tolist()
@@ -86,7 +95,11 @@ def test_the_end_of_a_live_run_is_added_to_what_was_read(tmp_path: Path, monkeyp
         meter.sample(last=second == len(used) - 1)
         if second in (150, 151, 400, 620):
             now = store.overview(run)
-            assert now is not None and 0 <= now.end_unix_s - held[0] < 1.0  # as new as the newest reading
+            assert now is not None and now.end_unix_s == pytest.approx(
+                held[0], abs=0.01
+            )  # as new as the newest reading
+            shown = now.cut(now.end_unix_s - 20.0, now.end_unix_s, 40)
+            assert min(shown["nodes"]["n1"]) > 90  # the newest cell is not whole, and no dip
     now, fresh = store.overview(run), whole(run)
     assert now is not None and fresh is not None and full == ["read"]
     for ours, theirs in ((now.mean_w["n1"], fresh.mean_w["n1"]), (now.high_w, fresh.high_w), (now.low_w, fresh.low_w)):

@@ -47,7 +47,9 @@ box.addEventListener("input", () => {
     load();
   }, 120);
 });
-document.getElementById("filter").addEventListener("submit", (event) => event.preventDefault());
+const form = document.getElementById("filter");
+form.addEventListener("submit", (event) => event.preventDefault());
+form.querySelector("button").hidden = true; // for those without scripts
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = document.activeElement === box;

@@ -3,6 +3,7 @@
 const STATE_MS = 1000;
 const CHART_MS = 1000;
 const ENDED_MS = 10000;
+const FAILED_MS = 5000;
 const url = document.getElementById("charts").dataset.url;
 const COLOURS = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
 const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
@@ -351,14 +352,16 @@ for (const chart of cursors) {
 // Each waits for its own answer, so that a slow server is not asked again before it has answered.
 function repeat(task, period) {
   const turn = async () => {
+    let wait = period;
     if (document.visibilityState === "visible") {
       try {
         await task();
       } catch (error) {
         trouble(error);
+        wait = () => Math.max(FAILED_MS, period());
       }
     }
-    setTimeout(turn, period());
+    setTimeout(turn, wait());
   };
   turn();
 }
