@@ -287,7 +287,7 @@ def test_a_live_run_changes_on_its_page(tmp_path: Path) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         with serve(tmp_path) as client:
-            assert "It has not begun to train" in client.text("/run/now/state")
+            assert "No figures of a training yet" in client.text("/run/now/state")
             for step in (7, 8):
                 (run.path / "live.json").write_text(json.dumps(live_document(step)))
                 page = client.text("/run/now/state")

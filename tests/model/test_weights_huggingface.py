@@ -17,6 +17,8 @@ from model.weights.tensors import Cast, as_dtype, rounds
 transformers = pytest.importorskip("transformers")
 library = pytest.importorskip("safetensors.torch")
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
+# Logits here reach 6.5, and in float32 both models are up to 2.5e-5 away from what they compute in float64.
+NEAR = {"atol": 3e-5, "rtol": 1e-5}
 
 
 def written(folder: Path, source: Any, max_file_bytes: int = 10**9) -> Path:
@@ -34,7 +36,7 @@ def test_transformers_loads_what_we_write(name: str, tmp_path: Path) -> None:
     assert not any(notes[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.config.bos_token_id == 1 and theirs.generation_config.eos_token_id == 2
     tokens = draw_tokens(model.config)
-    torch.testing.assert_close(model(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(tokens), theirs(tokens).logits, **NEAR)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -47,7 +49,7 @@ def test_what_transformers_saves_is_imported(name: str, tmp_path: Path) -> None:
     folder = HuggingFaceFolder(tmp_path / "theirs")
     assert folder.config == CONFIGS[name] and not folder.warnings and folder.special_tokens == TOKENS
     tokens = draw_tokens(folder.config)
-    torch.testing.assert_close(model_of(folder)(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model_of(folder)(tokens), theirs(tokens).logits, **NEAR)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -35,9 +35,9 @@ def test_a_killed_worker_and_one_that_hangs(tmp_path: Path, left_over: list[Driv
     assert [attempt["status"] for attempt in described["attempts"]] == ["failed", "failed", "completed"]
     killed, hung = (attempt["error"] for attempt in described["attempts"][:2])
     assert killed.startswith("the process of rank 1 (") and "was killed" in killed
-    assert hung.startswith("a hang: step ") and "was not done after 15 s; rank 0 in " in hung
+    assert hung.startswith("a hang: ") and "was not done after 15 s; rank 0 in " in hung
     assert f"process {stopped}) without a word" in hung
-    assert "_loss_sum" in hung or "step (" in hung or "clip_gradients" in hung  # where in our own code rank 0 stood
+    assert "called by" in hung and ("(orchestrator/" in hung or "(model/" in hung)  # where in our code rank 0 stood
     assert (run / HANGS / "attempt-2-rank-0.txt").stat().st_size > 0
     with pytest.raises(ProcessLookupError):
         os.kill(stopped, 0)  # it holds no memory and no device
