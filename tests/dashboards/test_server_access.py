@@ -95,7 +95,13 @@ def test_the_command_prints_its_address_serves_and_ends_by_ctrl_c(tmp_path: Path
     command = [sys.executable, "-m", "orchestrator", "dashboard", "--runs", str(tmp_path), "--port", "0"]
     environment = {key: value for key, value in os.environ.items() if key != "HOOFPRINT_DASHBOARD_TOKEN"}
     process = subprocess.Popen(
-        [*command, "--host", "0.0.0.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--host", "0.0.0.0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Tests that a script runs in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert process.stdout is not None
