@@ -55,10 +55,14 @@ def test_a_run_that_shrinks_grows_and_shrinks(tmp_path: Path, cluster: Cluster, 
     said = driver.said.read_text()
     assert "the machine of 1 of 2 ranks is to be taken away" in said
     assert "with 1 workers instead of 2" in said and "with 2 workers instead of 1" in said
-    attempts = driver.folder.read_run()["attempts"]
-    assert [attempt["status"] for attempt in attempts] == ["stopped", "stopped", "failed", "completed"]
-    ends = [[step["step"] for step in driver.folder.steps() if step["attempt"] == number] for number in (1, 2, 3, 4)]
-    assert ends[1][0] == ends[0][-1] + 1 and ends[2][0] == ends[1][-1] + 1  # in order: nothing was done twice
-    assert 0 < ends[2][-1] - ends[3][0] < 100
+    statuses = [attempt["status"] for attempt in driver.folder.read_run()["attempts"]]
+    # Ray counts a machine that is gone until its heartbeats are missed: one attempt more may wait for room on it.
+    assert statuses in (["stopped"] * 2 + ["failed"] * lost + ["completed"] for lost in (1, 2))
+    one, two, three, last = (
+        [step["step"] for step in driver.folder.steps() if step["attempt"] == number]
+        for number in (1, 2, 3, len(statuses))
+    )
+    assert two[0] == one[-1] + 1 and three[0] == two[-1] + 1  # ended in order: nothing was done twice
+    assert 0 < three[-1] - last[0] < 100 and last[0] % 50 == 1
     reference = train(spec, tmp_path / "uninterrupted", world=2, overrides=slow)
     assert losses(driver.folder) == pytest.approx(losses(reference), abs=1e-4)
