@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench clean stress
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ test: $(DEV_STAMP)
 	@command -v cc >/dev/null || (command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy gcc libc6-dev) \
 	  || echo "no C compiler: the NVML stand-in tests will be skipped; install one with: sudo apt-get install gcc libc6-dev"
 	$(VENV)/bin/pytest
+
+stress: $(DEV_STAMP)
+	$(VENV)/bin/pytest -m stress
 
 lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff check .

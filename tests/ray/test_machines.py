@@ -30,6 +30,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+@pytest.mark.stress
 def test_a_run_that_shrinks_grows_and_shrinks(tmp_path: Path, cluster: Cluster, left_over: list[Driver]) -> None:
     leaving = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
     slow = ["model.n_layers=6", "training.checkpoint_every_steps=50", "training.evaluate_every_steps=500"]
