@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -108,22 +107,9 @@ class RunFolder:
         return sorted(self.energy_dir.glob("*.ledger"))
 
 
-LOCK = ".lock"  # in a run's folder; the kernel lets go of it however the process that holds it dies
-
-
-def is_at_work(folder: Path) -> bool:
-    """Whether a process holds the run's lock: a run that says that it runs, and whose lock is free, was lost."""
-    try:
-        lock = os.open(folder / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+LOCK = ".lock"  # in a run's folder: see energy.run_holder
+STOP_FILE = "stop"  # there: asks the trainer to checkpoint and end at the next step
+RESIZE_FILE = "resize"  # there: as a stop, but the driver goes on with another number of workers
 
 
 def list_runs(directory: str | os.PathLike[str]) -> list[RunFolder]:

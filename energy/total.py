@@ -17,7 +17,8 @@ from typing import Any
 
 from energy.merge import merge
 from energy.record import FILE_NAME
-from energy.runs import RunFolder, is_at_work
+from energy.run_holder import is_held
+from energy.runs import RunFolder
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
@@ -93,7 +94,7 @@ def read_entry(path: Path) -> Entry:
     """One run. FileNotFoundError without a run.json; ValueError for one that holds no JSON object."""
     run = RunFolder(path).read_run()
     created, status = run.get("created_unix_s"), str(run.get("status") or "not known")
-    was_lost = status == "running" and not is_at_work(path)
+    was_lost = status == "running" and not is_held(path, look_only=True)
     entry = Entry(
         name=path.name,
         path=path,

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from energy.compute import PALM
 from energy.footprint import SCHEMA as RECORD_SCHEMA
 from energy.record import FILE_NAME as RECORD
-from energy.runs import RunFolder, is_at_work, write_json
+from energy.run_holder import is_held
+from energy.runs import RunFolder, write_json
 from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def read(folder: RunFolder, now: float | None = None) -> Live:
     run = folder.read_run()
     status = str(run.get("status") or "not known")
     document = _read(folder.path / FILE_NAME)
-    doubt, at_work = None, is_at_work(folder.path)
+    doubt, at_work = None, is_held(folder.path, look_only=True)
     age_s = None if document is None else max(0.0, now - float(document["updated_unix_s"]))
     if status == "running" and not at_work:
         status = "lost"

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from energy.runs import RunFolder, replace_file, write_json
+from energy.runs import STOP_FILE, RunFolder, replace_file, write_json
 from orchestrator import attempts as attempt_files
 from orchestrator import inside_job
 from orchestrator.accounting import accounting_of, ask_for_series, keep_series_file, model_figures
@@ -135,7 +135,7 @@ def _run(
     ending = _Ending(claim, attempts, screen)
     try:
         claim.hold_space()
-        for old in (folder.path / "stop", *folder.path.glob("live/*.json")):  # of the attempt before
+        for old in (folder.path / STOP_FILE, *folder.path.glob("live/*.json")):  # of the attempt before
             old.unlink(missing_ok=True)
         (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
         described = _describe(experiment, folder, prepared, attempts)
@@ -151,7 +151,7 @@ def _run(
         attempt_files.undo(folder, before)
         raise
     over: BudgetSpent | None = None
-    with Stops(folder.path / "stop", screen, lambda: ending.write("stopped")) as stops:
+    with Stops(folder.path / STOP_FILE, screen, lambda: ending.write("stopped")) as stops:
         with RayLog(folder.path / RAY_LOG) as log:
             try:
                 complete = _train(

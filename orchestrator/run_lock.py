@@ -12,39 +12,23 @@ import fcntl
 import json
 import os
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from energy import run_holder
+from energy.run_holder import Holder, holder, silence_s, touched_ns
 from energy.runs import LOCK, RunFolder
 from orchestrator.spec_file import BadInput
 
 SIGN_EVERY_S = 5.0
-SILENT_S = 30.0
 LOOKS, LOOK_S = 3, 0.1  # whoever only looks whether a run is at work holds its lock for an instant
 SETTLE_S = 1.0  # without the kernel's lock the last of two that write at once has it
 # What the system answers where a file system has no locks.
 _NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a run folder; `job` is the id of the Ray job, None outside one."""
-
-    host: str
-    pid: int
-    started_unix_s: float
-    job: str | None
-    token: str
-
-    def __str__(self) -> str:
-        started = _ago(time.time() - self.started_unix_s)
-        job = f", Ray job {self.job}" if self.job else ""
-        return f"host {self.host}, process {self.pid}, started {started}{job}"
 
 
 class RunLock:
@@ -108,36 +92,6 @@ class RunLock:
                 os.utime(self._lock)
 
 
-def holder(folder: Path) -> Holder | None:
-    """Who wrote the lock last and did not release it, dead or alive; None where nobody did, or left no name."""
-    try:
-        return Holder(**json.loads((folder / LOCK).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a living process has the run, as far as the storage shows it, without waiting."""
-    try:
-        lock = os.open(folder / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        by_kernel = True
-    except BlockingIOError:
-        return True
-    except OSError:
-        by_kernel = False
-    finally:
-        os.close(lock)
-    left = holder(folder)
-    if left is None or (by_kernel and left.host == socket.gethostname()):
-        return False
-    silent_s = _silence_s(folder / LOCK)
-    return silent_s is None or silent_s < SILENT_S
-
-
 def ray_job() -> str | None:
     """The submission id of the Ray job that this process is the driver of, if it is one."""
     try:
@@ -167,32 +121,16 @@ def require_known_version(folder: RunFolder) -> None:
 
 def _gives_signs(path: Path, say: Callable[[str], None]) -> bool:
     """Whether the lock's holder, on another machine, touches it: waits until SILENT_S have passed since the last."""
-    silent_s = _silence_s(path)
-    if silent_s is not None and silent_s >= SILENT_S:
+    silent_s = silence_s(path)
+    if silent_s is not None and silent_s >= run_holder.SILENT_S:
         return False
-    first, until = _touched_ns(path), time.monotonic() + SILENT_S - (silent_s or 0.0)
+    first, until = touched_ns(path), time.monotonic() + run_holder.SILENT_S - (silent_s or 0.0)
     say(f"{path.parent} was held from another machine a moment ago: looking whether it still is")
     while time.monotonic() < until:
         time.sleep(min(0.2, SIGN_EVERY_S / 4))
-        if _touched_ns(path) != first:
+        if touched_ns(path) != first:
             return True
     return False
-
-
-def _touched_ns(path: Path) -> int:
-    with open(path, "rb") as file:  # opened anew: NFS asks the server then, and answers a plain stat from memory
-        return os.fstat(file.fileno()).st_mtime_ns
-
-
-def _silence_s(path: Path) -> float | None:
-    """How long ago the lock was touched, by the clock of the storage; None where no file can be made to read it off."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".now-") as now:
-            now.write(b".")
-            now.flush()
-            return (os.fstat(now.fileno()).st_mtime_ns - _touched_ns(path)) / 1e9
-    except OSError:
-        return None
 
 
 def _refusal(folder: Path, by: Holder | None) -> BadInput:
@@ -200,9 +138,3 @@ def _refusal(folder: Path, by: Holder | None) -> BadInput:
     return BadInput(
         f"{folder} is at work in another process ({who}); wait for its end, or stop it: hoofprint stop {folder}"
     )
-
-
-def _ago(seconds: float) -> str:
-    from energy.human import human_time
-
-    return f"{human_time(max(0.0, seconds))} ago" if seconds >= 1 else "just now"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from energy.compute import peak_of
-from energy.runs import RunFolder
+from energy.runs import STOP_FILE, RunFolder
 from orchestrator import live_state
 from orchestrator.budget import (
     CLOSING_S,
@@ -29,7 +29,6 @@ from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput
 from orchestrator.stragglers import Stragglers
 
-STOP_FILE = "stop"  # in the run folder, as orchestrator.worker looks for it
 STARTUP, ENDED = "startup", "ended"
 
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from energy.run_holder import holder, is_held
 from energy.runs import RunFolder, list_runs
 from energy.units import JOULE_PER_KWH
 from orchestrator import live_state
-from orchestrator.run_lock import holder, is_held
 
 TAIL_BYTES = 64 * 1024  # of the metrics: some hundred steps, however long the run is
 

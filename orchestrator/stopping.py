@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from energy.runs import LOCK, RunFolder
+from energy.run_holder import Holder, holder, is_held
+from energy.runs import LOCK, STOP_FILE, RunFolder
 from orchestrator.jobs import POLL_S, Job, list_jobs
-from orchestrator.run_lock import Holder, holder, is_held
 from orchestrator.spec_file import BadInput
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-STOP_FILE = "stop"
 ENOUGH_S = 60.0  # a job that Ray gives less than this is not stopped through Ray
 ASKED, NO_RUN_YET = 0, 3  # exit codes of the helper
 

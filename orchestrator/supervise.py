@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from energy.account import LOST
-from energy.runs import RunFolder
+from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
 from orchestrator.capacity import choose_workers, ranks_to_lose
 from orchestrator.failures import Failure, TrainingLost
 from orchestrator.launch import Training
@@ -20,7 +20,7 @@ from orchestrator.progress import Tail
 from orchestrator.saved import newest_complete, remove_partial, step_of
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput
-from orchestrator.worker import RESIZE_FILE, STOP_FILE, Job
+from orchestrator.worker import Job
 
 POLL_S = 0.5
 LOOK_S = 5.0  # how often Ray is asked for machines that come and go; a cloud announces it half a minute ahead

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from energy.runs import RESIZE_FILE, STOP_FILE
 from model.attention import backend_in_use, sdpa_backends
 from model.float8 import to_float8
 from model.init import init_weights
@@ -39,8 +40,6 @@ from orchestrator.watchdog import Watchdog
 
 SHARDING_FILE = Path("logs") / "sharding.txt"  # in the run folder: what lies where
 SKIPS_IN_A_ROW = 10  # so many steps without a finite loss are no bad batch: the model is lost
-RESIZE_FILE = "resize"  # in the run folder: as a stop, but the driver goes on with another number of workers
-STOP_FILE = "stop"  # in the run folder: asks the trainer to checkpoint and end at the next step
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from energy import run_holder
+from energy.run_holder import is_held
 from energy.runs import LOCK, RunFolder
 from orchestrator import run_lock
-from orchestrator.run_lock import RunLock, is_held
+from orchestrator.run_lock import RunLock
 from orchestrator.spec_file import BadInput
 
 HOLDER = "import sys, time; from pathlib import Path; from orchestrator.run_lock import RunLock; "
@@ -28,7 +31,7 @@ HOLDER += "RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(600
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "SIGN_EVERY_S", 0.05)
-    monkeypatch.setattr(run_lock, "SILENT_S", 0.6)
+    monkeypatch.setattr(run_holder, "SILENT_S", 0.6)
     monkeypatch.setattr(run_lock, "SETTLE_S", 0.05)
 
 
@@ -89,10 +92,10 @@ def test_a_second_driver_is_told_who_the_first_is(tmp_path: Path) -> None:
 
 def test_a_released_lock_names_nobody(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
-    assert run_lock.holder(tmp_path) is not None
+    assert run_holder.holder(tmp_path) is not None
     lock.release()
     lock.release()
-    assert run_lock.holder(tmp_path) is None and not is_held(tmp_path)
+    assert run_holder.holder(tmp_path) is None and not is_held(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
@@ -131,6 +134,17 @@ def test_without_locks_of_the_file_system_signs_decide(tmp_path: Path, quick: No
     assert not is_held(tmp_path)
     leave(tmp_path, host=socket.gethostname())  # killed a moment ago
     RunLock(tmp_path).release()
+
+
+@pytest.mark.parametrize("age_s", [0.0, 60.0, -60.0, 3600.0])
+def test_who_only_looks_writes_nothing_and_forgives_clocks_that_differ(
+    age_s: float, tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(tmp_path, age_s=age_s)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", None)
+    before = tmp_path.stat().st_mtime_ns
+    assert is_held(tmp_path, look_only=True) == (age_s < 3600)
+    assert tmp_path.stat().st_mtime_ns == before
 
 
 def test_of_two_that_write_at_once_one_has_it(

@@ -13,12 +13,12 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from tiny import write_spec
 
 from energy.account import lost_windows
-from energy.runs import RunFolder
+from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
 from orchestrator import capacity, supervise
 from orchestrator.failures import Failure, TrainingLost
 from orchestrator.spec import Experiment
 from orchestrator.spec_file import BadInput, load_experiment
-from orchestrator.worker import RESIZE_FILE, STOP_FILE, Job
+from orchestrator.worker import Job
 
 ECHO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
 
