@@ -3,10 +3,14 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from energy.runs import SERIES, RunFolder
+from orchestrator.cli import main
 
 SAMPLE = Path(__file__).with_name("sample_run")
 HOUR_S = 3600.0
@@ -46,3 +50,13 @@ def declare(folder: RunFolder, budget_kwh: float = 0.006, hours: int = 27) -> Ru
     limits = f"    energy: {budget_kwh}\n    carbon: 1.0e-05\n    gpu_hours: null\n    cost: null\n"
     (folder.path / "experiment.yaml").write_text(f"{spec}\n  budget:\n{limits}")
     return folder
+
+
+def hoofprint(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The command's exit code."""
+    monkeypatch.setattr(sys, "argv", ["hoofprint", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0

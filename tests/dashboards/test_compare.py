@@ -1,17 +1,15 @@
 """Runs beside each other: the right differences, none between things that do not compare, and 80 columns."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from figure_sample import copy_sample, declare
+from figure_sample import copy_sample, declare, hoofprint
 
 from dashboards.comparison import Comparison, compare
 from dashboards.figures import Source
 from energy.runs import RunFolder
-from orchestrator.cli import main
 
 
 def lower_loss(folder: RunFolder, nats: float) -> RunFolder:
@@ -110,15 +108,6 @@ def test_only_changed_keys_of_the_specs_are_told(first: Source, tmp_path: Path) 
     bare = copy_sample(tmp_path / "bare")
     (bare.path / "experiment.yaml").unlink()
     assert compare([first, Source(other), Source(bare)]).changed_keys() == {"seed": [1, 2, None]}
-
-
-def hoofprint(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["hoofprint", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture

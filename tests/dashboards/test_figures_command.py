@@ -1,28 +1,16 @@
 """`hoofprint plot`: a file of each form, and a message with exit code 2 for what cannot be drawn."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from figure_sample import copy_sample, declare
-
-from orchestrator.cli import main
+from figure_sample import copy_sample, declare, hoofprint
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return declare(copy_sample(tmp_path / "runs" / "one")).path
-
-
-def hoofprint(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["hoofprint", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize("form", ["svg", "png", "pdf"])

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from server_fakes import START, Client, live_document, recorded, serve
+from live_document import live_document
+from server_fakes import START, Client, recorded, serve
 
 from energy.record import FILE_NAME
 from energy.runs import SERIES, RunFolder, write_json
@@ -289,7 +290,7 @@ def test_a_live_run_changes_on_its_page(tmp_path: Path) -> None:
         with serve(tmp_path) as client:
             assert "No figures of a training yet" in client.text("/run/now/state")
             for step in (7, 8):
-                (run.path / "live.json").write_text(json.dumps(live_document(step)))
+                (run.path / "live.json").write_text(json.dumps(live_document(time.time(), step)))
                 page = client.text("/run/now/state")
                 assert f"step {step} of 900" in page and 'data-live="1"' in page
                 assert "6,200 W" in page and "412" in page and "not read: GPU is lost" in page
@@ -298,7 +299,7 @@ def test_a_live_run_changes_on_its_page(tmp_path: Path) -> None:
             over = client.ask("/run/now/power.json").json()
             assert over["forecast"]["energy_it_kwh"] == 2.55 and over["events"][0]["text"] == "checkpoint at step 750"
             assert over["limits"] == [{"kwh": pytest.approx(3.0 / 1.09), "text": "limit 3.00 kWh"}]
-            (run.path / "live.json").write_text(json.dumps(live_document(8) | {"schema": 99}))
+            (run.path / "live.json").write_text(json.dumps(live_document(time.time(), 8) | {"schema": 99}))
             assert "schema 99" in client.text("/run/now/state")
             (run.path / "live.json").write_text(json.dumps({"schema": 1, "updated_unix_s": time.time()}))
             assert "not understood" in client.text("/run/now/state")

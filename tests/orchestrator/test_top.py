@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from live_document import live_document
 
 from energy.runs import RunFolder
 from orchestrator import live_state, screen_top
@@ -18,38 +19,7 @@ NOW = 1_760_000_000.0
 
 
 def state(**changes: Any) -> dict[str, Any]:
-    """A live state as a run of 900 steps on 16 GPUs of two nodes has it at step 800."""
-
-    def gpu(number: int, power_w: float | None, missing: str | None = None) -> dict[str, Any]:
-        told = {"uuid": f"GPU-{number}", "name": "NVIDIA A100-SXM4-80GB", "kind": "gpu", "counted": True}
-        return told | {"missing": missing, "power_w": power_w, "energy_j": 4.3e5}
-
-    words = {"limit": "3.00 kWh", "spent": "2.40 kWh", "forecast": "3.20 kWh", "of": "facility energy"}
-    budget = {
-        "key": "energy", "quantity": "energy_facility_kwh", "limit": 3.0, "spent": 2.4, "share": 0.8, "forecast": 3.2,
-        "held_back": 0.01, "stops_at_step": 870, "state": "over", "words": words,
-    }  # fmt: skip
-    document = {
-        "schema": 1, "run_id": "one", "host": "head", "pid": 4711, "updated_unix_s": NOW, "attempt": 2,
-        "started_unix_s": NOW - 3600, "phase": "train_step", "step": 800, "total_steps": 900, "tokens": 800 * 4096,
-        "total_tokens": 900 * 4096, "loss": 2.345, "validation_loss": 2.5, "validation_step": 750,
-        "checkpoint_step": 750, "step_s": 2.0, "tokens_per_s": 2048.0, "mfu": 0.41, "mfu_convention": "PaLM",
-        "peak_flops": 5e15, "power_w": 6200.0, "joule_per_token": 3.03, "energy_it_kwh": 2.2,
-        "energy_facility_kwh": 2.4, "carbon_tco2eq": 0.000924, "pue": 1.09, "intensity_g_per_kwh": 385.0,
-        "forecast": {
-            "ends_unix_s": NOW + 200, "energy_it_kwh": 2.55, "energy_facility_kwh": 2.78, "carbon_tco2eq": 0.00107,
-        },
-        "budget": [budget],
-        "stragglers": [{"rank": 5, "data_wait_s": 12.0, "window_s": 60.0, "cause": "waits for data"}],
-        "nodes": [
-            {"node": "n1", "power_w": 3300.0, "energy_j": 4e6, "read_unix_s": NOW, "missing": ["GPU-7"],
-             "devices": [gpu(n, 412.0) for n in range(7)] + [gpu(7, None, "GPU is lost")]},
-            {"node": "n2", "power_w": None, "energy_j": 3.9e6, "read_unix_s": NOW - 60, "missing": [], "devices": []},
-        ],
-        "events": [{"time_unix_s": NOW - 100, "text": "checkpoint at step 750"}],
-        "history": {"loss": [9.0, 4.0, 2.4], "power_w": [6100.0, 6300.0, 6200.0]},
-    }  # fmt: skip
-    return document | changes
+    return live_document(NOW, run_id="one", **changes)
 
 
 def make_run(folder: Path, status: str = "running", document: dict[str, Any] | None = None, **run: Any) -> RunFolder:
