@@ -32,6 +32,8 @@ SPEC, BATCH_TOKENS = ROOT / "experiments" / "laptop.yaml", 8192
 WARM_UP_STEPS = 10
 START_LIMIT_S = 300.0
 SETTLE_S = 2.0  # after waking
+HELPERS_S = 30.0
+RANK_TITLE = "ray::RayTrainWorker"
 NEVER = 10**9
 TARGET_RATIO = 0.97
 
@@ -84,6 +86,26 @@ class Trainer:
             for process in [root, *root.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):  # a helper of Ray that ended meanwhile
                     process.send_signal(sent)
+
+    def helpers_cores(self, seconds: float) -> float:
+        """How much of a core everything but the ranks takes while it trains: Ray's processes, the meter, the driver."""
+        self.send(signal.SIGCONT)
+        time.sleep(SETTLE_S)
+        before, start = self._helpers_cpu_s(), time.monotonic()
+        time.sleep(seconds)
+        after, passed_s = self._helpers_cpu_s(), time.monotonic() - start
+        self.send(signal.SIGSTOP)
+        return sum(after[pid] - before[pid] for pid in after.keys() & before.keys()) / passed_s
+
+    def _helpers_cpu_s(self) -> dict[int, float]:
+        found = {}
+        root = psutil.Process(self._process.pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if not process.cmdline()[:1] == [RANK_TITLE]:
+                    times = process.cpu_times()
+                    found[process.pid] = times.user + times.system
+        return found
 
     def end(self) -> None:
         self.send(signal.SIGCONT)
@@ -143,6 +165,7 @@ def main() -> None:
             trainers[-1].warm_up()
             trainers[-1].send(signal.SIGSTOP)
         rates = measure(trainers, arguments.turns, arguments.turn_s)
+        helpers = trainers[-1].helpers_cores(HELPERS_S)
     finally:
         for trainer in trainers:
             trainer.end()
@@ -162,6 +185,7 @@ def main() -> None:
             "ratio_of_each_turn": ratios,
             "ratio_hoofprint_to_torchrun": statistics.median(ratios),
             "ratio_95_interval": median_interval(ratios),
+            "helpers_cores": helpers,
             "target_ratio": TARGET_RATIO,
             "met": statistics.median(ratios) >= TARGET_RATIO,
         },

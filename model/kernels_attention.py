@@ -3,8 +3,7 @@
 PyTorch's own kernel there (flash) computes blocks of 32 to 256 queries with many small products: for heads of 64
 channels it reaches a third of the processor's rate, and in bfloat16 it is no faster than in float32. Here a block is
 the same 128 queries of several heads: the products are batched, the scores of a block stay in the second-level cache,
-and keys after the block's last query are left out. Measured alone, on one thread of an AMD EPYC at length 512: a fifth
-to a quarter less time than flash in float32, a fifth to a third less in bfloat16.
+and keys after the block's last query are left out. `benchmarks/training/limit.py` times both.
 
 The backward computes the probabilities again from queries and keys, so that nothing but the inputs is saved, not even
 the output. In bfloat16 the scores, the softmax and its gradient are float32. As operators of their own, the functions

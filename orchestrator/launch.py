@@ -32,7 +32,7 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 # Of a Ray of our own, whose processes share the cores with the ranks: with these, and without the dashboard and the
-# actors below, they were measured to take 5 % of a core instead of 13 %.
+# actors below, they take less of it (`helpers_cores` in benchmarks/results/overhead.json says how much is left).
 OWN_RAY_ENVIRONMENT = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
@@ -55,7 +55,7 @@ CONTROLLER_CLASS = "TrainController"
 ABANDON_S = 20.0
 LONGEST_REASON = 160  # characters; Ray's own may be twenty lines of a log, which logs/ray.log has whole
 # Processes of a local Ray that keep their priority: the ranks, the meters, and what answers Ray's health checks. The
-# two dozen others (dashboard, agents, log monitors, Ray Train's helper actors) were measured to take a tenth of a core.
+# others (agents, log monitors, Ray Train's helper actors) only make a rank wait.
 UNHURRIED_NICENESS = 19
 KEEP_PRIORITY = ("ray::RayTrainWorker", "ray::MeterActor", "raylet", "gcs_server")
 
