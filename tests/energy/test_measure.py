@@ -50,7 +50,9 @@ Environment = Callable[[str], dict[str, str]]
 def start(environment: dict[str, str], **given: Any) -> subprocess.Popen[str]:
     pipes: dict[str, Any] = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     command = [sys.executable, "-c", MEASURE, json.dumps(given)]
-    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    # Tests that a script runs in the background inherit that Ctrl-C is ignored.
+    listen = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes, **listen)
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
