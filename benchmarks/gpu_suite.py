@@ -56,7 +56,7 @@ class Scale:
     seconds: float  # of a measurement
 
 
-FULL = Scale(4096, 32, 32000, (2048, 4096), 16384, 8192, (1, 16), 512, 128, 3.0)
+FULL = Scale(4096, 32, 32000, (2048, 4096), 32768, 8192, (1, 16), 512, 128, 3.0)
 TINY = Scale(64, 4, 256, (32, 64), 128, 64, (1, 3), 8, 6, 0.05)
 
 
@@ -110,7 +110,7 @@ def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict
         "training torchtitan": (110, train("torchtitan")),
         "training transformers": (110, train("transformers")),
         "training float8": (80, train("hoofprint", lengths[:1], float8=True)),
-        "generation": (80, generation),
+        "generation": (110, generation),
         "metering": (45, {"part": "metering", "gpu": 0, "seconds": scale.seconds, "gpus": "visible"}),
         "attention": (60, kernels("attention", scale.seconds / 20, **documents)),
         "checks": (60, {"part": "checks"}),

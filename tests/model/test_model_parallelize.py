@@ -130,7 +130,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        mp.spawn(worker, args=(world, port, str(folder)), nprocs=world)
+        mp.start_processes(worker, (world, port, str(folder)), nprocs=world, start_method="forkserver")
         results |= torch.load(folder / "0.pt")
     return results
 

@@ -99,7 +99,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(whole: tuple[Path
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # the ranks inherit it: room for metrics, not for more
     try:
         with pytest.raises(mp.ProcessRaisedException, match="File too large: the checkpoint of step 16 was not writ"):
-            train(spec, full)
+            train(spec, full, start="spawn")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in (full / "checkpoints").iterdir()] == ["step-00000008"]

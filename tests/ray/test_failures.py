@@ -59,17 +59,17 @@ def test_a_killed_worker_and_one_that_hangs(tmp_path: Path, left_over: list[Driv
 
 
 def test_a_driver_that_is_asked_to_end_and_then_killed_twice(tmp_path: Path, left_over: list[Driver]) -> None:
-    spec = write_spec(tmp_path, workers=2, steps=300)
+    spec = write_spec(tmp_path, workers=2, steps=90)
     run = tmp_path / "runs" / "one"
     options = ["--set", "training.checkpoint_every_steps=2"]  # so that a kill is always near to one
     driver = Driver(run, str(spec), "--runs", str(run.parent), "--name", run.name, *options)
     left_over.append(driver)
-    driver.wait_for(reached(1, 31))
+    driver.wait_for(reached(1, 11))
     driver.process.send_signal(signal.SIGTERM)
     assert driver.end() == 130, driver.said.read_text()
     assert driver.folder.read_run()["attempts"][0]["status"] == "stopped"
     assert complete(run / "checkpoints")[0].name == f"step-{max(losses(driver.folder)):08d}"
-    for attempt, step in ((2, 100), (3, 200)):
+    for attempt, step in ((2, 30), (3, 60)):
         driver = Driver(run, str(spec), "--resume", str(run), *options)
         left_over.append(driver)
         driver.wait_for(reached(attempt, step))
@@ -86,6 +86,6 @@ def test_a_driver_that_is_asked_to_end_and_then_killed_twice(tmp_path: Path, lef
         "completed",
     ]
     kept = complete(run / "checkpoints")
-    assert [path.name for path in kept] == ["step-00000300", "step-00000298", "step-00000296"]
+    assert [path.name for path in kept] == ["step-00000090", "step-00000088", "step-00000086"]
     assert [damage(path) for path in kept] == [None] * 3
     assert not list((run / "checkpoints").glob(".*"))
