@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from orchestrator.checkpoint import CheckpointNotSaved, TrainState, why
 from orchestrator.saved import (
@@ -54,8 +54,7 @@ class CheckpointWriter:
         if copies is not None and self._rank == 0:
             copies.require_writable()
         # Pinned memory, kept from one checkpoint to the next: a GPU copies into it several times as fast.
-        staging = StagingOptions(on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu)
-        self._stager = DefaultStager(staging) if asynchronous else None
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=on_gpu) if asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._written: list[dict[str, Any]] = []
