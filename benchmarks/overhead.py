@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 from report import machine, write_result
 
-from orchestrator.launch import CPU_RANK_ENVIRONMENT
+from orchestrator.driver.launch import CPU_RANK_ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 SPEC, BATCH_TOKENS = ROOT / "experiments" / "laptop.yaml", 8192
@@ -43,9 +43,9 @@ def rank_main(spec: str, run: str, overrides: list[str]) -> None:
     import torch
     import torch.distributed as dist
 
-    from orchestrator.corpus import prepare_corpus
-    from orchestrator.spec_file import load_experiment
-    from orchestrator.worker import Job, run_rank
+    from orchestrator.data.prepare import prepare_corpus
+    from orchestrator.ranks.worker import Job, run_rank
+    from orchestrator.spec.file import load_experiment
 
     experiment = load_experiment(Path(spec), overrides)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // experiment.cluster.workers))

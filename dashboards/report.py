@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
 from energy import human
-from energy.account import account_run
+from energy.accounting.account import account_run
 from energy.boundaries import METHODS, boundary_text
-from energy.record import FILE_NAME, series_of, write_record
+from energy.records.record import FILE_NAME, series_of, write_record
 from energy.runs import RunFolder, replace_file
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from energy.meter import Meter as Meter
-    from energy.readings import read_ledger as read_ledger
+    from energy.ledger.readings import read_ledger as read_ledger
+    from energy.metering.meter import Meter as Meter
 
-_WHERE = {"Meter": "energy.meter", "read_ledger": "energy.readings"}
+_WHERE = {"Meter": "energy.metering.meter", "read_ledger": "energy.ledger.readings"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
-from energy.uncertainty import MEASURED
+from energy.accounting.uncertainty import MEASURED
 
 BOUNDARIES = {
     "gpu": "the accelerators alone: no CPUs, memory, fans, power supplies, storage, network or cooling",

@@ -1,5 +1,5 @@
-"""Who works on a run folder, and whether that process lives: for whoever looks at runs. `orchestrator.run_lock` takes
-and keeps the lock, and says by which rule."""
+"""Who works on a run folder, and whether that process lives: for whoever looks at runs. `driver.run_lock` takes and
+keeps the lock, and says by which rule."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from orchestrator.checkpoint import TrainState, load
-from orchestrator.checkpoint_writer import CheckpointWriter
+from orchestrator.checkpoints.state import TrainState, load
+from orchestrator.checkpoints.writer import CheckpointWriter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -41,5 +41,5 @@ def test_orchestrator_knows_only_what_the_dashboards_give_out() -> None:
 
 
 def test_the_loop_knows_neither_ray_nor_energy_nor_torch() -> None:
-    tops = {name.split(".")[0] for name in imported(ROOT / "orchestrator" / "loop.py")}
+    tops = {name.split(".")[0] for name in imported(ROOT / "orchestrator" / "ranks" / "loop.py")}
     assert not tops & {"ray", "energy", "torch", "orchestrator"}

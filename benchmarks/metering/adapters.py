@@ -88,8 +88,8 @@ class Hoofprint(Tool):
 
     def saved(self) -> dict[str, Any]:
         """From the record: its energy, and the start and end that it states."""
-        from energy.account import account_run
-        from energy.footprint import make_footprint
+        from energy.accounting.account import account_run
+        from energy.records.footprint import make_footprint
         from energy.runs import RunFolder
 
         # Nothing but the ledger says when this run began and ended.

@@ -94,7 +94,7 @@ def loads(gpu: int) -> dict[str, Load]:
 
 def under(load: Load | None, uuid: str, seconds: float) -> dict[str, Any]:
     """A window under a load by the counter, and the same stretch by integrated power."""
-    from energy.account import account_run
+    from energy.accounting.account import account_run
     from energy.runs import RunFolder
 
     folder = RunFolder(ROOT / ".cache" / f"real-gpu-{time.time_ns()}")

@@ -27,11 +27,11 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from energy import ledger  # noqa: E402
-from energy.ledger import SCHEMA, encode, encode_json  # noqa: E402
-from energy.readings import tick_dtype  # noqa: E402
-from energy.track import Row  # noqa: E402
-from energy.writer import LedgerWriter, Tick  # noqa: E402
+from energy.ledger import frames as ledger  # noqa: E402
+from energy.ledger.frames import SCHEMA, encode, encode_json  # noqa: E402
+from energy.ledger.readings import tick_dtype  # noqa: E402
+from energy.ledger.writer import LedgerWriter, Tick  # noqa: E402
+from energy.metering.track import Row  # noqa: E402
 
 DAY_S = 86400
 GPUS = 8
@@ -132,7 +132,7 @@ def write_marks(run: Path, days: float) -> None:
 
 ACCOUNT = """
 import json, resource, sys, time
-from energy.account import account_run
+from energy.accounting.account import account_run
 from energy.runs import RunFolder
 started = time.perf_counter()
 account = account_run(RunFolder(sys.argv[1]))

@@ -140,10 +140,10 @@ def main(task: dict[str, Any]) -> None:
 
 
 def _profile(step: Any, steps: int) -> dict[str, float]:
-    """Shares of the time of some steps, by `orchestrator.profiling`: exposed communication among them."""
+    """Shares of the time of some steps, by `orchestrator.ranks.profiling`: exposed communication among them."""
     import torch
 
-    from orchestrator.profiling import split_time, what_ran
+    from orchestrator.ranks.profiling import split_time, what_ran
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()

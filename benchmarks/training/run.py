@@ -36,7 +36,7 @@ from benchmarks.training.systems import HOW, SYSTEMS, Case  # noqa: E402
 from benchmarks.training.table import markdown  # noqa: E402
 from benchmarks.training.turns import compare, take_turns, turn_steps  # noqa: E402
 from model.config import LlamaConfig  # noqa: E402
-from orchestrator.launch import CPU_RANK_ENVIRONMENT  # noqa: E402
+from orchestrator.driver.launch import CPU_RANK_ENVIRONMENT  # noqa: E402
 
 CACHE = ROOT / ".cache"
 SIZES = {

@@ -14,7 +14,7 @@ from dashboards.figures.loss import AXES, loss_drawing
 from dashboards.figures.pareto import pareto_drawing
 from dashboards.figures.phases import phases_drawing
 from dashboards.figures.power import power_drawing
-from energy.series import IntensitySeries
+from energy.carbon.series import IntensitySeries
 
 __all__ = [
     "AXES",

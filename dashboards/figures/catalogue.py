@@ -20,11 +20,11 @@ from dashboards.figures.places import places_drawing
 from dashboards.figures.power import gpu_heat_drawing, power_drawing
 from dashboards.figures.rates import rates_drawing
 from dashboards.figures.spent import budget_of, spent_drawing
-from energy.account import LOST, Account, account_run, lost_windows
-from energy.record import FILE_NAME, compute_record, series_of
+from energy.accounting.account import LOST, Account, account_run, lost_windows
+from energy.carbon.series import IntensitySeries
+from energy.records.record import FILE_NAME, compute_record, series_of
 from energy.runs import RunFolder
 from energy.schemas import require_known
-from energy.series import IntensitySeries
 
 
 @dataclass

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dashboards.figures.drawing import COLOURS, INK, Drawing
+from energy.carbon.formula import carbon_tco2eq
+from energy.carbon.grid import intensity
+from energy.checking.published import DEVELOPMENT, published
 from energy.factors import Factor, read_table
-from energy.formula import carbon_tco2eq
-from energy.grid import intensity
 from energy.human import digits, human_count
-from energy.published import DEVELOPMENT, published
 
 HATCHES = ("////", "\\\\\\\\", "||||", "----")  # here they tell grids apart in grey; no bar is modelled
 OTHER_GRIDS = ("France", "Germany", "China", "India")

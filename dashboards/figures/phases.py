@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dashboards.figures.drawing import COLOURS, HATCH, INK, Drawing, say_nothing
-from energy.account import GAP, IDLE_DEVICES, LOST, USEFUL
+from energy.accounting.account import GAP, IDLE_DEVICES, LOST, USEFUL
+from energy.accounting.phases import UNATTRIBUTED
 from energy.human import digits, energy_scale, human_energy, human_time, percent
-from energy.phases import UNATTRIBUTED
 from energy.units import JOULE_PER_KWH
 
 NOT_USED = (LOST, IDLE_DEVICES, GAP, UNATTRIBUTED)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dashboards.figures.drawing import HATCH, INK, Drawing, Missing
+from energy.carbon.series import IntensitySeries, carbon, utc
 from energy.human import digits, human_time, scale_of
-from energy.series import IntensitySeries, carbon, utc
 from energy.units import GRAM_PER_TONNE
 
 HOURS = 24

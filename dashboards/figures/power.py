@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 
 from dashboards.figures.curves import bands, cumulative_j, power_series
 from dashboards.figures.drawing import COLOURS, HATCH, INK, Drawing, Missing, say_nothing, spread, time_scale
+from energy.carbon.series import IntensitySeries
 from energy.human import human_time, scale_of
-from energy.series import IntensitySeries
 
 BUCKETS = 400
 EVENTS = ("startup", "compile", "checkpoint", "evaluation", "lost")

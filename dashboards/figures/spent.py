@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from dashboards.figures.curves import MEASURED, energy_at
 from dashboards.figures.drawing import COLOURS, HATCH, INK, Drawing, Missing, label_right, time_scale
+from energy.carbon.series import IntensitySeries
 from energy.human import digits, human_carbon, human_energy, scale_of
-from energy.series import IntensitySeries
 from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
 
 POINTS = 200

@@ -21,7 +21,7 @@ def make_server(
 ) -> Server:
     """A server that is bound and not yet started: `serve_forever`. port 0 takes a free one (`server_port`).
 
-    read_live gives the state of a run as it goes on (`orchestrator.live_state.read`). ValueError for a prefix that is
+    read_live gives the state of a run as it goes on (`orchestrator.live.state.read`). ValueError for a prefix that is
     no path, and for a host that others reach without a token. OSError where the port is taken.
     """
     prefix = prefix.rstrip("/")

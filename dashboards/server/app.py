@@ -17,8 +17,8 @@ from dashboards.server.catalog import Catalog, Query, ReadLive
 from dashboards.server.pages import BROKEN, Pages
 from dashboards.server.power_store import PowerStore
 from dashboards.server.web import REPORT_POLICY, Response, text
-from energy.record import FILE_NAME as RECORD
-from energy.record import series_of
+from energy.records.record import FILE_NAME as RECORD
+from energy.records.record import series_of
 from energy.runs import RunFolder
 
 STATIC = Path(__file__).with_name("static")
@@ -36,7 +36,7 @@ TOTAL_COLUMNS = (
 
 
 class App:
-    """Answers requests about the runs of a folder. read_live: `orchestrator.live_state.read`; base: the prefix."""
+    """Answers requests about the runs of a folder. read_live: `orchestrator.live.state.read`; base: the prefix."""
 
     def __init__(self, directory: Path, read_live: ReadLive, base: str = "") -> None:
         self.catalog = Catalog(directory)

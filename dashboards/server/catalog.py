@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from energy.record import FILE_NAME as RECORD
+from energy.records.record import FILE_NAME as RECORD
+from energy.records.total import FAILED, SUMMED, Entry, overlaps, read_entry, roll_up
 from energy.runs import RunFolder
-from energy.total import FAILED, SUMMED, Entry, overlaps, read_entry, roll_up
 
 LOOK_EVERY_S = 1.0  # the folder is listed at most so often
 REST = 5  # a look that takes so long is repeated after so many times as long
@@ -34,7 +34,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Live(Protocol):
-    """A run as it stands now (`orchestrator.live_state.Live`)."""
+    """A run as it stands now (`orchestrator.live.state.Live`)."""
 
     @property
     def folder(self) -> RunFolder: ...
@@ -134,7 +134,7 @@ class Catalog:
         return next((text for text in self.listing().left_out if text.startswith(f"{name}: ")), None)
 
     def total(self) -> dict[str, Any]:
-        """What all runs took together (`energy.total.roll_up`), each joule once."""
+        """What all runs took together (`energy.records.total.roll_up`), each joule once."""
         listing = self.listing()
         with self._summing:
             if self._total[0] != listing.version:

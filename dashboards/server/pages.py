@@ -14,10 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 from dashboards.server.catalog import PER_PAGE, SORTS, Catalog, Live, Query, ReadLive, week
 from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards
 from energy import human
-from energy.record import FILE_NAME as RECORD
+from energy.records.record import FILE_NAME as RECORD
+from energy.records.total import NOT_SAID, Entry
 from energy.runs import RunFolder
 from energy.schemas import require_known
-from energy.total import NOT_SAID, Entry
 from energy.units import JOULE_PER_KWH
 
 TEMPLATES = Path(__file__).with_name("templates")

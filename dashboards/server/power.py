@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from energy.curves import Curve, curve_of
-from energy.placement import RANKS, is_others, own_stretches
-from energy.readings import Session, read_sessions
+from energy.accounting.curves import Curve, curve_of
+from energy.accounting.placement import RANKS, is_others, own_stretches
+from energy.ledger.readings import Session, read_sessions
 from energy.runs import RunFolder
 from energy.units import JOULE_PER_KWH
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dashboards.server.power import BANDS, Power, on_grid
-from energy.readings import read_sessions
+from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
 
 SECONDS_BYTES = 150_000_000  # of all seconds files of a run: beyond this the overview is by the minute

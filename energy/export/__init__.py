@@ -28,7 +28,7 @@ def render(record: Record, form: str) -> str:
     """A record in one of FORMATS, with a final newline. ValueError for a format that is not one of them."""
     from importlib import import_module
 
-    from energy.record import canonical
+    from energy.records.record import canonical
 
     if form == "json":
         return canonical(dict(record))

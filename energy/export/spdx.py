@@ -13,7 +13,7 @@ from typing import Any
 
 from energy.export.cyclonedx import identity
 from energy.export.facts import Facts, facts_of, utc
-from energy.record import program_version
+from energy.records.record import program_version
 
 CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
 CREATION = "_:creation"

@@ -22,7 +22,7 @@ def dashboard(runs_dir: Path, port: int, host: str, token: str | None, prefix: s
     The folder may be on read-only storage. New runs appear by themselves.
     """
     from dashboards.server import is_loopback, make_server
-    from orchestrator import live_state
+    from orchestrator.live import state as live_state
 
     if not runs_dir.is_dir():
         raise click.UsageError(f"{runs_dir}: no such folder; give the folder that holds the runs: --runs DIR")

@@ -66,13 +66,13 @@ def factors(query: tuple[str, ...], as_json: bool) -> None:
         if as_json:
             print_json({"tables": tables})
             return
-        from energy.lookup import KINDS
+        from energy.factors.lookup import KINDS
 
         click.echo(_wrapped(f"hoofprint factors KIND [NAME]: {', '.join(KINDS)}") + "\n")
         for name, told in tables.items():
             click.echo(f"{name:<24}version {told['version']:<6}sha256 {told['sha256'][:16]}")
         return
-    from energy.lookup import look_up
+    from energy.factors.lookup import look_up
 
     found = look_up(" ".join(query))
     if as_json:
@@ -113,7 +113,7 @@ def check_table(file: Path, as_json: bool) -> None:
     tco2eq, gpu, devices, days, and many spellings of them. Exit code 0: nothing is implausible; 1: something is; 2: the
     file cannot be read.
     """
-    from energy.check_table import check_file
+    from energy.checking.table import check_file
 
     checked = check_file(file)
     if as_json:

@@ -9,7 +9,7 @@ from orchestrator.commands import JSON, RUNS, print_json
 
 if TYPE_CHECKING:
     from dashboards.figures import Drawing, Source
-    from energy.series import IntensitySeries
+    from energy.carbon.series import IntensitySeries
 
 OUTPUT = click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="FILE.svg, FILE.png or FILE.pdf."
@@ -50,7 +50,7 @@ def _write(drawing: "Drawing", output: Path) -> None:
 
 
 def _series(given: tuple[str, ...]) -> "dict[str, IntensitySeries]":
-    from energy.series_file import read_series
+    from energy.carbon.series_file import read_series
 
     found = {}
     for text in given:
@@ -167,7 +167,7 @@ def compare(runs: tuple[Path, ...], runs_dir: Path, name: str | None, output: Pa
     else:
         from rich.console import Console
 
-        from orchestrator.compare_screen import print_comparison
+        from orchestrator.screens.compare import print_comparison
 
         print_comparison(found, Console(highlight=False))
     if output is not None:

@@ -32,9 +32,9 @@ def estimate(
     as_json: bool,
 ) -> None:
     """The LLaMA paper's formula: GPU-hours x watts x PUE x grid intensity."""
-    from energy.checks import Claim, check_claim, power_warning
+    from energy.carbon.formula import estimate
+    from energy.checking.checks import Claim, check_claim, power_warning
     from energy.factors import preset_factors, rated_power
-    from energy.formula import estimate
     from energy.human import digits, human_carbon, human_energy
 
     # Of a figure the last one named stands: a preset's, then a table's by the name of a device or place, then a number.
@@ -44,7 +44,7 @@ def estimate(
     if grid is not None and intensity_g_per_kwh is not None:
         raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
     if grid is not None:
-        from energy.grid import intensity
+        from energy.carbon.grid import intensity
 
         factors["intensity_g_per_kwh"] = intensity(grid)
     given = {"gpu_power_w": gpu_power_w, "pue": pue, "intensity_g_per_kwh": intensity_g_per_kwh}
@@ -92,7 +92,7 @@ def published(as_json: bool) -> None:
 
     Table 15 of the LLaMA paper, Patterson et al. 2021, Llama 2 and 3, BLOOM, OPT and OLMo.
     """
-    from energy.published import published
+    from energy.checking.published import published
 
     rows = published()
     if as_json:

@@ -52,7 +52,7 @@ def generate(
     import torch
 
     from model.generate import Sampling
-    from orchestrator.generation import Request, generate_texts
+    from orchestrator.models.generation import Request, generate_texts
 
     request = Request(
         prompts=prompts,

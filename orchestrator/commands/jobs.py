@@ -12,8 +12,8 @@ from orchestrator.commands import JSON, RUNS, SET, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.jobs import Job
-    from orchestrator.running import Running
+    from orchestrator.jobs.server import Job
+    from orchestrator.live.running import Running
 
 ADDRESS = click.option("--address", metavar="URL", help="The cluster's job server, as http://HOST:8265.")
 UNKNOWN = "–"
@@ -58,8 +58,8 @@ def submit(
     those of the cluster. The exit code is the run's.
     """
     from energy.runs import require_run_name
-    from orchestrator import jobs
-    from orchestrator.spec_file import load_experiment
+    from orchestrator.jobs import server as jobs
+    from orchestrator.spec.file import load_experiment
 
     if resume is not None and run_id is not None:
         raise click.UsageError("--resume goes on with a run under its own name: leave --name out")
@@ -100,7 +100,7 @@ def _ways_on(job: str, address: str) -> str:
 
 def _follow(client: Any, job: str, address: str, tail: int | None = None) -> int:
     """Follows the job's log to its end; the exit code of the run, 0 when Ctrl-C only ended the following."""
-    from orchestrator import jobs
+    from orchestrator.jobs import server as jobs
 
     try:
         ended = jobs.follow(client, job, lambda text: click.echo(text, nl=False, err=True), tail)
@@ -130,8 +130,8 @@ def status(
     run: str | None, runs_dir: Path, address: str | None, follow_it: bool, with_ended: bool, as_json: bool
 ) -> None:
     """What runs now: the runs of a folder, and with --address those of a cluster; RUN names one."""
-    from orchestrator import jobs
-    from orchestrator.running import running
+    from orchestrator.jobs import server as jobs
+    from orchestrator.live.running import running
 
     if follow_it and (run is None or address is None):
         raise click.UsageError("--follow needs a RUN and the --address of its cluster (a local run: hoofprint top RUN)")
@@ -256,7 +256,7 @@ def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, verbose: 
     RUN is a run's name in --runs or its folder, in whatever process it runs; with --address, a run or job of that
     cluster.
     """
-    from orchestrator import stopping
+    from orchestrator.driver import stopping
 
     if address is None:
         asked = stopping.ask_folder(run, runs_dir)
@@ -273,7 +273,7 @@ def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, verbose: 
             return
         click.echo(_how_it_ended(asked.folder, ended))
         return
-    from orchestrator import jobs
+    from orchestrator.jobs import server as jobs
 
     client = jobs.connect(address)
     job = jobs.find(client, run)
@@ -292,7 +292,7 @@ def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, verbose: 
 
 
 def _how_it_ended(folder: Any, run: dict[str, Any]) -> str:
-    from orchestrator.saved import newest_complete, step_of
+    from orchestrator.checkpoints.saved import newest_complete, step_of
 
     newest = newest_complete(folder.path / "checkpoints")
     saved = f"checkpoint of step {step_of(newest):,}" if newest else "no checkpoint"

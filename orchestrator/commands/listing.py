@@ -13,7 +13,7 @@ import click
 from orchestrator.commands import JSON, RUNS, print_json
 
 if TYPE_CHECKING:
-    from energy.total import Entry
+    from energy.records.total import Entry
 
 WIDTH = 80
 UNKNOWN = "–"
@@ -31,7 +31,7 @@ def runs(runs_dir: Path, with_total: bool, as_json: bool) -> None:
 
     Figures are of each run's record (IT energy and location-based carbon); – is not known, which is not zero.
     """
-    from energy.total import project_total, read_runs
+    from energy.records.total import project_total, read_runs
 
     if with_total:
         found, total = project_total(runs_dir)

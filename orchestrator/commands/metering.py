@@ -60,15 +60,15 @@ def measure(
     when there is no such command, 126 when it may not be executed). The run folder holds the ledger of readings,
     footprint.json and report.html.
     """
-    from energy import child
-    from energy.measure import measure as measure_command
-    from energy.measurement import Factors
+    from energy.metering import child
+    from energy.metering.measure import measure as measure_command
+    from energy.metering.measurement import Factors
 
     factors = Factors.declared(pue, pue_source, intensity_g_per_kwh, intensity_source)
     if grid is not None:
         if intensity_g_per_kwh is not None:
             raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
-        from energy.grid import intensity
+        from energy.carbon.grid import intensity
 
         factors = Factors(factors.pue, intensity(grid))
     if node_baseline_w is not None and not node_baseline_source:
@@ -86,7 +86,7 @@ def measure(
     which = gpus if gpus in ("visible", "all") else [part.strip() for part in gpus.split(",") if part.strip()]
 
     def opening(folder: Any, meter: Any, address: str | None) -> None:
-        from orchestrator import metering_screen
+        from orchestrator.screens import metering as metering_screen
 
         if not quiet:
             for line in metering_screen.opening(meter.sensors, address):
@@ -145,7 +145,7 @@ def _write_report(result: Any) -> Path | None:
 def _print_measurement(result: Any, report: Path | None) -> None:
     from rich.console import Console
 
-    from orchestrator.metering_screen import print_measurement
+    from orchestrator.screens.metering import print_measurement
 
     print_measurement(result, report, Console(stderr=True, highlight=False))
 
@@ -171,7 +171,7 @@ def _close_streams() -> None:
 @JSON
 def doctor(runs_dir: Path, as_json: bool) -> None:
     """Says which sensors, devices and factors work on this machine, what is missing, and what to do about it."""
-    from energy.doctor import examine, is_broken
+    from energy.metering.doctor import examine, is_broken
 
     checks = examine(runs_dir)
     if as_json:
@@ -179,7 +179,7 @@ def doctor(runs_dir: Path, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        from orchestrator.metering_screen import print_checks
+        from orchestrator.screens.metering import print_checks
 
         print_checks(checks, Console(highlight=False))
     sys.exit(1 if is_broken(checks) else 0)
@@ -196,7 +196,7 @@ def readings(run: Path, output: Path | None, minutes: bool) -> None:
     A row is a device at a reading; energy_j is cumulative, power_w the mean since the row before.
     """
     from energy.runs import RunFolder
-    from orchestrator.spec_file import BadInput
+    from orchestrator.spec.file import BadInput
 
     if output is not None and output.suffix not in (".csv", ".parquet"):
         raise BadInput(f"-o {output}: expected a name that ends in .csv or .parquet")
@@ -205,7 +205,7 @@ def readings(run: Path, output: Path | None, minutes: bool) -> None:
         raise BadInput(f"{run} has no ledger: there is no {Path('energy')}/*.ledger in it")
     import pandas as pd
 
-    from energy.readings import read_ledger
+    from energy.ledger.readings import read_ledger
 
     tables = [read_ledger(path, fine=not minutes) for path in ledgers]
     for table in tables:

@@ -43,9 +43,9 @@ def plan(
 
     Tokens/s come from earlier runs of the same model on the same hardware in --runs, else from published figures.
     """
-    from orchestrator.budget_plan import budgets_of_plan
+    from orchestrator.budget.plan import budgets_of_plan
     from orchestrator.plan import PlanOptions, Reliability, make_plan
-    from orchestrator.spec_file import load_experiment
+    from orchestrator.spec.file import load_experiment
 
     options = PlanOptions(
         throughput=throughput,
@@ -77,7 +77,7 @@ def _sweep(
 ) -> None:
     from orchestrator.plan import PlanOptions
     from orchestrator.plan.sweep import parse_sweep, run_sweep
-    from orchestrator.spec_file import load_experiment
+    from orchestrator.spec.file import load_experiment
 
     assert isinstance(options, PlanOptions)
     sweep = parse_sweep(text)

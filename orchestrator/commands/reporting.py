@@ -12,8 +12,8 @@ import click
 from orchestrator.commands import JSON, print_json
 
 if TYPE_CHECKING:
+    from energy.records.verify import Verification
     from energy.runs import RunFolder
-    from energy.verify import Verification
 
 FILES = ("html", "markdown", "pdf")  # made from the run's report; the others from its record alone
 FORMATS = (*FILES, "json", "csv", "huggingface", "eu-form", "cyclonedx", "spdx", "sci", "latex", "sentence")
@@ -89,8 +89,8 @@ def _record(folder: "RunFolder", reason: str | None) -> dict[str, Any]:
     """The record, brought up to date; where the folder cannot be written, the one that lies there."""
     import json
 
-    from energy.record import FILE_NAME, read_entries, write_record
-    from orchestrator.attempts import settle_if_dead
+    from energy.records.record import FILE_NAME, read_entries, write_record
+    from orchestrator.driver.attempts import settle_if_dead
 
     try:
         if settle_if_dead(folder):
@@ -194,8 +194,8 @@ def verify(run: Path, as_json: bool) -> None:
     Exit code 0: all of it holds; 1: something does not, and is named by file and field; 2: nothing to verify. A record
     that says of itself that a figure is implausible holds (0): what it says is shown, and --json has it as implausible.
     """
+    from energy.records.verify import verify_run
     from energy.runs import RunFolder
-    from energy.verify import verify_run
 
     result = verify_run(RunFolder(run.resolve()))
     if as_json:

@@ -27,7 +27,8 @@ def top(run: Path, runs_dir: Path, as_json: bool, once: bool) -> None:
     RUN is a run's folder, or its name in --runs. Not on a terminal: a line of key=value a minute.
     """
     from energy.runs import RunFolder
-    from orchestrator import live_state, screen_top
+    from orchestrator.live import state as live_state
+    from orchestrator.screens import top as screen_top
 
     path = run if (run / "run.json").exists() or not (runs_dir / run).exists() else runs_dir / run
     folder = RunFolder(path)
@@ -54,7 +55,8 @@ def _draw(folder: "RunFolder", once: bool) -> None:
     from rich.console import Console, Group
     from rich.live import Live as Drawing
 
-    from orchestrator import live_state, screen_top
+    from orchestrator.live import state as live_state
+    from orchestrator.screens import top as screen_top
 
     console = Console(highlight=False)
     live = live_state.read(folder)
@@ -72,7 +74,7 @@ def _draw(folder: "RunFolder", once: bool) -> None:
 
 def _wait(folder: "RunFolder", seconds: float) -> None:
     """Until a run has ended, or for so long."""
-    from orchestrator import live_state
+    from orchestrator.live import state as live_state
 
     until = time.monotonic() + seconds
     while time.monotonic() < until and live_state.read(folder).at_work:

@@ -32,15 +32,15 @@ def run(
     verbose: bool,
 ) -> None:
     """Trains the experiment SPEC on Ray, metered, and writes its footprint and report."""
-    from orchestrator.spec_file import load_experiment
+    from orchestrator.spec.file import load_experiment
 
     if resume is not None and run_id is not None:
         raise click.UsageError("--resume goes on with a run under its own name: leave --name out")
     experiment = load_experiment(spec, overrides, need_files=True)
     if resume is not None and not resume.exists() and (runs_dir / resume).exists():
         resume = runs_dir / resume
-    from orchestrator.run import run_experiment
-    from orchestrator.screen import RunScreen
+    from orchestrator.driver.run import run_experiment
+    from orchestrator.screens.run import RunScreen
 
     screen = RunScreen(quiet, verbose)
     folder, code = run_experiment(experiment, runs_dir, screen, run_id, resume, spec, profile_steps or 0)
@@ -59,6 +59,6 @@ def schema(record: bool) -> None:
 
         print_json(record_schema())
         return
-    from orchestrator.spec import Experiment
+    from orchestrator.spec.experiment import Experiment
 
     print_json(Experiment.model_json_schema(mode="validation"))

@@ -41,7 +41,7 @@ def import_(
 
     The folder that it writes is for generate, for export, and for the key model.init_from of an experiment.
     """
-    from orchestrator.weights import import_weights
+    from orchestrator.models.weights import import_weights
 
     with _progress("importing", quiet) as progress:
         result = import_weights(release, output, dtype, sequence_length, rope_scaling_factor, progress)
@@ -79,7 +79,7 @@ def export(
     from typing import cast
 
     from model.weights.names import Layout
-    from orchestrator.weights import export_weights
+    from orchestrator.models.weights import export_weights
 
     with _progress("exporting", quiet) as progress:
         result = export_weights(model, output, cast(Layout, layout), dtype, shards or 1, size, progress)

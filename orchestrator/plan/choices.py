@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from model.config import LlamaConfig
 from orchestrator.plan.memory import batch_of, memory_plan
-from orchestrator.spec import Experiment
+from orchestrator.spec.experiment import Experiment
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from energy.checks import Claim, check_claim
-from energy.embodied import CONVENTIONS, embodied_rate
+from energy.carbon.embodied import CONVENTIONS, embodied_rate
+from energy.carbon.formula import carbon_tco2eq, energy_facility_kwh, energy_it_kwh
+from energy.carbon.series_file import read_series
+from energy.checking.checks import Claim, check_claim
 from energy.factors import Accelerator, Factor, rated_power
-from energy.formula import carbon_tco2eq, energy_facility_kwh, energy_it_kwh
-from energy.series_file import read_series
 from energy.units import KWH, TONNES
-from orchestrator.accounting import declared
+from orchestrator.driver.accounting import declared
 from orchestrator.plan.earlier_runs import Evidence
 from orchestrator.plan.ranges import Basis, Range
-from orchestrator.quantities import quantity
-from orchestrator.spec import EnergySpec
+from orchestrator.spec.experiment import EnergySpec
+from orchestrator.spec.quantities import quantity
 
 _BUDGET_UNITS = {
     **{unit: ("energy", KWH[unit]) for unit in ("kWh", "MWh", "GWh")},

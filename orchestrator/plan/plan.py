@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from energy.accounting.compute import CONVENTIONS, PALM, flop_per_token, recomputed_per_token
 from energy.boundaries import planned_quantities
-from energy.compute import CONVENTIONS, PALM, flop_per_token, recomputed_per_token
 from energy.factors import Accelerator, accelerator, peak_flops
-from orchestrator.accounting import model_figures
+from orchestrator.driver.accounting import model_figures
 from orchestrator.plan.choices import step_memory
 from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of
 from orchestrator.plan.earlier_runs import Evidence, find_evidence, throughput_from
@@ -24,7 +24,7 @@ from orchestrator.plan.memory import RESERVE, RESERVE_SOURCE, fewest_workers, st
 from orchestrator.plan.ranges import Basis, Range, positive, product
 from orchestrator.plan.scaling import loss_plan
 from orchestrator.plan.throughput import ASK, ASK_ON_CPU, Throughput, anchors_for, describe_kind, from_anchors, stated
-from orchestrator.spec import Experiment
+from orchestrator.spec.experiment import Experiment
 
 SCHEMA = "hoofprint/plan/1"
 # The contract's keys, and the quantities beside them that have an interval too.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.plan import CONTRACT, PlanOptions, make_plan
-from orchestrator.quantities import COUNT, quantity
-from orchestrator.spec import Experiment
+from orchestrator.spec.experiment import Experiment
+from orchestrator.spec.quantities import COUNT, quantity
 
 MOST = 200
 EXAMPLE = "expected key=a..b (doubling), key=a..b:step or key=x,y,z, for example cluster.workers=8..256"

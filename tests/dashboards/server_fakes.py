@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +11,12 @@ from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "energy"))
-from record_fakes import START, make_run  # noqa: E402
+from record_fakes import START, make_run
 
-from dashboards.server import make_server  # noqa: E402
-from energy.record import write_record  # noqa: E402
-from energy.runs import RunFolder  # noqa: E402
-from orchestrator import live_state  # noqa: E402
+from dashboards.server import make_server
+from energy.records.record import write_record
+from energy.runs import RunFolder
+from orchestrator.live import state as live_state
 
 __all__ = ["START", "Answer", "Client", "recorded", "serve"]
 

@@ -17,7 +17,7 @@ from dashboards.figures.phases import kind_of
 from dashboards.figures.power import event_lanes, gpu_heat_drawing, power_drawing
 from dashboards.figures.rates import rates_of
 from dashboards.figures.spent import spending
-from energy.account import Account, DeviceEnergy
+from energy.accounting.account import Account, DeviceEnergy
 from energy.runs import SERIES, RunFolder
 
 OF_A_RUN = [name for name, figure in FIGURES.items() if figure.make is not None]

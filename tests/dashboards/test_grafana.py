@@ -2,20 +2,17 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from energy_fakes import FakeSensor, reading
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "energy"))
-from energy_fakes import FakeSensor, reading  # noqa: E402
-
-from energy.meter import Meter  # noqa: E402
-from energy.prometheus import MeterCollector  # noqa: E402
+from energy.metering.meter import Meter
+from energy.metering.prometheus import MeterCollector
 
 FILE = Path(__file__).parents[2] / "dashboards" / "grafana" / "hoofprint.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))

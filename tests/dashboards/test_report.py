@@ -12,9 +12,9 @@ import pytest
 
 from dashboards import report
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
-from energy.account import Account, DeviceEnergy
-from energy.footprint import make_footprint
-from energy.record import canonical
+from energy.accounting.account import Account, DeviceEnergy
+from energy.records.footprint import make_footprint
+from energy.records.record import canonical
 from energy.runs import RunFolder
 
 

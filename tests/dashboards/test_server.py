@@ -18,9 +18,9 @@ import pytest
 from live_document import live_document
 from server_fakes import START, Client, recorded, serve
 
-from energy.record import FILE_NAME
+from energy.carbon.series import IntensitySeries
+from energy.records.record import FILE_NAME
 from energy.runs import SERIES, RunFolder, write_json
-from energy.series import IntensitySeries
 
 EVIL = '<img src=x onerror="alert(1)">'
 

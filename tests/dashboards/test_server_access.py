@@ -16,8 +16,8 @@ from server_fakes import recorded, serve
 
 from dashboards.server import make_server
 from dashboards.server.web import is_loopback
-from orchestrator import live_state
 from orchestrator.cli import cli
+from orchestrator.live import state as live_state
 
 TOKEN = "t0ken-0123456789-abcdef"
 

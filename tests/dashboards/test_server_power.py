@@ -1,19 +1,16 @@
 """Power for charts: as much energy as the account, no spike lost, the end of a live run read without the rest."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from energy_fakes import FakeSensor, meter_fake, reading
+from record_fakes import START, make_run
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "energy"))
-from energy_fakes import FakeSensor, meter_fake, reading  # noqa: E402
-from record_fakes import START, make_run  # noqa: E402
-
-from dashboards.server import power, power_store, steps  # noqa: E402
-from energy.account import account_run  # noqa: E402
-from energy.runs import RunFolder  # noqa: E402
+from dashboards.server import power, power_store, steps
+from energy.accounting.account import account_run
+from energy.runs import RunFolder
 
 
 def metered(folder: Path, watts: list[float], node: str = "n1", shift_s: float = 0.0) -> RunFolder:
@@ -83,7 +80,7 @@ def test_the_end_of_a_live_run_is_added_to_what_was_read(tmp_path: Path, monkeyp
     full: list[str] = []
     monkeypatch.setattr(power_store, "read", lambda folder: full.append("read") or whole(folder))
     monkeypatch.setattr(power_store, "REST", 0)
-    from energy.meter import Meter
+    from energy.metering.meter import Meter
 
     held = [START]
     meter = Meter(

@@ -9,16 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from build import NoCompiler, build
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(Path(__file__).parent))  # for energy_fakes
-sys.path.insert(0, str(ROOT / "tests" / "nvml_sim"))
-
-from build import NoCompiler, build  # noqa: E402
 
 VIRTUAL_METER = """
 import sys
-from energy.meter import Meter
+from energy.metering.meter import Meter
 from energy.sensors import nvml
 ledger, clock_file, node, start, end, step, attempt, stop = sys.argv[1:]
 now = [float(start)]

@@ -101,8 +101,8 @@ def test_the_pods_of_the_ray_job_are_pods() -> None:
 
 
 def test_the_ray_job_runs_what_the_image_has_and_stops_in_order() -> None:
-    from orchestrator.inside_job import STOP_WAIT, STOP_WAIT_S
-    from orchestrator.spec_file import load_experiment
+    from orchestrator.jobs.inside import STOP_WAIT, STOP_WAIT_S
+    from orchestrator.spec.file import load_experiment
 
     job = load("rayjob.yaml")
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == {"env_vars": {STOP_WAIT: str(STOP_WAIT_S)}}

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "orchestrator"))
-from tiny import write_spec  # noqa: E402
+from tiny import write_spec
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
 

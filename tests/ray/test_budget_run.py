@@ -10,9 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "orchestrator"))
-from tiny import write_spec  # noqa: E402
+from tiny import write_spec
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
 POWER_W, LIMIT_J, INTERVAL_S = 2000.0, 40_000.0, 0.5

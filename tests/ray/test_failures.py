@@ -3,18 +3,15 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
+from driver import Driver, reached
+from driver import left_over as left_over
+from tiny import losses, train, write_spec
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "orchestrator")]
-from driver import Driver, reached  # noqa: E402
-from driver import left_over as left_over  # noqa: E402
-from tiny import losses, train, write_spec  # noqa: E402
-
-from orchestrator.saved import complete, damage  # noqa: E402
-from orchestrator.watchdog import HANGS  # noqa: E402
+from orchestrator.checkpoints.saved import complete, damage
+from orchestrator.ranks.watchdog import HANGS
 
 
 def test_a_killed_worker_and_one_that_hangs(tmp_path: Path, left_over: list[Driver]) -> None:

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from driver import LONG_S, Driver, reached
+from driver import left_over as left_over
 from ray.cluster_utils import Cluster
+from tiny import losses, train, write_spec
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "orchestrator")]
-from driver import LONG_S, Driver, reached  # noqa: E402
-from driver import left_over as left_over  # noqa: E402
-from tiny import losses, train, write_spec  # noqa: E402
-
-from orchestrator.launch import RAY_ENVIRONMENT  # noqa: E402
+from orchestrator.driver.launch import RAY_ENVIRONMENT
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 

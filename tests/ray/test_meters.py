@@ -7,11 +7,11 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from energy.account import account_run
-from energy.readings import read_sessions
+from energy.accounting.account import account_run
+from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
-from orchestrator.launch import RAY_ENVIRONMENT
-from orchestrator.meters import describe_meters, joined, rank_counts, start_meters, stop_meters
+from orchestrator.cluster.meters import describe_meters, joined, rank_counts, start_meters, stop_meters
+from orchestrator.driver.launch import RAY_ENVIRONMENT
 
 
 @ray.remote(num_cpus=0)

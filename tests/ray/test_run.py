@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "orchestrator"))
-from tiny import write_spec  # noqa: E402
+from tiny import write_spec
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()", "run"]
 

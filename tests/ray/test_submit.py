@@ -18,13 +18,12 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from tiny import write_spec
+
+from orchestrator.driver.revision import code_revision
+from orchestrator.jobs.package import ROOMS
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "orchestrator"))
-from tiny import write_spec  # noqa: E402
-
-from orchestrator.jobs_package import ROOMS  # noqa: E402
-from orchestrator.revision import code_revision  # noqa: E402
 
 BIN = Path(sys.executable).parent
 HOOFPRINT = [sys.executable, "-m", "orchestrator"]

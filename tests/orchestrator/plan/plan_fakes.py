@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.earlier_runs import SHAPE
-from orchestrator.spec import Experiment
-from orchestrator.spec_file import load_experiment
+from orchestrator.spec.experiment import Experiment
+from orchestrator.spec.file import load_experiment
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 
@@ -18,7 +18,7 @@ def spec(name: str, *overrides: str) -> Experiment:
 
 
 def footprint(experiment: Experiment, **changes: Any) -> dict[str, Any]:
-    """A record as `energy.footprint` makes it: by default 8 GPUs that made 40,000 tokens/s at 320 W each."""
+    """A record as `energy.records.footprint` makes it: by default 8 GPUs that made 40,000 tokens/s at 320 W each."""
     config = experiment.llama_config()
     given: dict[str, Any] = {
         "run_id": "before", "device_type": "cuda", "world_size": 8, "gpu": "NVIDIA A100-SXM4-80GB", "hosts": ["node"],

@@ -1,0 +1,248 @@
+"""From a ledger's rows to a curve of cumulative energy per device, and to what was used between crash and restart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energy.ledger.readings import Session
+from energy.metering.track import INTEGRATED, MISSING, NO_POWER, RESET, SILENT, UNKNOWN
+
+Array = NDArray[np.float64]
+DISAGREEMENT = 0.05  # counter and integrated power may differ by this share before the account says so
+POWER_POINTS = 4000  # what is kept of a device's power for drawing, once it has several times as many rows
+WRAP_POWER_W = 1000.0  # above what one CPU package draws: bounds how soon its counter can wrap twice
+
+
+@dataclass
+class Curve:
+    """One device in one stretch: cumulative energy in J at unix times, and what the rows say about it.
+
+    `power_w` is the mean since the row before, with the extremes within; NaN where the device was missing. `known`: the
+    energy since the row before is known. `doubt_sofar_j`: the half width, cumulative, of what sampled power may have
+    missed. counter_j and held_j are what counter and integrated power say of the same
+    intervals.
+    """
+
+    time_unix_s: Array
+    cumulative_j: Array
+    attempt: NDArray[np.int64]
+    power_w: Array
+    power_min_w: Array
+    power_max_w: Array
+    known: NDArray[np.bool_]
+    doubt_sofar_j: Array
+    samples: int
+    first_counter_mj: int | None
+    last_counter_mj: int | None
+    integrated_j: float = 0.0
+    gap_s: float = 0.0
+    unknown_s: float = 0.0
+    counter_j: float = 0.0
+    held_j: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def energy_j(self) -> float:
+        return float(self.cumulative_j[-1]) if len(self.cumulative_j) else 0.0
+
+    @property
+    def doubt_j(self) -> float:
+        return float(self.doubt_sofar_j[-1]) if len(self.doubt_sofar_j) else 0.0
+
+    def after(self, unix_s: float) -> Curve:
+        """The part of the curve after a moment, its energy counted from there; without rows if it ends before."""
+        first = int(np.searchsorted(self.time_unix_s, unix_s, side="right"))
+        before_j = float(np.interp(unix_s, self.time_unix_s, self.cumulative_j))
+        return replace(
+            self,
+            **{key: getattr(self, key)[first:] for key in ("time_unix_s", "attempt", "power_w")},
+            **{key: getattr(self, key)[first:] for key in ("power_min_w", "power_max_w", "known")},
+            cumulative_j=self.cumulative_j[first:] - before_j,
+            doubt_sofar_j=self.doubt_sofar_j[first:] - np.interp(unix_s, self.time_unix_s, self.doubt_sofar_j),
+        )
+
+    def between(self, start_unix_s: float, end_unix_s: float) -> Curve:
+        """The curve cut to a span, its energy counted from there; at a cut it is a line between two updates."""
+        times, used_j = self.time_unix_s, self.cumulative_j
+        if len(times) < 2 or (start_unix_s <= times[0] and end_unix_s >= times[-1]):
+            return self
+        start, end = np.clip((start_unix_s, max(start_unix_s, end_unix_s)), times[0], times[-1]).tolist()
+        first, after = int(np.searchsorted(times, start, "right")), int(np.searchsorted(times, end, "left"))
+        cut = (start > times[0], end < times[-1])
+        start_j = float(np.interp(start, times, used_j)) if cut[0] else float(used_j[0])
+        end_j = float(np.interp(end, times, used_j)) if cut[1] else float(used_j[-1])
+
+        doubt_j = np.interp((start, end), times, self.doubt_sofar_j)
+
+        def with_edges(column: NDArray[Any], left: Any, right: Any) -> NDArray[Any]:
+            return np.concatenate([[left], column[first:after], [right]]).astype(column.dtype)
+
+        # A cut has the attempt in which its interval began, and the power of the row with which that ends.
+        left, right = (min(first, len(times) - 1) if cut[0] else 0), min(max(after, first - 1), len(times) - 1)
+        begun = (max(first - 1, 0) if cut[0] else 0, max(after - 1, 0) if cut[1] else -1)
+        return replace(
+            self,
+            time_unix_s=with_edges(times, start, end),
+            cumulative_j=with_edges(used_j, start_j, end_j) - (start_j if cut[0] else 0.0),
+            attempt=with_edges(self.attempt, self.attempt[begun[0]], self.attempt[begun[1]]),
+            power_w=with_edges(self.power_w, self.power_w[left], self.power_w[right]),
+            power_min_w=with_edges(self.power_min_w, self.power_min_w[left], self.power_min_w[right]),
+            power_max_w=with_edges(self.power_max_w, self.power_max_w[left], self.power_max_w[right]),
+            known=with_edges(self.known, self.known[left], self.known[right]),
+            doubt_sofar_j=with_edges(self.doubt_sofar_j, doubt_j[0], doubt_j[1]) - (doubt_j[0] if cut[0] else 0.0),
+        )
+
+    def by_attempt(self) -> list[tuple[int, float]]:
+        """Energy in J by attempt; an interval belongs to the attempt in which it began."""
+        # Attempts follow each other, so that each has the curve between its first row and the next one's.
+        starts = np.flatnonzero(np.diff(self.attempt, prepend=self.attempt[:1] - 1))
+        edges = [0.0, *self.cumulative_j[starts[1:]].tolist(), self.energy_j]
+        return [
+            (int(a), after - before) for a, before, after in zip(self.attempt[starts], edges, edges[1:], strict=False)
+        ]
+
+
+@dataclass
+class Gap:
+    """Time between a crash and the restart of the metering, and by how much the counter grew in it."""
+
+    attempt: int
+    start_unix_s: float
+    end_unix_s: float
+    energy_j: float
+    text: str
+
+
+def curve_of(device: int, session: Session) -> Curve:
+    """The device's cumulative energy over a stretch, with a warning for all that was not read plainly."""
+    kept = _since_ready(session.ticks["rows"][:, device])
+    rows, times = session.ticks["rows"][kept, device], session.device_times(device)[kept]
+    clock = session.ticks["monotonic_s"][kept]
+    flags = rows["flags"].astype(np.int64)
+    share = float(session.sensors[device].get("share", 1.0))  # of the GPU that a MIG instance stands for
+    energy_j = rows["energy_mj"] * (share / 1e3) if share < 1.0 else rows["energy_mj"] / 1e3
+    missing = (flags & MISSING) > 0
+    passed_s = np.diff(clock, prepend=clock[:1])
+    used_j, spans_s = np.diff(energy_j), np.diff(times)
+    power_w = np.full(len(rows), np.nan)
+    np.divide(used_j, spans_s, out=power_w[1:], where=spans_s > 0)
+    power_w[missing | ((flags & UNKNOWN) > 0)] = np.nan
+    if len(rows) and not missing[0]:  # there is no row before the first: what was read stands
+        power_w[0] = (float(rows["power_min_w"][0]) + float(rows["power_max_w"][0])) / 2
+    begun = np.logical_or.accumulate(~missing)  # before its first reading nothing is known
+    unread = missing | np.concatenate([[False], missing[:-1]]) | ((flags & SILENT) > 0)
+    fallback = (flags[1:] & INTEGRATED) > 0
+    known = rows["counter_mj"] >= 0
+    counters = rows["counter_mj"][known]
+    curve = Curve(
+        times,
+        energy_j,
+        session.ticks["attempt"][kept].astype(np.int64),
+        power_w,
+        rows["power_min_w"].astype(float),
+        rows["power_max_w"].astype(float),
+        known=((flags & UNKNOWN) == 0) & np.concatenate([[True], begun[:-1]])[: len(rows)],
+        doubt_sofar_j=rows["doubt_mj"] * (share / 1e3),
+        samples=int(rows["n"][~missing].sum()),
+        first_counter_mj=int(counters[0]) if len(counters) else None,
+        last_counter_mj=int(counters[-1]) if len(counters) else None,
+        integrated_j=math.fsum(used_j[fallback].tolist()),
+        gap_s=math.fsum(passed_s[unread].tolist()),
+        unknown_s=math.fsum(passed_s[(flags & UNKNOWN) > 0].tolist()),
+    )
+    _explain(curve, session, session.sensors[device], flags, missing)
+    if session.sensors[device]["method"] == "counter":
+        _cross_check(curve, rows, flags)
+    return curve
+
+
+def _since_ready(rows: Any) -> NDArray[np.bool_]:
+    """All rows but those in which a model was still being looked up; the first stays, as its curve begins there."""
+    asked = np.flatnonzero((rows["n"] > 0) | (rows["flags"] != 0))
+    kept = np.ones(len(rows), bool)
+    kept[1 : int(asked[0]) if len(asked) else 1] = False
+    return kept
+
+
+def _explain(curve: Curve, session: Session, about: dict[str, Any], flags: Any, missing: Any) -> None:
+    if missing.any():
+        why = next(
+            (e["why"] for e in session.events if e.get("event") == "missing" and e["uuid"] == about["uuid"]), None
+        )
+        state = "is missing from the beginning" if missing.all() else f"could not be read for {curve.gap_s:.1f} s"
+        curve.warnings.append(f"{state} ({why or 'no reason was kept'})")
+    if curve.unknown_s and about["kind"] != "node":  # of a node's own sensor see energy.accounting.whole_node
+        curve.warnings.append(f"the energy of {curve.unknown_s:.1f} s is unknown and not in the total")
+    silent = (flags & SILENT) > 0
+    if silent.any():
+        curve.warnings.append(f"the meter was silent {int(silent.sum())} times")
+    for place in np.flatnonzero((flags & RESET) > 0):
+        how = "unknown" if flags[place] & UNKNOWN else "taken from integrated power"
+        when = float(curve.time_unix_s[place])
+        curve.warnings.append(f"the counter went backwards before {when:.3f}: a new epoch, that interval is {how}")
+    stood_in = ((flags & INTEGRATED) > 0) & ((flags & RESET) == 0)
+    if stood_in.any() and about["method"] == "counter":
+        curve.warnings.append(f"no counter in {int(stood_in.sum())} intervals: taken from integrated power")
+
+
+def _cross_check(curve: Curve, rows: Any, flags: Any) -> None:
+    """What counter and integrated power say of the same intervals; more than 5 % apart is a warning."""
+    kept = np.flatnonzero(rows["held_mj"] >= 0)  # the seconds file leaves the integral out
+    if len(kept) < 2:
+        return
+    odd = np.cumsum((flags & (MISSING | RESET | UNKNOWN | NO_POWER | SILENT | INTEGRATED)) > 0)
+    clean = np.diff(odd[kept]) == 0
+    counted = np.diff(rows["counter_mj"][kept])[clean]
+    held = np.diff(rows["held_mj"][kept])[clean]
+    curve.counter_j, curve.held_j = float(counted.sum()) / 1e3, float(held.sum()) / 1e3
+    largest = max(curve.counter_j, curve.held_j)
+    if clean.sum() >= 10 and abs(curve.counter_j - curve.held_j) > DISAGREEMENT * largest:
+        curve.warnings.append(
+            f"counter ({curve.counter_j:.1f} J) and integrated power ({curve.held_j:.1f} J) differ by more than 5 %"
+        )
+
+
+def gap_between(old: Session, before: Curve, new: Session, after: Curve, about: dict[str, Any]) -> Gap:
+    """What a device used between a crash and the restart: the growth of the same boot's counter, a MIG instance's
+    share of it."""
+    start, end = float(before.time_unix_s[-1]), float(after.time_unix_s[0])
+    attempt, duration = int(before.attempt[-1]), f"{end - start:.1f} s between a crash and the restart"
+    first, last = before.last_counter_mj, after.first_counter_mj
+    boot = old.header.get("boot_id")
+    grown = None if first is None or last is None else last - first
+    range_mj = about.get("range_mj")
+    if grown is not None and range_mj:
+        # It wraps at its range; over a longer time nobody can tell how often.
+        grown = grown % range_mj if (end - start) * WRAP_POWER_W * 1e3 < range_mj else None
+    if boot is None or boot != new.header.get("boot_id"):
+        why = "the machine was restarted, or its boot is unknown"
+    elif first is None or last is None:
+        why = "no energy counter"
+    elif grown is None:
+        why = "its counter may have wrapped more than once"
+    elif grown < 0:
+        why = "the counter went backwards"
+    else:
+        energy_j = grown / 1e3 * float(about.get("share", 1.0))
+        return Gap(attempt, start, max(start, end), energy_j, f"{energy_j:.1f} J in {duration} are booked as gap")
+    text = f"the energy of {duration} is unknown and not in the total: {why}"
+    return Gap(attempt, start, max(start, end), 0.0, text)
+
+
+def power_of(curves: list[Curve]) -> tuple[Array, Array]:
+    """Time and mean power of every row, of very many rows of equal stretches; NaN where the device was missing."""
+    if not curves:
+        return np.empty(0), np.empty(0)
+    times, power_w = np.concatenate([c.time_unix_s for c in curves]), np.concatenate([c.power_w for c in curves])
+    if len(times) <= 4 * POWER_POINTS:
+        return times, power_w
+    edges = np.linspace(times[0], times[-1], POWER_POINTS + 1)
+    used = np.concatenate([[0.0], np.cumsum(np.nan_to_num(power_w[1:]) * np.diff(times))])
+    mean_w = np.diff(np.interp(edges, times, used)) / np.diff(edges)
+    missing = np.interp((edges[1:] + edges[:-1]) / 2, times, np.isnan(power_w)) > 0.5
+    return edges, np.concatenate([[np.nan], np.where(missing, np.nan, mean_w)])

@@ -1,0 +1,57 @@
+"""Which of the metered nodes and GPUs were a run's own, where others use the cluster too.
+
+Every node is metered from the beginning, because nobody knows yet where the ranks will run. Once it is known each meter
+notes in its ledger how many ranks its node has had. Of a cluster that is shared, a stretch on a node that had none is
+left out of the run, and on the others every GPU that no rank held: what that is, and how much, the account says. Where
+nothing was noted, or the cluster is the run's own, all counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from energy.accounting.curves import curve_of
+from energy.ledger.readings import Session
+
+RANKS = "ranks"
+
+
+def ranks_event(ranks: int, *, shared: bool, on_gpus: bool) -> dict[str, Any]:
+    """What a meter notes: how many ranks its node has had so far, whether others may use the cluster, and whether the
+    ranks train on GPUs."""
+    return {"event": RANKS, "ranks": ranks, "shared": shared, "on_gpus": on_gpus}
+
+
+def own_stretches(sessions: list[Session], ledger: str, warnings: list[str]) -> list[Session]:
+    """The stretches in which the node was the run's; what is left out is added to the warnings."""
+    own, others_j, others_s = [], [], []
+    for session in sessions:
+        noted = _noted(session)
+        if noted is None or not noted["shared"] or noted["ranks"] > 0:
+            own.append(session)
+            continue
+        start, end = session.span()
+        others_s.append(end - start)
+        others_j += [curve_of(place, session).energy_j for place in range(len(session.sensors))]
+    if others_s:
+        warnings.append(
+            f"{ledger}: no rank of this run was on that node of a shared cluster for {math.fsum(others_s):.0f} s: the "
+            f"{math.fsum(others_j):.0f} J that its devices used meanwhile are not in the total"
+        )
+    return own
+
+
+def is_others(about: dict[str, Any], sessions: Collection[Session], used: Collection[str]) -> bool:
+    """Whether a GPU of a shared node belonged to nobody in the run: `used` are the UUIDs that its ranks held, empty
+    where they did not say."""
+    noted = [note for session in sessions if (note := _noted(session)) is not None and note["shared"]]
+    if about["kind"] != "gpu" or not noted or about["uuid"] in used:
+        return False
+    return bool(used) or not any(note["on_gpus"] for note in noted)
+
+
+def _noted(session: Session) -> dict[str, Any] | None:
+    """The newest note of a stretch."""
+    return next((event for event in reversed(session.events) if event.get("event") == RANKS), None)

@@ -1,0 +1,55 @@
+"""A device's stretches of metering put together: each moment once, cut to the stretches' edges, gaps between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from energy.accounting.curves import Curve, Gap, gap_between
+from energy.ledger.readings import Session
+
+Stretch = tuple[dict[str, Any], Session, Curve, str]  # a device's description, where it was metered, its curve, ledger
+
+
+def unite(found: dict[str, list[Stretch]]) -> list[list[Stretch]]:
+    """The stretches of each device. Where a whole GPU was metered too, its MIG instances are in that."""
+    whole = {key for key in found if " " not in key}
+    united: dict[str, list[Stretch]] = {}
+    for key, stretches in found.items():
+        uuid = key.partition(" ")[0]
+        united.setdefault(uuid if uuid in whole else key, []).extend(stretches)
+    return list(united.values())
+
+
+def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any], list[Curve], list[Gap]]:
+    """(description, curves, gaps) of a device in order of time; what was not plain is added to the warnings.
+
+    A stretch is cut to its own start and end (Session.span), but not where a crash ended it and metering went on: there
+    the curve, the gap and the next curve meet at the counter's updates, and nothing lies between them.
+    """
+    stretches.sort(key=lambda stretch: float(stretch[2].time_unix_s[0]))
+    about = stretches[-1][0]
+    named = f"{about['name']} ({about['uuid']})"
+    curves: list[Curve] = []
+    gaps: list[Gap] = []
+    last: Stretch | None = None
+    for place, stretch in enumerate(stretches):
+        _, session, curve, ledger = stretch
+        start, end = session.span()
+        following = stretches[place + 1][2] if place + 1 < len(stretches) else None
+        goes_on = following is not None and (
+            not session.ended or float(following.time_unix_s[0]) < float(curve.time_unix_s[-1])
+        )
+        if last is not None and float(curve.time_unix_s[0]) < float(last[2].time_unix_s[-1]):
+            warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once")
+            curve = curve.after(float(last[2].time_unix_s[-1]))
+            if not len(curve.time_unix_s):
+                continue
+        elif last is not None and not last[1].ended:
+            gap = gap_between(last[1], last[2], session, curve, about)
+            gaps.append(gap)
+            warnings.append(f"{named}: {gap.text}")
+            start = float(curve.time_unix_s[0])
+        warnings += [f"{named}: {text}" for text in curve.warnings]
+        curves.append(curve.between(start, float(curve.time_unix_s[-1]) if goes_on else end))
+        last = stretch
+    return about, curves, gaps

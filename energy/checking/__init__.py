@@ -1,0 +1,1 @@
+"""Whether a footprint, anybody's, can be true; published ones computed again."""

@@ -1,0 +1,199 @@
+"""The ledger of a node: append-only files of checksummed frames that a crash cannot take back.
+
+    <node>.ledger    headers, events, and each device's state once a minute: small, and enough for every total
+    <node>.seconds   each device's state once a second, sixty rows to a compressed frame: the shape of the run
+    <node>.raw       every reading of the last hours; a full file becomes <node>.raw.old
+
+All three hold the same rows at different distances. A row's columns are cumulative (energy.metering.track.Row), so a
+coarser file has exactly the energy of a finer one, and a damaged frame loses shape and no joules.
+
+A frame is: "HP", kind (1 byte), version (1 byte), length and CRC-32 of the payload (4 bytes each, little-endian), then
+the payload: JSON for headers (H) and events (E), packed rows for M, R and (compressed) S. Each reading reaches the
+operating system before `append` returns, so that kill -9 loses nothing; fsync bounds what a power cut takes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCHEMA = "hoofprint/ledger/2"
+VERSION = 2
+MAGIC = b"HP"
+HEAD = struct.Struct("<2scBII")
+TICK = struct.Struct("<IIddIH")  # session, number, unix s, monotonic s, attempt, devices
+STATE = struct.Struct("<BHdffqqqq")  # the columns of energy.metering.track.Row
+HEADER, EVENT, MINUTE, RAW, SECONDS = b"H", b"E", b"M", b"R", b"S"
+KINDS = (HEADER, EVENT, MINUTE, RAW, SECONDS)
+LONGEST = 1 << 26  # a length beyond this is damage, not a frame
+TAIL = 1 << 18  # of the end of a file, what is read first: many frames, seen that they hold 60 rows at most
+
+
+class Frame(NamedTuple):
+    kind: bytes
+    version: int
+    payload: bytes
+    offset: int
+    end: int
+
+
+class Appender:
+    """Appends frames to one file. A frame that a full disk cut short is taken back, so that the file stays whole."""
+
+    def __init__(self, path: str | os.PathLike[str], fsync_s: float = 10.0) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._fsync_s, self._synced_s = fsync_s, time.monotonic()
+        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # Two writers of one file would take back each other's frames. A killed one leaves no lock.
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise OSError(errno.EBUSY, "another meter is writing it", str(self.path)) from None
+        try:
+            length = os.fstat(self._fd).st_size
+            self._size = whole_size(self._fd, length)
+            self.cut_bytes = length - self._size  # of a frame that a crash tore
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def last(self, kind: bytes) -> list[Frame]:
+        """The frames at the end of the file, from before the last one of a kind on: what a newer version wrote is not
+        among them."""
+        return [frame for frame in tail(self._fd, self._size, kind) if frame.version <= VERSION]
+
+    def append(self, kind: bytes, payload: bytes) -> None:
+        """Write one frame. OSError (a full disk) leaves the file as it was before."""
+        frame = encode(kind, payload)
+        written = 0
+        try:
+            while written < len(frame):
+                written += os.write(self._fd, frame[written:])
+        except OSError:
+            if written:
+                os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(frame)
+        if time.monotonic() - self._synced_s >= self._fsync_s:
+            self.sync()
+
+    def sync(self) -> None:
+        os.fsync(self._fd)
+        self._synced_s = time.monotonic()
+
+    def close(self) -> None:
+        """Sync and close; closing twice is allowed."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def encode(kind: bytes, payload: bytes) -> bytes:
+    return HEAD.pack(MAGIC, kind, VERSION, len(payload), zlib.crc32(payload, seed(kind, VERSION))) + payload
+
+
+@lru_cache(maxsize=64)
+def seed(kind: bytes, version: int) -> int:
+    """Puts kind and version under the payload's checksum."""
+    return zlib.crc32(bytes((kind[0], version)))
+
+
+def encode_json(document: dict[str, Any]) -> bytes:
+    """ValueError for NaN and infinities, which JSON does not know."""
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+
+
+def frames(data: bytes, damaged: list[str], name: str = "", start: int = 0) -> Iterator[Frame]:
+    """Every whole frame of a file's bytes. What is not whole is named in `damaged` and skipped to the next frame."""
+    for frame in _whole(data, damaged, name, start):
+        if frame.version > VERSION or frame.kind not in KINDS:
+            damaged.append(f"{name}: byte {frame.offset}: written by a newer version, not understood and left out")
+        else:
+            yield frame
+
+
+def _whole(data: bytes, damaged: list[str], name: str, offset: int = 0) -> Iterator[Frame]:
+    size = len(data)
+    while offset < size:
+        frame = _frame_at(data, offset)
+        if frame is not None:
+            yield frame
+            offset = frame.end
+            continue
+        after = _next_frame(data, offset + 1)
+        what = "torn at the end of the file" if after == size else f"damaged: {after - offset} bytes are left out"
+        damaged.append(f"{name}: byte {offset}: {what}")
+        offset = after
+
+
+def _frame_at(data: bytes, offset: int) -> Frame | None:
+    start = offset + HEAD.size
+    if start > len(data):
+        return None
+    magic, kind, version, length, checksum = HEAD.unpack_from(data, offset)
+    end = start + length
+    if magic != MAGIC or length > LONGEST or end > len(data):
+        return None
+    payload = data[start:end]
+    if zlib.crc32(payload, seed(kind, version)) != checksum:
+        return None
+    return Frame(kind, version, payload, offset, end)
+
+
+def _next_frame(data: bytes, start: int) -> int:
+    """Where the next whole frame begins, or the end of the data."""
+    while (start := data.find(MAGIC, start)) >= 0:
+        if _frame_at(data, start) is not None:
+            return start
+        start += 1
+    return len(data)
+
+
+def whole_size(fd: int, length: int) -> int:
+    """Bytes up to the end of the last whole frame: what a writer keeps when it goes on with a file of this length."""
+    frames = tail(fd, length)
+    return frames[-1].end if frames else 0
+
+
+def tail(fd: int, length: int, kind: bytes | None = None) -> list[Frame]:
+    """The whole frames at the end of a file of this length, from before the last one of a kind (of any kind) on.
+
+    Only the end is read, and more of it, four times as much each time, until there is such a frame: a file of weeks is
+    100 MB. Where there is none this comes to all of the file.
+    """
+    window = TAIL
+    while True:
+        start = max(0, length - window)
+        data = _read(fd, start, length)
+        found = list(_whole(data, [], "", _next_frame(data, 0)))
+        if start == 0 or any(kind is None or (frame.kind == kind and frame.version <= VERSION) for frame in found):
+            return [frame._replace(offset=start + frame.offset, end=start + frame.end) for frame in found]
+        window *= 4
+
+
+def _read(fd: int, start: int, end: int) -> bytes:
+    parts = []
+    while start < end and (part := os.pread(fd, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)

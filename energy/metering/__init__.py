@@ -1,0 +1,1 @@
+"""The meter: sensors on a schedule, windows, and what shows them while they run."""

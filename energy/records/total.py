@@ -1,0 +1,229 @@
+"""A project's total: all runs of a folder by what they were for, each joule once, and what is missing named.
+
+A final run is the least part of what a model took: LLaMA's four final runs are a third of its development (Table 15
+and section 6 of the paper). The total therefore has failed, development and evaluation runs in it by name. Of each
+figure only what is known is summed, and beside the sum stands the number of runs for which it is not: such a sum is a
+lower bound and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from energy.accounting.merge import merge
+from energy.records.record import FILE_NAME
+from energy.run_holder import is_held
+from energy.runs import RunFolder
+from energy.schemas import require_known
+from energy.units import JOULE_PER_KWH
+
+PURPOSES = ("final", "development", "failed", "evaluation", "measure")
+NOT_SAID = "not said"
+FAILED = ("failed", "lost")
+SUMMED = ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "embodied_tco2eq", "gpu_hours", "compute_flop")
+
+
+@dataclass
+class Entry:
+    """One run as its files tell of it, without computing anything. Figures that are not known are None.
+
+    start_unix_s and end_unix_s bound its time; `devices` are the UUIDs that it metered. `note` says what is wrong.
+    """
+
+    name: str
+    path: Path
+    status: str
+    purpose: str
+    start_unix_s: float | None = None
+    end_unix_s: float | None = None
+    tokens: float | None = None
+    loss: float | None = None
+    gpu_hours: float | None = None
+    compute_flop: float | None = None
+    energy_it_kwh: float | None = None
+    energy_facility_kwh: float | None = None
+    carbon_tco2eq: float | None = None
+    embodied_tco2eq: float | None = None
+    devices: frozenset[str] = frozenset()
+    has_record: bool = False
+    note: str = ""
+
+    @property
+    def group(self) -> str:
+        """Under what its energy is summed up: a run that failed is its own kind, whatever it was meant for."""
+        return "failed" if self.status in FAILED else self.purpose
+
+    def as_json(self) -> dict[str, Any]:
+        keys = ("name", "status", "purpose", "start_unix_s", "end_unix_s", "tokens", "loss", *SUMMED, "note")
+        return {key: getattr(self, key) for key in keys} | {"path": str(self.path)}
+
+
+@dataclass
+class RunList:
+    """The runs of a folder, oldest first, and what else lies there: broken or foreign folders by name and reason."""
+
+    entries: list[Entry] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def read_runs(directory: Path) -> RunList:
+    """Every run in a folder, from its run.json and footprint.json alone. ValueError when there is no such folder."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such folder; give the folder that holds the runs: --runs DIR")
+    found = RunList()
+    for path in sorted(directory.iterdir()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        try:
+            found.entries.append(read_entry(path))
+        except FileNotFoundError:
+            found.left_out.append(f"{path.name}: not a run, it has no run.json")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            text = str(error).removeprefix(f"{path}/")
+            found.left_out.append(f"{path.name}: cannot be read ({text})")
+    found.entries.sort(key=lambda entry: (entry.start_unix_s or math.inf, entry.name))
+    return found
+
+
+def read_entry(path: Path) -> Entry:
+    """One run. FileNotFoundError without a run.json; ValueError for one that holds no JSON object."""
+    run = RunFolder(path).read_run()
+    created, status = run.get("created_unix_s"), str(run.get("status") or "not known")
+    was_lost = status == "running" and not is_held(path, look_only=True)
+    entry = Entry(
+        name=path.name,
+        path=path,
+        status="lost" if was_lost else status,
+        purpose=str(run.get("purpose") or NOT_SAID),
+        start_unix_s=None if created is None else float(created),
+        end_unix_s=run.get("ended_unix_s"),
+    )
+    try:
+        record = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
+        require_known(record)
+        _take(entry, record)
+    except FileNotFoundError:
+        entry.note = "no record"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        entry.note = f"record unreadable: {error}"
+    if was_lost:
+        why = f"its process ended without a word; write what it took: hoofprint report {path}"
+        entry.note = f"{entry.note}; {why}" if entry.note else why
+    return entry
+
+
+def _take(entry: Entry, record: Mapping[str, Any]) -> None:
+    data, energy, time = record["data"], record["energy"], record["time"]
+    loss = data["validation_loss"]
+    entry.tokens, entry.loss = data["tokens_trained"], data["training_loss"] if loss is None else loss
+    entry.energy_it_kwh, entry.energy_facility_kwh = energy["energy_it_kwh"], energy["energy_facility_kwh"]
+    entry.carbon_tco2eq = record["carbon"]["carbon_tco2eq"]
+    entry.embodied_tco2eq = record["embodied"]["carbon_tco2eq"]
+    entry.gpu_hours, entry.compute_flop = time["gpu_hours"], record["compute"]["compute_flop"]
+    entry.start_unix_s, entry.end_unix_s = time["started_unix_s"], time["ended_unix_s"]
+    entry.devices = frozenset(device["uuid"] for device in record["hardware"]["devices"])
+    entry.has_record = True
+
+
+def _sum(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Each figure over the entries that know it (None when none does), and how many do not."""
+    found: dict[str, Any] = {"runs": len(entries)}
+    for key in SUMMED:
+        known = [float(value) for value in (getattr(entry, key) for entry in entries) if value is not None]
+        found[key] = math.fsum(known) if known else None
+        found[f"{key}_unknown_runs"] = len(entries) - len(known)
+    return found
+
+
+def roll_up(entries: Sequence[Entry], overlap: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The total of some runs: by purpose, over all, what is missing, and how many times the final runs it is.
+
+    overlap: of each summed key what two runs metered at once, which the total has once (see `overlaps`).
+    """
+    groups = [*PURPOSES, *sorted({entry.group for entry in entries} - set(PURPOSES))]
+    by_purpose = {name: _sum([entry for entry in entries if entry.group == name]) for name in groups}
+    by_purpose = {name: part for name, part in by_purpose.items() if part["runs"]}
+    total = _sum(entries)
+    for key, twice in (overlap or {}).items():
+        if total.get(key) is not None:
+            total[key] -= twice
+    final = by_purpose.get("final", {})
+    return {
+        "by_purpose": by_purpose,
+        "overlap": dict(overlap or {}),
+        "total": total,
+        "total_to_final": {
+            key: total[key] / final[key] if final.get(key) and total[key] is not None else None
+            for key in ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "gpu_hours")
+        },
+        "missing": missing(entries),
+    }
+
+
+def missing(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """What keeps the total from being whole: {what, runs by name}."""
+    recorded = [entry for entry in entries if entry.has_record]
+    measured = [entry for entry in recorded if entry.energy_it_kwh is not None]
+    housed = [entry for entry in measured if entry.energy_facility_kwh is not None]
+    found = [
+        ("no record: nothing of them is in the total", [e for e in entries if not e.has_record]),
+        ("still running: the total has what their record knew", [e for e in entries if e.status == "running"]),
+        ("purpose not said: they are under none of the kinds", [e for e in entries if e.purpose == NOT_SAID]),
+        ("nothing was measured: energy not known", [e for e in recorded if e.energy_it_kwh is None]),
+        ("no PUE: facility energy and carbon not known", [e for e in measured if e.energy_facility_kwh is None]),
+        ("no grid intensity: carbon not known", [e for e in housed if e.carbon_tco2eq is None]),
+        ("no embodied figure: not in the total", [e for e in recorded if e.embodied_tco2eq is None]),
+    ]
+    return [{"what": what, "runs": [entry.name for entry in which]} for what, which in found if which]
+
+
+def clusters(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Runs that metered a device at the same time, together; runs that share nothing with another are left out."""
+    newest: dict[str, tuple[float, int]] = {}  # of each device: until when it is taken, and by which cluster
+    joined: list[list[Entry]] = []
+    timed = [entry for entry in entries if entry.start_unix_s is not None and entry.end_unix_s is not None]
+    for entry in sorted(timed, key=lambda entry: (entry.start_unix_s or 0.0, entry.name)):
+        start, end = entry.start_unix_s or 0.0, entry.end_unix_s or 0.0
+        near = sorted({newest[uuid][1] for uuid in entry.devices if uuid in newest and newest[uuid][0] > start})
+        if near:
+            home = near[0]
+            for other in near[1:]:
+                joined[home] += joined[other]
+                joined[other] = []
+                newest = {uuid: (until, home if at == other else at) for uuid, (until, at) in newest.items()}
+            joined[home].append(entry)
+        else:
+            home = len(joined)
+            joined.append([entry])
+        for uuid in entry.devices:
+            newest[uuid] = (max(end, newest.get(uuid, (end, home))[0]), home)
+    return [cluster for cluster in joined if len(cluster) > 1]
+
+
+def overlaps(entries: Sequence[Entry]) -> dict[str, float]:
+    """What two runs metered at once, in the units of the summed keys: from the ledgers of those runs alone.
+
+    Facility energy and carbon of the overlap are in the same proportion to its IT energy as in the runs that share it.
+    """
+    twice: dict[str, list[float]] = {}
+    for cluster in clusters(entries):
+        merged = merge(RunFolder(entry.path) for entry in cluster)
+        overlap_kwh = merged.overlap_j / JOULE_PER_KWH
+        parts = _sum(cluster)
+        if not overlap_kwh or not parts["energy_it_kwh"]:
+            continue
+        for key in ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq"):
+            if parts[key] is not None and not parts[f"{key}_unknown_runs"]:
+                twice.setdefault(key, []).append(overlap_kwh * parts[key] / parts["energy_it_kwh"])
+    return {key: math.fsum(values) for key, values in twice.items()}
+
+
+def project_total(directory: Path) -> tuple[RunList, dict[str, Any]]:
+    """(the runs of a folder, their total with each joule once)."""
+    runs = read_runs(directory)
+    return runs, roll_up(runs.entries, overlaps(runs.entries))

@@ -1,0 +1,181 @@
+"""Writes checkpoints while the training goes on, and gives one its name only when every file of it is whole.
+
+Between two steps the state is copied into main memory; a thread writes the copy. Its collectives have a group of their
+own (gloo), because they run beside the training's. A rank that cannot write tells the others with its next step
+(`failed`), so that all of them end at the same one.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+from orchestrator.checkpoints.saved import (
+    MANIFEST,
+    digests,
+    partial_of,
+    prune,
+    refusal_of,
+    remove,
+    sync_folder,
+    write_manifest,
+)
+from orchestrator.checkpoints.state import CheckpointNotSaved, TrainState, why
+
+if TYPE_CHECKING:
+    from orchestrator.checkpoints.copies import Copies
+
+LAST_WORDS_S = 60.0  # how long a failing training waits for a checkpoint that is being written
+
+
+class CheckpointWriter:
+    """One rank's part in writing the checkpoints in `folder`. Making it, `save` and `finish` are collectives."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        asynchronous: bool,
+        on_gpu: bool = False,
+        keep_last: int | None = None,
+        keep_every_steps: int | None = None,
+        copies: "Copies | None" = None,
+    ):
+        self._folder, self._keep, self._copies = folder, (keep_last, keep_every_steps), copies
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._group = dist.new_group(backend="gloo")
+        if copies is not None and self._rank == 0:
+            copies.require_writable()
+        # Pinned memory, kept from one checkpoint to the next: a GPU copies into it several times as fast.
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=on_gpu) if asynchronous else None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._written: list[dict[str, Any]] = []
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Begins the checkpoint of `step` after the one before has ended; without `asynchronous`, also ends it.
+
+        CheckpointNotSaved, on every rank and with the same words, when one of them could not write the one before.
+        """
+        began_s = time.monotonic()
+        self.finish()
+        final = self._folder / f"step-{step:08d}"
+        if self._rank == 0:
+            shutil.rmtree(partial_of(final), ignore_errors=True)
+            partial_of(final).mkdir(parents=True)
+        dist.barrier(self._group)
+        cost = {"step": step, "began_s": began_s}
+        self._written.append(cost)
+        if self._stager is None:
+            self._write({"app": state}, final, cost)
+            cost["blocked_s"] = time.monotonic() - began_s
+            self.finish()
+            return
+        copy = self._stager.stage({"app": state.state_dict()})
+        cost["blocked_s"] = time.monotonic() - began_s
+        self._thread = threading.Thread(target=self._write, args=(copy, final, cost), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint that was begun last could not be written; others may still be at it."""
+        return self._error is not None
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written. CheckpointNotSaved where it could not be."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def give_up(self) -> None:
+        """After a failure elsewhere: what is nearly written shall not be lost, and what hangs shall not hold."""
+        if self._thread is not None:
+            self._thread.join(LAST_WORDS_S)
+
+    def written(self) -> list[dict[str, Any]]:
+        """Once for each whole checkpoint: {step, seconds, blocked_s, bytes}: from its beginning until it was whole, and
+        how much of that the training waited. With copies also `copied_s`, or `not_copied`, which says why.
+        """
+        done = []
+        while self._written and "bytes" in self._written[0]:
+            cost = self._written.pop(0)
+            del cost["began_s"]
+            done.append(cost)
+        return done
+
+    def _write(self, state: dict[str, Any], final: Path, cost: dict[str, Any]) -> None:
+        step = cost["step"]
+        try:
+            try:
+                dcp.save(state, checkpoint_id=partial_of(final), process_group=self._group)
+            except CheckpointException as error:  # dcp raises it on every rank, whichever failed
+                self._refuse(why(partial_of(final), error), final, step)
+            mine, size = self._commit(final, step)
+            cost["seconds"] = time.monotonic() - cost["began_s"]
+            if self._copies is not None:
+                cost |= self._copy(self._copies, final, mine)
+        except BaseException as error:  # the thread's own end is no place for it: see `finish`
+            self._error = error
+            return
+        cost["bytes"] = size  # at last: see `written`
+
+    def _copy(self, copies: "Copies", final: Path, mine: list[str]) -> dict[str, Any]:
+        """Copies the checkpoint; a storage that refuses costs the copy and not the training."""
+        began_s = time.monotonic()
+        refused = self._refusal(lambda: copies.put(final, mine))
+        if self._rank == 0 and refused is None:
+            refused = refusal_of(lambda: copies.put(final, [".metadata", MANIFEST])) or refusal_of(
+                lambda: copies.prune(*self._keep)
+            )
+        return {"not_copied": refused} if refused is not None else {"copied_s": time.monotonic() - began_s}
+
+    def _refusal(self, work: Callable[[], Any]) -> str | None:
+        """Why the work of some rank was refused, the same on every rank; None where all did theirs."""
+        gathered: list[Any] = [None] * self._world
+        dist.all_gather_object(gathered, refusal_of(work), self._group)
+        return next((each for each in gathered if each is not None), None)
+
+    def _commit(self, final: Path, step: int) -> tuple[list[str], int]:
+        """Writes the manifest and gives the checkpoint its name, when every rank's files are on the disk.
+
+        The names of this rank's files, and the bytes of all.
+        """
+        folder = partial_of(final)
+        names = [path.name for path in folder.glob(f"__{self._rank}_*")]
+        mine: dict[str, Any] = {}
+        reason = [self._refusal(lambda: mine.update(digests(folder, names)))]
+        gathered: list[Any] = [None] * self._world
+        dist.all_gather_object(gathered, mine, self._group)
+        files = {name: told for each in gathered for name, told in each.items()}
+        if self._rank == 0 and reason[0] is None:
+            reason = [refusal_of(lambda: self._name(folder, final, files))]
+        dist.broadcast_object_list(reason, group=self._group)
+        if reason[0] is not None:
+            self._refuse(reason[0], final, step)
+        return names, sum(told["bytes"] for told in files.values())
+
+    def _name(self, folder: Path, final: Path, files: dict[str, Any]) -> None:
+        write_manifest(folder, files | digests(folder, [".metadata"]))
+        if final.exists():
+            remove(final)
+        folder.rename(final)
+        sync_folder(final.parent)
+        prune(self._folder, *self._keep)
+
+    def _refuse(self, reason: str, final: Path, step: int) -> None:
+        said = [f"{reason}: the checkpoint of step {step} was not written to {self._folder}"]
+        if self._rank == 0:
+            shutil.rmtree(partial_of(final), ignore_errors=True)
+        # Nobody leaves before rank 0 has cleaned up: the first rank that fails takes the others down.
+        dist.broadcast_object_list(said, group=self._group)
+        raise CheckpointNotSaved(said[0])

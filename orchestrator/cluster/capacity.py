@@ -1,0 +1,72 @@
+"""How many workers the cluster has room for now, and which of them stand on machines that are to be given back."""
+
+from typing import Any
+
+import ray
+from ray._private.state import actors as actor_table
+from ray._private.state import state as cluster_state
+
+from orchestrator.cluster.meters import RANK_CLASS
+from orchestrator.spec.experiment import Experiment
+from orchestrator.spec.file import BadInput
+
+
+def choose_workers(experiment: Experiment) -> tuple[int, str]:
+    """(workers, cpu or cuda): as many of the spec's workers as the cluster has GPUs or CPUs for.
+
+    BadInput, which says what is missing, where that is fewer than the spec allows. A spec that names no kind of device
+    is content with the GPUs that there are, and with the CPU where there are none.
+    """
+    cluster, there = experiment.cluster, _resources()
+    gpus = int(there.get("GPU", 0))
+    cpu = cluster.device == "cpu" or (cluster.device == "auto" and gpus == 0 and cluster.accelerator is None)
+    have, device = (int(there.get("CPU", 0)), "cpu") if cpu else (gpus, "cuda")
+    fewest = cluster.min_workers or cluster.workers
+    if not cpu and cluster.accelerator is None and cluster.min_workers is None:
+        fewest = 1  # a spec written for the CPU, on a machine with fewer GPUs than it has workers
+    for workers in range(min(have, cluster.workers), fewest - 1, -1):
+        if _can_share(experiment, workers):
+            return workers, device
+    what = "CPUs" if cpu else "GPUs"
+    wanted = f"{cluster.min_workers} to {cluster.workers}" if cluster.min_workers else f"{cluster.workers}"
+    raise BadInput(
+        f"the spec wants {wanted} {what} and the cluster has {have}; set cluster.workers, min_workers or device"
+    )
+
+
+def _can_share(experiment: Experiment, workers: int) -> bool:
+    """Whether so many workers form the spec's grid and divide its batch."""
+    cluster = experiment.cluster
+    if workers % (cluster.replicas * cluster.tensor_parallel):
+        return False
+    return experiment.batch_sequences % (workers // cluster.tensor_parallel) == 0
+
+
+def _resources() -> dict[str, float]:
+    """What the cluster's machines have, without those that are to be given back."""
+    there: dict[str, Any] = dict(ray.cluster_resources())
+    leaving = draining()
+    for node in ray.nodes() if leaving else ():
+        if node["Alive"] and node["NodeID"] in leaving:
+            for kind, amount in node["Resources"].items():
+                there[kind] = there.get(kind, 0.0) - amount
+    return there
+
+
+def draining() -> set[str]:
+    """Ray's ids of the nodes that a cloud, an autoscaler or a person has announced to take away."""
+    return set(cluster_state.get_draining_nodes())
+
+
+def ranks_to_lose() -> int:
+    """How many of this job's ranks are on such nodes: a machine without any may go."""
+    leaving = draining()
+    if not leaving:
+        return 0
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return sum(
+        actor["ActorClassName"].rpartition(".")[2] == RANK_CLASS
+        and actor["State"] == "ALIVE"
+        and actor["Address"]["NodeID"] in leaving
+        for actor in actor_table(job_id=job).values()
+    )

@@ -1,0 +1,208 @@
+"""One meter actor per node, pinned to it, with no CPUs reserved: it outlives workers and can never break them.
+
+Whose joules: where the ranks will run is not known before they do, and the start-up is to be metered too, so that every
+node of the cluster is metered from the beginning. In a Ray of our own all of it is the run's, and so is a cluster that
+the spec says is reserved for it (`cluster.exclusive`). In any other that we joined, a node is the run's when a rank ran
+on it in that attempt, and a GPU when a rank held it; the node's CPUs, memory and what else its sensors cover then count
+whole, because nobody can tell whose they were. The meters are told where the ranks are as soon as Ray says so, and put
+it into their ledgers; the account leaves out the rest and says so (energy.accounting.placement). The meters of other
+nodes go on: a restart may move a rank there.
+"""
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray._private.worker as ray_worker
+from ray._private.state import actors as actor_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from energy.accounting.placement import ranks_event
+from energy.runs import RunFolder, write_json
+
+LIVE_EVERY_S = 1.0  # how often a node's figures for screens are written
+PLACEMENT_EVERY_S = 2.0  # how often Ray is asked where the ranks are
+RANK_CLASS = "RayTrainWorker"
+
+
+class MeterActor:
+    """Hosts `energy.metering.meter.Meter`; a restart of the actor reopens the same ledger and goes on.
+
+    Every second it also replaces `live/<node>.json` in the run folder and Ray's own metrics, which screens read.
+    """
+
+    def __init__(self, run_dir: str, name: str, meter: dict[str, Any], shared: bool):
+        from energy.metering.meter import Meter
+        from energy.sensors.declared import node_sensors
+        from orchestrator.cluster.ray_metrics import RayMetrics
+
+        declared = meter.pop("declared")
+        # An actor that Ray restarts is told the attempt with which the run began: run.json knows of later ones.
+        meter["attempt"] = max(meter["attempt"], len(_attempts(run_dir)))
+        self._meter = Meter(
+            Path(run_dir) / "energy" / f"{name}.ledger",
+            node=name,
+            gpus="all",
+            sensors=node_sensors(name, **declared),
+            whole_process=True,
+            **meter,
+        )
+        self._meter.start()
+        self._run, self._shared = RunFolder(run_dir), shared
+        self._ranks: int | None = None
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._live = Path(run_dir) / "live" / f"{name}.json"
+        self._metrics = RayMetrics(name, Path(run_dir).name)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._tell, name="meter-live", daemon=True).start()
+
+    def describe(self) -> dict[str, Any]:
+        return self._meter.describe()
+
+    def mark(self, attempt: int) -> None:
+        """The training was started again: readings from now on are the new attempt's."""
+        self._meter.mark(attempt)
+
+    def place(self, ranks: dict[str, int]) -> None:
+        """Notes how many ranks of the run were on this node so far; `ranks`: by Ray's node ids."""
+        own = ranks.get(self._node_id, 0)
+        if own == self._ranks:
+            return
+        self._ranks = own
+        on_gpus = self._run.read_run().get("device_type") == "cuda"
+        self._meter.note(ranks_event(own, shared=self._shared, on_gpus=on_gpus))
+        if self._left_out:
+            self._live.unlink(missing_ok=True)
+
+    @property
+    def _left_out(self) -> bool:
+        return self._shared and self._ranks == 0
+
+    def stop(self) -> dict[str, Any]:
+        """Ends the metering in good order; the meter's description with the warnings that came up meanwhile."""
+        self._stopped.set()
+        self._meter.stop()
+        return self._meter.describe()
+
+    def _tell(self) -> None:
+        while not self._stopped.wait(LIVE_EVERY_S):
+            if self._left_out:
+                continue
+            try:
+                write_json(self._live, self._meter.live(), durable=False)
+            except OSError:
+                continue  # a full disk: the meter itself says so, and the next second may have room again
+            self._metrics.publish(self._meter.now(), self._meter.describe())
+
+
+def _attempts(run_dir: str) -> list[Any]:
+    return RunFolder(run_dir).read_run().get("attempts") or []
+
+
+class Meters(list[Any]):
+    """The meter actors of a run. A thread tells them where its ranks are, until `tell_last`."""
+
+    def __init__(self, actors: list[Any]):
+        super().__init__(actors)
+        self._told: dict[str, int] = {}
+        self._stopped = threading.Event()
+        self._teller = threading.Thread(target=self._tell, name="meter-placement", daemon=True)
+        self._teller.start()
+
+    def _tell(self) -> None:
+        while not self._stopped.wait(PLACEMENT_EVERY_S):
+            self._tell_once()
+
+    def _tell_once(self, last: bool = False) -> str | None:
+        """What went wrong, if anything did."""
+        try:
+            ranks = rank_counts()
+            # A node that had a rank once keeps it: dead actors may be forgotten.
+            ranks = {node: max(ranks.get(node, 0), self._told.get(node, 0)) for node in {*ranks, *self._told}}
+            if ranks != self._told or last:  # at last also those that were started again since
+                self._told = ranks
+                noted = [meter.place.remote(ranks) for meter in self]
+                ray.wait(noted, num_returns=len(noted), timeout=5)
+        except Exception as error:  # Ray raises many unrelated types here; all mean that it does not answer
+            return f"Ray did not say where the ranks were ({type(error).__name__}): what it last said stands, else all"
+        return None
+
+    def tell_last(self) -> str | None:
+        self._stopped.set()
+        self._teller.join()
+        return self._tell_once(last=True)
+
+
+def start_meters(run_dir: Path, meter: dict[str, Any], shared: bool) -> list[Any]:
+    """A running meter on every live node of the cluster. `meter`: interval_s, attempt, declared. shared: others may use
+    the cluster too, so that only where the ranks are is the run's."""
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)(MeterActor)
+    return Meters(
+        [
+            actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+                str(run_dir), name, dict(meter), shared
+            )
+            for node_id, name in node_names(ray.nodes()).items()
+        ]
+    )
+
+
+def joined() -> bool:
+    """Whether this process joined a cluster that somebody else started, where others may run too."""
+    node = ray_worker._global_node
+    return node is None or not node.head
+
+
+def rank_counts() -> dict[str, int]:
+    """{Ray's node id: how many ranks of this job were placed there}, ended ones included."""
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    places = [
+        actor["Address"]["NodeID"]
+        for actor in actor_table(job_id=job).values()
+        if actor["ActorClassName"].rpartition(".")[2] == RANK_CLASS
+    ]
+    return dict(Counter(place for place in places if place.strip("f")))  # Ray writes "no node" in so many f
+
+
+def node_names(nodes: list[dict[str, Any]]) -> dict[str, str]:
+    """{Ray's node id: name} of the live nodes: the host's, with the address where hosts share one.
+
+    The same on every attempt, unlike Ray's ids: a node's ledger is continued when the run is.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    hosts = Counter(node["NodeManagerHostname"] for node in alive)
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        if hosts[node["NodeManagerHostname"]] == 1
+        else f"{node['NodeManagerHostname']}-{node['NodeManagerAddress']}"
+        for node in alive
+    }
+
+
+def mark_attempt(meters: list[Any], attempt: int) -> None:
+    """Tells the meters that another attempt has begun. Nobody waits: one that is gone learns it from run.json."""
+    for meter in meters:
+        meter.mark.remote(attempt)
+
+
+def describe_meters(meters: list[Any]) -> list[dict[str, Any]]:
+    return ray.get([meter.describe.remote() for meter in meters], timeout=60)
+
+
+def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Stops each meter after a last reading; their descriptions, and what could not be stopped in order.
+
+    The ledger of such a meter holds what was read until then.
+    """
+    described: list[dict[str, Any]] = []
+    faults: list[str] = []
+    if isinstance(meters, Meters) and (fault := meters.tell_last()) is not None:
+        faults.append(fault)
+    for meter in meters:
+        try:
+            described.append(ray.get(meter.stop.remote(), timeout=10))
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+            faults.append(f"a meter could not be stopped in order: {type(error).__name__}")
+    return described, faults

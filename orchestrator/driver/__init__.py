@@ -1,0 +1,1 @@
+"""The driver of a run: attempts, failures, stops, and the record at every end."""

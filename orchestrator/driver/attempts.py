@@ -1,0 +1,191 @@
+"""A run's folder over its attempts: one driver at a time, resumed only as what it was, never left as running."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from energy.runs import SERIES, RunFolder, replace_file, require_run_name
+from orchestrator.checkpoints.saved import remove_partial
+from orchestrator.driver.run_lock import RunLock, require_known_version
+from orchestrator.driver.skipped import keep_skipped
+from orchestrator.spec.experiment import Experiment
+from orchestrator.spec.file import BadInput, load_experiment
+
+RESERVE = ".reserve"
+RESERVE_BYTES = 2**20
+RESUMABLE = {
+    "data.cache",
+    "training.evaluate_every_steps",
+    "training.checkpoint_every_steps",
+    "training.micro_batch_sequences",
+    "training.nonfinite_loss",
+    # How a step is computed, not what.
+    "training.activation_checkpointing",
+    "training.attention",
+    "training.compile",
+    "training.gradient_reduction",
+}
+LOST = "the process that ran it ended without a word (killed, or the machine went down)"
+
+
+class Claim:
+    """A run folder that this process alone works on (driver.run_lock); BadInput names another that does."""
+
+    def __init__(self, folder: RunFolder, say: Callable[[str], None] = lambda text: None):
+        self.folder = folder
+        self._lock = RunLock(folder.path, say)
+
+    def hold_space(self) -> None:
+        """Keeps room for the end: a full disk must not keep a run from saying how it ended. OSError when full."""
+        (self.folder.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))  # random: not to be compressed away
+
+    def free_space(self) -> None:
+        (self.folder.path / RESERVE).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        self.free_space()
+        self._lock.release()
+
+
+def run_path(runs_dir: Path, name: str) -> Path:
+    """Where a new run will lie; BadInput when its name is taken or is no name."""
+    try:
+        require_run_name(name)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    path = (runs_dir / name).resolve()
+    if path.exists():
+        raise BadInput(f"the run {path} exists; give another --name, or go on with it: --resume {path}")
+    return path
+
+
+def claim_new(path: Path) -> Claim:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise BadInput(f"the run {path} was made by another process in the meantime; give another --name") from None
+    return Claim(RunFolder(path))
+
+
+def discard(path: Path) -> None:
+    """Removes a folder in which nothing happened, so that its name is free again."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Before:
+    """What an attempt writes over before it may still be refused, as it was: each file's bytes, None without one."""
+
+    FILES = ("run.json", "experiment.yaml", "tokenizer.model", SERIES)
+
+    def __init__(self, folder: RunFolder):
+        self._folder = folder.path
+        self._bytes = {name: _bytes_of(folder.path / name) for name in self.FILES}
+
+    def restore(self) -> None:
+        for name, was in self._bytes.items():
+            path = self._folder / name
+            if was is None:
+                path.unlink(missing_ok=True)
+            elif _bytes_of(path) != was:
+                replace_file(path, was)
+
+
+def undo(folder: RunFolder, before: Before | None) -> None:
+    """Leaves no trace of an attempt that was refused: the run as it was `before`, or of a new one nothing."""
+    if before is None:
+        discard(folder.path)
+    else:
+        before.restore()
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def resumable(experiment: Experiment, path: Path) -> tuple[RunFolder, list[str]]:
+    """The run in `path` and the keys in which the spec differs from its own; BadInput where that is too much."""
+    spec = path / "experiment.yaml"
+    if not spec.exists():
+        raise BadInput(f"{path} is not a run: it has no experiment.yaml")
+    require_known_version(RunFolder(path))
+    before = _flat(load_experiment(spec).model_dump(mode="json"))
+    now = _flat(experiment.model_dump(mode="json"))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    refused = [
+        key for key in changed if key.split(".")[0] in ("model", "data", "training", "seed") and key not in RESUMABLE
+    ]
+
+    def said(key: str) -> str:
+        return f"{key} ({before.get(key, 'not there')} then, {now.get(key, 'not there')} now)"
+
+    if refused:
+        raise BadInput(
+            f"the spec differs from the run's in {', '.join(map(said, refused))}: a resumed run would mean nothing; "
+            f"undo the change, or start a new run"
+        )
+    folder = RunFolder(path.resolve())
+    if folder.read_run().get("status") == "completed":
+        raise BadInput(f"{folder.path} is complete: there is nothing to go on with")
+    return folder, [said(key) for key in changed]
+
+
+def require_same_data(folder: RunFolder, tokenizer_path: Path, description: dict[str, Any]) -> None:
+    """BadInput when the text or the tokenizer of a resumed run are no longer what they were."""
+    kept = folder.path / "tokenizer.model"
+    previous = folder.read_run().get("data") or {}
+    sizes = ("train_tokens", "validation_tokens", "unigram_entropy_nats")
+    same = all(previous.get(key) == description[key] for key in sizes)
+    if kept.exists() and previous and not (same and kept.read_bytes() == tokenizer_path.read_bytes()):
+        raise BadInput(
+            f"the text or the tokenizer changed since {folder.path} was started ({previous.get('train_tokens')} "
+            f"training tokens then, {description['train_tokens']} now): a resumed run would mean nothing; "
+            "bring the old files back, or start a new run"
+        )
+
+
+def settle(folder: RunFolder) -> bool:
+    """Writes down that an attempt was lost, if run.json says that it runs; the caller holds the claim.
+
+    Its end is the last thing that it wrote: what came after is nobody's work.
+    """
+    run = folder.read_run()
+    attempts = [dict(attempt) for attempt in run.get("attempts") or []]
+    open_ones = [attempt for attempt in attempts if attempt.get("status") == "running"]
+    if run.get("status") != "running" and not open_ones:
+        return False
+    ended = _last_written(folder)
+    for attempt in open_ones:
+        attempt |= {"status": "lost", "ended_unix_s": max(ended, attempt["started_unix_s"])}
+    folder.update_run(status="lost", attempts=attempts, ended_unix_s=ended, error=LOST)
+    remove_partial(folder.path / "checkpoints")
+    keep_skipped(folder)
+    return True
+
+
+def settle_if_dead(folder: RunFolder) -> bool:
+    """`settle` for a run that nobody works on; False for one that lives."""
+    try:
+        claim = Claim(folder)
+    except BadInput:
+        return False
+    try:
+        return settle(folder)
+    finally:
+        claim.release()
+
+
+def _last_written(folder: RunFolder) -> float:
+    """When the run last wrote, in unix s: a reading, a metric, a checkpoint, or run.json itself."""
+    places = ("metrics/*.jsonl", "energy/*", "live/*", "checkpoints/step-*/.metadata", "run.json")
+    times = [path.stat().st_mtime for pattern in places for path in folder.path.glob(pattern)]
+    return max(times, default=time.time())
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {prefix: value}
+    return {k: v for key, child in items for k, v in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()}

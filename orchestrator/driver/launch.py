@@ -1,0 +1,200 @@
+"""Ray around the training: starts or joins a cluster, and runs the ranks as Ray Train workers."""
+
+import contextlib
+import os
+import textwrap
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from orchestrator.driver.endings import last_line
+from orchestrator.ranks.worker import Job
+from orchestrator.spec.experiment import Experiment
+
+# Measured: without these a run of Ray Train prints a dozen lines that mean nothing to the user, starts a watcher
+# process for cloud preemptions, and changes the workers' folder so that relative paths are not found. Ray also starts
+# its workers at niceness 15, behind its own dashboard and every other program of the machine: here they are the work.
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+    # How long Ray Train may take to see that a worker is gone, in s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2",
+    # How long it waits for room for the workers before it says so; its own default is 60. Without a lost machine, which
+    # Ray counts until its heartbeats are missed, an elastic run goes on sooner.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+}
+# Of a Ray of our own, whose processes share the cores with the ranks: with these, and without the dashboard and the
+# actors below, they take less of it (`helpers_cores` in benchmarks/results/overhead.json says how much is left).
+OWN_RAY_ENVIRONMENT = {
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_metrics_report_interval_ms": "30000",
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+# Ray Train starts an actor for each: one looks every second whether the controller lives, to free its placement group,
+# which ends with a Ray of our own in any case; one hands out data sets, of which there are none.
+UNNEEDED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+# glibc hands large arrays back to the system when they are freed, and the next step faults every page in again: a sixth
+# of a step's CPU time, measured. One arena, because the others, which threads get, are given back whole regardless.
+CPU_RANK_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**40),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_ARENA_MAX": "1",
+}
+CONTROLLER_CLASS = "TrainController"
+ABANDON_S = 20.0
+LONGEST_REASON = 160  # characters; Ray's own may be twenty lines of a log, which logs/ray.log has whole
+# Processes of a local Ray that keep their priority: the ranks, the meters, and what answers Ray's health checks. The
+# others (agents, log monitors, Ray Train's helper actors) only make a rank wait.
+UNHURRIED_NICENESS = 19
+KEEP_PRIORITY = ("ray::RayTrainWorker", "ray::MeterActor", "raylet", "gcs_server")
+
+
+def start_ray(experiment: Experiment) -> None:
+    """Joins the cluster of the spec, or starts a local one with a slot for each worker; RuntimeError if it cannot."""
+    address = _cluster_address(experiment.cluster.address)
+    for key, value in (RAY_ENVIRONMENT | ({} if address else OWN_RAY_ENVIRONMENT)).items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
+    if address:
+        options["address"] = address
+    else:
+        # A laptop with fewer cores than workers still trains; Ray only counts slots.
+        options.update(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, experiment.cluster.workers),
+            include_dashboard=False,
+            object_store_memory=128 * 2**20,
+        )
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises many unrelated types here; all mean that there is no cluster
+        what = f"Ray at {address} could not be joined" if address else "Ray did not start on this machine"
+        need = "" if address else " (it needs some twenty free ports and 2 GB of free memory)"
+        said = textwrap.shorten(last_line(str(error)) or repr(error), LONGEST_REASON, placeholder=" ...")
+        raise RuntimeError(f"{what}{need}: {said}") from error
+
+
+def _cluster_address(wanted: str | None) -> str | None:
+    """The cluster to join, or None for a local one of our own."""
+    return wanted or os.environ.get("RAY_ADDRESS")
+
+
+class Training(threading.Thread):
+    """Ray Train's blocking `fit` on its own thread, so that the main thread can show progress and take Ctrl-C."""
+
+    def __init__(self, job: Job, workers: int, device: str, storage: str):
+        super().__init__(name="ray-train", daemon=True)
+        self._job, self._workers, self._device, self._storage = job, workers, device, storage
+        self.complete: bool | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig
+
+        environment = {"PYTHONWARNINGS": "ignore"} | (CPU_RANK_ENVIRONMENT if self._device == "cpu" else {})
+        own_cluster = _cluster_address(self._job.experiment["cluster"].get("address")) is None
+        trainer = _trainer_class(own_cluster)(
+            _train_function,
+            train_loop_config={
+                "job": asdict(self._job),
+                "own_cluster": own_cluster,
+            },
+            torch_config=TorchConfig(backend="nccl" if self._device == "cuda" else "gloo"),
+            scaling_config=ScalingConfig(num_workers=self._workers, use_gpu=self._device == "cuda"),
+            run_config=RunConfig(
+                name="ray-train",
+                storage_path=self._storage,
+                worker_runtime_env={"env_vars": environment},
+                # Whoever starts an attempt decides about the next (orchestrator.driver.supervise).
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            ),
+        )
+        try:
+            self.complete = trainer.fit().return_value
+        except Exception as error:
+            self.error = error
+
+    def abandon(self) -> None:
+        """Ends a training that still runs, by its controller, with which its workers end.
+
+        Before `ray.shutdown`: a thread that asks Ray for anything after that ends the whole process (exit code 1), and
+        no record would be written.
+        """
+        import ray
+        from ray._private.state import actors as actor_table
+        from ray._private.worker import global_worker
+
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        until = time.monotonic() + ABANDON_S
+        while self.is_alive() and time.monotonic() < until:
+            for actor_id, actor in actor_table(job_id=job).items():
+                if actor["ActorClassName"].rpartition(".")[2] == CONTROLLER_CLASS and actor["State"] != "DEAD":
+                    global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+            self.join(timeout=0.5)
+
+
+def _trainer_class(own_cluster: bool) -> Any:
+    """Ray Train's trainer; in a Ray of our own without what is only needed in others' (a Ray that calls these otherwise
+    starts them as before)."""
+    from ray.train.torch import TorchTrainer
+
+    class OwnTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [
+                each for each in super()._create_default_callbacks() if type(each).__name__ not in UNNEEDED_CALLBACKS
+            ]
+
+    return OwnTrainer if own_cluster else TorchTrainer
+
+
+def _train_function(config: dict[str, Any]) -> bool:
+    import ray
+    import torch
+
+    from orchestrator.ranks.worker import run_rank
+
+    job = Job(**config["job"])
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // torch.distributed.get_world_size()))
+    if config["own_cluster"] and torch.distributed.get_rank() == 0:
+        _quieten_helpers()
+    try:
+        return run_rank(job)
+    except Exception as error:
+        # Ray sends it to the driver. Of one that cannot travel (it holds a process group, or a compiler's state) the
+        # driver would only hear that it cannot.
+        try:
+            ray.cloudpickle.dumps(error)
+        except Exception:
+            traceback.print_exc()
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise
+
+
+def _quieten_helpers() -> None:
+    """Lets Ray's helper processes run in the gaps of the training only; all of them exist when a rank starts.
+
+    Only in a Ray of our own: the priorities of a shared cluster are not ours to set.
+    """
+    raylet = psutil.Process().parent()
+    driver = raylet.parent() if raylet is not None else None
+    for process in driver.children(recursive=True) if driver is not None else ():
+        # A process that ends meanwhile, or a title that cannot be read, costs nothing but its own share.
+        with contextlib.suppress(psutil.Error, IndexError):
+            title = process.cmdline()[0]
+            if not title.startswith(KEEP_PRIORITY[:2]) and process.name() not in KEEP_PRIORITY[2:]:
+                process.nice(UNHURRIED_NICENESS)

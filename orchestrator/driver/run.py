@@ -1,0 +1,344 @@
+"""The driver of a run: data, Ray, meters, training, and in every case the record and the report at the end."""
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from energy.runs import STOP_FILE, RunFolder, replace_file, write_json
+from orchestrator.budget.before import require_budget
+from orchestrator.budget.watch import BudgetSpent
+from orchestrator.checkpoints.saved import newest_complete
+from orchestrator.cluster.reach import require_cluster
+from orchestrator.data.prepare import PreparedCorpus, prepare_corpus
+from orchestrator.driver import attempts as attempt_files
+from orchestrator.driver.accounting import accounting_of, ask_for_series, keep_series_file, model_figures
+from orchestrator.driver.attempts import Claim
+from orchestrator.driver.endings import advice, cause
+from orchestrator.driver.in_use import in_words, keep_choices
+from orchestrator.driver.revision import code_revision
+from orchestrator.driver.run_watch import RunWatch
+from orchestrator.driver.skipped import keep_skipped
+from orchestrator.driver.stops import Stops
+from orchestrator.jobs import inside as inside_job
+from orchestrator.models.folder import ModelFolder, initial_weights
+from orchestrator.screens.run import RayLog, RunScreen
+from orchestrator.spec.experiment import Experiment
+from orchestrator.spec.file import BadInput, dump_experiment
+
+PLAN = "plan.json"
+PACKAGES = ("hoofprint", "torch", "ray", "codecarbon", "nvidia-ml-py", "sentencepiece")
+RAY_LOG = Path("logs") / "ray.log"
+
+
+class _Ending:
+    """How the run ended; written to run.json once, by whoever gets there first."""
+
+    def __init__(self, claim: Claim, attempts: list[dict[str, Any]], screen: RunScreen):
+        self._claim, self._attempts, self._screen = claim, attempts, screen
+        self.status: str | None = None
+        self.error: str | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that runs, from 1."""
+        return len(self._attempts)
+
+    def again(self, error: str | None, workers: int) -> float:
+        """The attempt failed, or made room for more workers, and another begins; its start in unix s."""
+        now = time.time()
+        status = {"status": "failed", "error": error} if error else {"status": "stopped"}
+        self._attempts[-1] |= {"ended_unix_s": now, **status}
+        self._attempts.append({"started_unix_s": now, "status": "running", "attempt": self.attempt + 1})
+        self._claim.folder.update_run(attempts=self._attempts, world_size=workers)
+        return now
+
+    def write(self, status: str, error: str | None = None, **more: Any) -> None:
+        """more: further keys of run.json."""
+        if self.status is not None:
+            return
+        self.status, self.error = status, error
+        ended = time.time()
+        self._attempts[-1] |= {"ended_unix_s": ended, "status": status}
+        self._claim.free_space()
+        ends = {"status": status, "attempts": self._attempts, "ended_unix_s": ended, "error": error}
+        try:
+            self._claim.folder.update_run(**ends, **more)
+        except OSError as refusal:
+            self._screen.failed([f"run.json could not be written, it still says running: {refusal}"])
+
+
+def run_experiment(
+    experiment: Experiment,
+    runs_dir: Path,
+    screen: RunScreen,
+    run_id: str | None = None,
+    resume: Path | None = None,
+    spec: Path | None = None,
+    profile_steps: int = 0,
+) -> tuple[RunFolder, int]:
+    """Trains and accounts; the run folder and the exit code (0 done, 3 stopped by its budget, 130 by Ctrl-C, 1 failed).
+
+    BadInput when the run cannot start; then nothing of it is left, and a resumed run is as it was.
+    """
+    # What a second look would find is refused first: building the corpus may take an hour.
+    if resume:
+        existing, changed = attempt_files.resumable(experiment, resume)
+    else:
+        inside_job.require_lasting(runs_dir)
+        path = attempt_files.run_path(runs_dir, run_id or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    require_cluster(experiment.cluster.address)
+    for doubt in [*experiment.doubts, *inside_job.doubts(experiment.data.cache)]:
+        screen.note(f"note: {doubt}")
+    prepared = prepare_corpus(experiment, screen.progress)
+    weights = None
+    if not resume or newest_complete(existing.path / "checkpoints") is None:  # else nobody reads them again
+        weights = initial_weights(experiment, prepared.tokenizer_path, prepared.vocab_size)
+    if resume:
+        claim = Claim(existing, screen.note)
+    else:
+        claim = attempt_files.claim_new(path)
+    try:
+        if resume:
+            attempt_files.require_same_data(claim.folder, prepared.tokenizer_path, prepared.description)
+            if attempt_files.settle(claim.folder):
+                screen.note(f"the attempt before was lost: {attempt_files.LOST}")
+            if changed:
+                screen.note(f"changed since the run was started: {', '.join(changed)}")
+            require_budget(experiment, claim.folder)
+        return _run(experiment, claim, prepared, weights, screen, spec, not resume, profile_steps)
+    finally:
+        claim.release()
+
+
+def _run(
+    experiment: Experiment,
+    claim: Claim,
+    prepared: PreparedCorpus,
+    weights: ModelFolder | None,
+    screen: RunScreen,
+    spec: Path | None,
+    fresh: bool,
+    profile_steps: int,
+) -> tuple[RunFolder, int]:
+    folder, started = claim.folder, time.time()  # the corpus is made by now: what it took is no training time
+    previous = {} if fresh else folder.read_run()
+    before = None if fresh else attempt_files.Before(folder)
+    attempts = [*previous.get("attempts", []), {"started_unix_s": started, "status": "running"}]
+    attempts[-1] |= {"attempt": len(attempts)}
+    ending = _Ending(claim, attempts, screen)
+    try:
+        claim.hold_space()
+        for old in (folder.path / STOP_FILE, *folder.path.glob("live/*.json")):  # of the attempt before
+            old.unlink(missing_ok=True)
+        (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
+        described = _describe(experiment, folder, prepared, attempts)
+        if weights is not None:
+            described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
+        replace_file(folder.path / "experiment.yaml", dump_experiment(experiment))
+        folder.write_run(previous | described | {"hosts": previous.get("hosts", described["hosts"])})
+        keep_series_file(experiment, folder)
+        if fresh:
+            _write_plan(experiment, folder)
+    except (OSError, ValueError):
+        claim.free_space()
+        attempt_files.undo(folder, before)
+        raise
+    over: BudgetSpent | None = None
+    with Stops(folder.path / STOP_FILE, screen, lambda: ending.write("stopped")) as stops:
+        with RayLog(folder.path / RAY_LOG) as log:
+            try:
+                complete = _train(
+                    experiment, claim, prepared.path, weights, started, ending, screen, stops, profile_steps
+                )
+                ending.write("completed" if complete else "stopped")
+            except BudgetSpent as spent:
+                over = spent
+                ending.write("budget", budget=spent.document)
+            except BadInput:
+                attempt_files.undo(folder, before)
+                raise
+            except KeyboardInterrupt:
+                ending.write("stopped")
+            except Exception as error:
+                log.append(traceback.format_exc())
+                ending.write("failed", cause(error))
+        accounted = _account(experiment, folder, screen)
+    if over is not None:
+        more = ["--set", over.option]
+        screen.failed([over.in_words, *advice("", folder.path, spec, more)])
+    elif ending.status != "completed":
+        what = f"the run failed: {ending.error}" if ending.error else "the run was stopped"
+        screen.failed([what, *advice(ending.error or "", folder.path, spec)], folder.path / RAY_LOG)
+    return folder, {"completed": 0 if accounted else 1, "stopped": 130, "budget": 3}.get(ending.status or "", 1)
+
+
+def _train(
+    experiment: Experiment,
+    claim: Claim,
+    corpus: Path,
+    weights: ModelFolder | None,
+    started: float,
+    ending: _Ending,
+    screen: RunScreen,
+    stops: Stops,
+    profile_steps: int,
+) -> bool:
+    """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail, and
+    BudgetSpent when a budget stopped it."""
+    from orchestrator.cluster.capacity import choose_workers
+    from orchestrator.cluster.meters import describe_meters, joined, mark_attempt, start_meters, stop_meters
+    from orchestrator.driver.launch import start_ray
+    from orchestrator.driver.supervise import Supervision
+    from orchestrator.ranks.worker import Job
+
+    folder = claim.folder
+    start_ray(experiment)
+    import ray
+
+    stops.install()  # again: ray.init puts a handler of its own
+    meters: list[Any] = []
+    supervision: Supervision | None = None
+    try:
+        workers, device = choose_workers(experiment)
+        shared = joined() and not experiment.cluster.exclusive
+        meters = start_meters(folder.path, _metering(experiment, ending.attempt), shared)
+        described = describe_meters(meters)
+        earlier = folder.read_run()["hosts"] if ending.attempt > 1 else []
+        hosts = list(dict.fromkeys([*earlier, *(meter["node"] for meter in described)]))
+        run = folder.update_run(meters=described, hosts=hosts, world_size=workers, device_type=device)
+        watch = RunWatch(experiment, folder, run, screen.note, shared)
+        screen.opening(experiment, run)
+        start_from = None if weights is None else str(weights.checkpoint)
+        job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started, start_from, profile_steps)
+        told = 0  # the attempt whose choices were said
+
+        def again(error: str | None, workers: int) -> float:
+            begun = ending.again(error, workers)
+            mark_attempt(meters, ending.attempt)
+            watch.restarted(ending.attempt, workers)
+            return begun
+
+        def tick() -> None:
+            nonlocal told
+            watch.look()
+            screen.update(watch)
+            if watch.trained:
+                stops.gently()
+            if told < ending.attempt and (choices := keep_choices(folder, ending.attempt)) is not None:
+                told = ending.attempt
+                screen.note(f"  {in_words(choices)}")
+            for text in stops.notes():
+                screen.note(text)
+
+        supervision = Supervision(experiment, folder, job, again, tick, screen.note)
+        with screen.live(watch):
+            complete = supervision.run(workers, device)
+        if profile_steps:
+            screen.note(_profile(folder))
+        if not complete:
+            watch.ended()
+        return complete
+    finally:
+        stops.finishing()
+        if supervision is not None:
+            supervision.abandon()
+        claim.free_space()  # before the last readings: a full disk still has room for them
+        keep_choices(folder, ending.attempt)
+        keep_skipped(folder)
+        described, faults = stop_meters(meters)
+        if described:
+            folder.update_run(meters=described)  # with what came up while they ran
+        for fault in faults:
+            screen.note(fault)
+        ray.shutdown()
+
+
+def _profile(folder: RunFolder) -> str:
+    """The table of the profiler, and where the trace lies; or why there is none."""
+    table = folder.path / "profile" / "profile.txt"
+    if not table.exists():
+        return "no profile was recorded: the training had no step after the first ones"
+    return f"{table.read_text(encoding='utf-8')}  trace for ui.perfetto.dev: {table.with_name('trace.json.gz')}"
+
+
+def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
+    """How each node is metered (orchestrator.cluster.meters)."""
+    energy = experiment.energy
+    declared = {
+        "baseline_w": energy.node_baseline,
+        "baseline_source": energy.node_baseline_source,
+        "power_command": energy.node_power_command,
+        "power_file": str(energy.node_power_file) if energy.node_power_file else None,
+    }
+    return {"interval_s": energy.sample_interval, "attempt": attempt, "declared": declared}
+
+
+def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:
+    config = experiment.llama_config(prepared.vocab_size)
+    return {
+        "run_id": folder.path.name,
+        "name": experiment.name,
+        "status": "running",
+        "purpose": experiment.purpose,
+        "created_unix_s": attempts[0]["started_unix_s"],
+        "ended_unix_s": None,
+        "error": None,
+        "budget": None,  # what stopped it, if a budget does
+        "code_revision": code_revision(),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "attempts": attempts,
+        "hosts": [socket.gethostname()],
+        "world_size": experiment.cluster.workers,
+        "device_type": None,
+        "model": model_figures(config),
+        "data": prepared.description,
+        "planned_tokens": experiment.total_steps * experiment.training.batch_tokens,
+        **accounting_of(experiment),
+        "training": {},  # what `auto` becomes is the ranks' decision: see keep_choices
+        "meters": [],
+        "command": shlex.join(["hoofprint", *sys.argv[1:]]),
+    }
+
+
+def _write_plan(experiment: Experiment, folder: RunFolder) -> None:
+    """What is expected, from earlier runs beside this one or published figures, while nothing of it is known yet."""
+    from orchestrator.plan import PlanOptions, make_plan
+
+    plan = make_plan(experiment, folder.path.parent, PlanOptions(strict=False))
+    write_json(folder.path / PLAN, {"plan": plan, "outcome": None})
+
+
+def _compare_with_plan(folder: RunFolder, footprint: dict[str, Any]) -> None:
+    """Puts what happened, and why it differs, beside the plan. A run from before there were plans has none."""
+    from orchestrator.plan import compare
+
+    file = folder.path / PLAN
+    if file.exists():
+        plan = json.loads(file.read_text(encoding="utf-8"))["plan"]
+        write_json(file, {"plan": plan, "outcome": compare(plan, footprint)})
+
+
+def _account(experiment: Experiment, folder: RunFolder, screen: RunScreen) -> bool:
+    """Writes record and report; False, and what to do, when they could not be written."""
+    from dashboards.report import write_report
+    from energy.records.record import write_record
+
+    try:
+        ask_for_series(experiment, folder)
+        footprint = write_record(folder)
+        _compare_with_plan(folder, footprint)
+        html, _ = write_report(folder)
+    except Exception as error:  # whatever it is, the run's files are there and the report can be had from them
+        screen.failed(
+            [f"the report could not be written: {cause(error)}", f"write it later: hoofprint report {folder.path}"]
+        )
+        return False
+    screen.closing(folder, footprint, html)
+    return True

@@ -1,0 +1,198 @@
+"""The attempts of a training within one command: what is lost by no fault of its own is started again.
+
+Ray Train could do so by itself (`FailureConfig`), but it does not tell a killed worker from a loss that is not finite,
+counts failures over the whole run and not those without a step forward between them, and does not say which attempt
+it is at. So each attempt is a `fit` of its own, which takes some seconds more. The meters go on meanwhile.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from energy.accounting.account import LOST
+from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
+from orchestrator.checkpoints.saved import newest_complete, remove_partial, step_of
+from orchestrator.cluster.capacity import choose_workers, ranks_to_lose
+from orchestrator.driver.failures import Failure, TrainingLost
+from orchestrator.driver.launch import Training
+from orchestrator.live.progress import Tail
+from orchestrator.ranks.worker import Job
+from orchestrator.spec.experiment import Experiment
+from orchestrator.spec.file import BadInput
+
+POLL_S = 0.5
+LOOK_S = 5.0  # how often Ray is asked for machines that come and go; a cloud announces it half a minute ahead
+RETURN_S = 600.0  # how long a run waits for lost machines that it cannot do without
+
+
+class Supervision:
+    """Starts a training, and again when it was lost.
+
+    again(error, workers): opens the next attempt in run.json and for the meters; its start in unix s. Without an error
+    the one before was ended in order.
+    tick(): called about twice a second. say(text): for people.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        job: Job,
+        again: Callable[[str | None, int], float],
+        tick: Callable[[], None],
+        say: Callable[[str], None],
+    ):
+        self._experiment, self._folder, self._job = experiment, folder, job
+        self._again, self._tick, self._say = again, tick, say
+        self._attempt = len(folder.read_run()["attempts"])
+        self._training: Training | None = None
+        self._failures, self._step = 0, self._saved_step()
+        (folder.path / RESIZE_FILE).unlink(missing_ok=True)
+        self._waits = False  # for room; said once
+        self._tail = Tail(folder.metrics_file(0))
+
+    def run(self, workers: int, device: str) -> bool:
+        """True when all was trained, False when it was asked to stop; raises what made the last attempt fail."""
+        while True:
+            training = self._train(workers, device)
+            failure = None
+            if training.error is not None:
+                failure = Failure.of(training.error, self._folder, self._attempt)
+                self._require_another_start(failure, training.error)
+            elif training.complete or not self._makes_room():
+                return bool(training.complete)
+            before, (workers, device) = workers, self._next_workers(failure)
+            if failure is None or not failure.never_began or workers != before:
+                self._begin(failure, before, workers)
+            elif not self._waits:
+                self._waits = True
+                self._say(f"{failure.said}, {workers} on {device}: waiting until others leave it")
+
+    def _train(self, workers: int, device: str) -> Training:
+        """One attempt, to its end."""
+        self._training = training = Training(self._job, workers, device, str(self._folder.path / "logs"))
+        look = time.monotonic() + LOOK_S
+        training.start()
+        while training.is_alive():
+            training.join(timeout=POLL_S)
+            self._tell()
+            self._tick()
+            if time.monotonic() >= look:
+                look += LOOK_S
+                self._look_around(workers)
+        self._tell()
+        return training
+
+    def _begin(self, failure: Failure | None, before: int, workers: int) -> None:
+        """Opens the next attempt."""
+        self._step = self._saved_step()
+        started = self._again(failure.said if failure else None, workers)
+        if failure:
+            close_attempt(self._folder, self._attempt, started)
+        remove_partial(self._folder.path / "checkpoints")
+        self._attempt += 1
+        self._job = replace(self._job, started_unix_s=started)
+        since = f"step {self._step}" if self._step else "the start, for want of a checkpoint"
+        others = f" with {workers} workers instead of {before}" if workers != before else ""
+        self._say(f"attempt {self._attempt} goes on from {since}{others}{f': {failure.said}' if failure else ''}")
+
+    def _look_around(self, workers: int) -> None:
+        """Asks the trainer to end in order where ranks will lose their machine, or where an elastic run can have more
+        workers than it has."""
+        cluster, resize = self._experiment.cluster, self._folder.path / RESIZE_FILE
+        if self._asked_to_stop or resize.exists():
+            return
+        try:
+            lost = ranks_to_lose()
+            wants = not lost and cluster.min_workers is not None and workers < cluster.workers
+            more = choose_workers(self._experiment)[0] if wants else workers
+        except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
+            return
+        if lost:
+            self._say(f"the machine of {lost} of {workers} ranks is to be taken away: a checkpoint, and on elsewhere")
+        elif more > workers:
+            self._say(f"there is room for {more} workers again: a checkpoint, and on with them")
+        else:
+            return
+        resize.touch()
+
+    def _makes_room(self) -> bool:
+        """Whether a training that ended in order did so for other machines, and not because the run is to stop."""
+        resize = self._folder.path / RESIZE_FILE
+        asked = resize.exists()
+        resize.unlink(missing_ok=True)
+        return asked and not self._asked_to_stop
+
+    def abandon(self) -> None:
+        if self._training is not None:
+            self._training.abandon()
+
+    def _tell(self) -> None:
+        """Says what rank 0 wants people to hear of."""
+        for event in self._tail.read():
+            if event.get("event") == "warning":
+                self._say(event["said"])
+            elif event.get("event") == "skipped":
+                of = f"sequences {event['first_sequence']:,} to {event['last_sequence']:,}"
+                self._say(f"step {event['step']:,} was skipped: {event['reason']} ({of})")
+
+    def _require_another_start(self, failure: Failure, error: Exception) -> None:
+        """Raises where another attempt would end like this one, or where one too many has."""
+        step = self._saved_step()
+        if not failure.never_began:
+            self._failures = 1 if step > self._step else self._failures + 1
+        self._step = step
+        if not failure.transient:
+            raise error
+        if self._asked_to_stop:
+            raise TrainingLost(f"{failure.said}, while the run was to stop") from error
+        most = self._experiment.cluster.max_failures
+        if self._failures > most:
+            times = f", {self._failures} times without a new checkpoint" if most else ""
+            raise TrainingLost(f"{failure.said}{times} (cluster.max_failures is {most})") from error
+
+    def _next_workers(self, failure: Failure | None) -> tuple[int, str]:
+        """(workers, device) of the next attempt; waits for lost machines where those that are left are too few."""
+        why = f"{failure.said}; " if failure else ""
+        until = time.monotonic() + RETURN_S
+        waiting = False
+        while True:
+            try:
+                return choose_workers(self._experiment)
+            except BadInput as too_few:
+                if not waiting:
+                    self._say(f"{why}waiting for machines to come back: {too_few}")
+                waiting = True
+                if time.monotonic() > until or self._asked_to_stop:
+                    raise TrainingLost(f"{why}none came back: {too_few}") from None
+            time.sleep(POLL_S)
+            self._tick()
+
+    @property
+    def _asked_to_stop(self) -> bool:
+        return (self._folder.path / STOP_FILE).exists()
+
+    def _saved_step(self) -> int:
+        newest = newest_complete(self._folder.path / "checkpoints")
+        return step_of(newest) if newest is not None else 0
+
+
+def close_attempt(folder: RunFolder, attempt: int, ended_unix_s: float) -> None:
+    """Marks the time from the last mark of a dead attempt to its end as lost: rank 0 could not say so any more."""
+    ends = [
+        event.get("end_unix_s", event.get("time_unix_s"))
+        for event in folder.events()
+        if event.get("attempt") == attempt and event.get("event") in ("phase", "step", "skipped", "evaluation")
+    ]
+    start = max((end for end in ends if end is not None), default=None)
+    if start is None or start >= ended_unix_s:
+        return
+    mark = {"attempt": attempt, "event": "phase", "phase": LOST, "start_unix_s": start, "end_unix_s": ended_unix_s}
+    # One write, after a line that a kill may have torn.
+    file = os.open(folder.metrics_file(0), os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(file, b"\n" + json.dumps(mark).encode() + b"\n")
+    finally:
+        os.close(file)

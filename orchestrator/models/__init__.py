@@ -1,0 +1,1 @@
+"""Trained models as folders: imported, exported, and texts drawn from them."""

@@ -1,0 +1,1 @@
+"""What runs on each worker: the loop, its steps, and the watch over them."""

@@ -1,0 +1,1 @@
+"""The experiment: one YAML file, checked as a whole before anything starts."""

@@ -1,0 +1,82 @@
+"""Each joule once, over runs that meter the same devices at the same time."""
+
+from pathlib import Path
+
+import pytest
+from energy_fakes import FakeSensor, meter_fake, reading
+
+from energy.accounting.account import account_run
+from energy.accounting.merge import merge
+from energy.runs import RunFolder
+
+
+def metered(path: Path, first: int, last: int, uuid: str = "GPU-1", stop: bool = True, node: str = "n1") -> RunFolder:
+    run = RunFolder(path)
+    readings = [reading(energy_j=100.0 * t, power_w=100.0) for t in range(first, last + 1)]
+    meter_fake(run, [FakeSensor(uuid, readings)], [float(t) for t in range(first, last + 1)], stop=stop, node=node)
+    return run
+
+
+def test_overlapping_runs_count_a_device_once(tmp_path: Path) -> None:
+    runs = [metered(tmp_path / "a", 0, 60), metered(tmp_path / "b", 40, 100), metered(tmp_path / "c", 50, 55)]
+    assert sum(account_run(run).energy_j for run in runs) == pytest.approx(12500)
+    merged = merge(runs)
+    assert merged.energy_j == pytest.approx(10000)
+    assert merged.overlap_j == pytest.approx(2500)
+    assert merged.devices[0].runs == ["a", "b", "c"]
+
+
+def test_runs_apart_and_other_devices_add_up(tmp_path: Path) -> None:
+    runs = [metered(tmp_path / "a", 0, 10), metered(tmp_path / "b", 20, 30), metered(tmp_path / "c", 0, 10, "GPU-2")]
+    assert merge(runs).energy_j == pytest.approx(3000) and merge(runs).overlap_j == 0
+
+
+def test_a_gap_that_another_run_covered_is_not_counted_again(tmp_path: Path) -> None:
+    crashed = metered(tmp_path / "a", 0, 10, stop=False)
+    metered(tmp_path / "a", 30, 40)
+    assert merge([crashed]).energy_j == pytest.approx(4000)
+    assert merge([crashed, metered(tmp_path / "b", 5, 35)]).energy_j == pytest.approx(4000)
+
+
+def instance(path: Path, parts: dict[str, float], first: int = 0, last: int = 10, stop: bool = True) -> RunFolder:
+    """A run that metered a GPU of 100 W for some of its MIG instances."""
+    run = RunFolder(path)
+    sensor = FakeSensor("GPU-1", [reading(energy_j=100.0 * t, power_w=100.0) for t in range(first, last + 1)])
+    sensor.describe_more({"instances": parts, "share": min(1.0, sum(parts.values()))} if parts else {})
+    meter_fake(run, [sensor], [float(t) for t in range(first, last + 1)], stop=stop)
+    return run
+
+
+def test_two_mig_instances_of_one_gpu_each_have_their_share(tmp_path: Path) -> None:
+    runs = [instance(tmp_path / "a", {"MIG-a": 2 / 7}), instance(tmp_path / "b", {"MIG-b": 3 / 7}, 5, 15)]
+    merged = merge(runs)
+    assert merged.energy_j == pytest.approx(1000 * 2 / 7 + 1000 * 3 / 7) and merged.overlap_j == pytest.approx(0)
+    assert merged.energy_j == pytest.approx(sum(account_run(run).energy_j for run in runs))
+    again = instance(tmp_path / "c", {"MIG-b": 3 / 7, "MIG-c": 1 / 7}, 5, 15)
+    merged = merge([*runs, again])
+    assert merged.energy_j == pytest.approx(1000 * 2 / 7 + 1000 * 4 / 7)
+    assert merged.overlap_j == pytest.approx(1000 * 3 / 7)
+
+
+def test_instances_have_no_more_than_their_gpu(tmp_path: Path) -> None:
+    whole = instance(tmp_path / "whole", {})
+    parts = [instance(tmp_path / name, {f"MIG-{name}": 4 / 7}) for name in "ab"]
+    assert merge(parts).energy_j == pytest.approx(1000)
+    assert merge([whole, *parts]).energy_j == pytest.approx(1000)
+    assert merge([whole, *parts]).overlap_j == pytest.approx(8000 / 7)
+
+
+def test_the_gap_of_an_instance_is_its_share_of_the_gap(tmp_path: Path) -> None:
+    crashed = instance(tmp_path / "a", {"MIG-a": 2 / 7}, 0, 10, stop=False)
+    instance(tmp_path / "a", {"MIG-a": 2 / 7}, 30, 40)
+    assert account_run(crashed).energy_j == pytest.approx(4000 * 2 / 7)
+    assert merge([crashed]).energy_j == pytest.approx(4000 * 2 / 7)
+
+
+def test_two_ledgers_of_one_run_for_two_instances_both_count(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for node, parts in (("n1", {"MIG-a": 2 / 7}), ("n2", {"MIG-b": 3 / 7})):
+        sensor = FakeSensor("GPU-1", [reading(energy_j=100.0 * t, power_w=100.0) for t in range(11)])
+        sensor.describe_more({"instances": parts, "share": sum(parts.values())})
+        meter_fake(run, [sensor], [float(t) for t in range(11)], node=node)
+    assert account_run(run).energy_j == pytest.approx(1000 * 5 / 7)

@@ -1,0 +1,126 @@
+"""On a shared cluster a run has the nodes and GPUs of its ranks, and no others; what is left out is named."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from energy_fakes import FakeSensor, reading
+
+from energy.accounting.account import account_run
+from energy.accounting.merge import merge
+from energy.accounting.placement import ranks_event
+from energy.metering.meter import Meter
+from energy.records.footprint import make_footprint
+from energy.runs import RunFolder
+
+
+def metered(
+    run: RunFolder,
+    node: str,
+    events: list[dict],
+    attempt: int = 1,
+    start: int = 0,
+    more: Sequence[FakeSensor] = (),
+) -> None:
+    """Ten seconds of two GPUs of 100 W and a CPU of 10 W."""
+    times = [float(n) for n in range(start, start + 11)]
+    sensors = [FakeSensor(f"GPU-{node}-{k}", [reading(100.0 * t, 100.0) for t in times]) for k in range(2)]
+    sensors.append(FakeSensor(f"cpu@{node}", [reading(10.0 * t, 10.0) for t in times], kind="cpu"))
+    sensors += more
+    for sensor in sensors:
+        sensor.describe_more({"node": node})
+    now = [times[0]]
+    meter = Meter(
+        run.ledger_file(node), node=node, attempt=attempt, sensors=sensors, discover_sensors=False,
+        clock=lambda: (now[0], now[0]),
+    )  # fmt: skip
+    for now[0] in times:
+        if now[0] == times[5]:
+            for event in events:
+                meter.note(event)
+        meter.sample(last=now[0] == times[-1])
+
+
+def held(run: RunFolder, *uuids: str) -> None:
+    run.metrics_dir.mkdir(parents=True, exist_ok=True)
+    with open(run.metrics_file(0), "a") as file:
+        file.write(json.dumps({"event": "devices", "attempt": 1, "uuids": uuids}) + "\n")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def test_nodes_without_a_rank_are_left_out_and_named(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(0, shared=True, on_gpus=True), ranks_event(2, shared=True, on_gpus=True)])
+    metered(run, "n2", [ranks_event(0, shared=True, on_gpus=True)])
+    held(run, "GPU-n1-0", "GPU-n1-1")
+    account = account_run(run)
+    assert {device.node for device in account.devices} == {"n1"} and account.energy_j == pytest.approx(2100)
+    assert any("n2" in text and "2100 J" in text and "not in the total" in text for text in account.warnings)
+    assert merge([run]).energy_j == pytest.approx(2100)
+
+
+def test_gpus_of_others_on_a_node_of_ours_are_left_out_and_named(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(1, shared=True, on_gpus=True)])
+    held(run, "GPU-n1-0")
+    account = account_run(run)
+    assert {device.uuid for device in account.devices} == {"GPU-n1-0", "cpu@n1"}
+    assert account.energy_j == pytest.approx(1100) and "idle_devices" not in account.phases
+    assert any("1 GPUs of this shared node" in text and "1000 J" in text for text in account.warnings)
+    assert merge([run]).energy_j == pytest.approx(1100)
+
+
+def test_a_run_on_cpus_has_no_gpu_of_a_shared_node(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(1, shared=True, on_gpus=False)])
+    assert {device.uuid for device in account_run(run).devices} == {"cpu@n1"}
+
+
+@pytest.mark.parametrize("events", [[], [ranks_event(0, shared=False, on_gpus=True)]])
+def test_in_a_ray_of_our_own_or_where_nothing_was_noted_all_counts(run: RunFolder, events: list[dict]) -> None:
+    metered(run, "n1", events)
+    held(run, "GPU-n1-0")
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(2100)
+    assert account.phases["idle_devices"]["energy_j"] == pytest.approx(1000)
+
+
+def test_each_attempt_has_its_own_nodes(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(1, shared=True, on_gpus=False)])
+    metered(run, "n1", [ranks_event(0, shared=True, on_gpus=False)], attempt=2, start=20)
+    metered(run, "n2", [ranks_event(1, shared=True, on_gpus=False)], attempt=2, start=20)
+    account = account_run(run)
+    assert [attempt["energy_j"] for attempt in account.attempts] == pytest.approx([100, 100])
+
+
+def test_the_rest_of_a_shared_node_contains_no_gpu_of_others(run: RunFolder) -> None:
+    times = [float(n) for n in range(11)]
+    node = FakeSensor("node@n1", [reading(power_w=500.0) for _ in times], kind="node", method="integrated")
+    metered(run, "n1", [ranks_event(1, shared=True, on_gpus=True)], more=[node])
+    held(run, "GPU-n1-0")
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(5000 - 1000)
+    assert math.fsum(phase["energy_j"] for phase in account.phases.values()) == pytest.approx(account.energy_j)
+
+
+def test_the_record_s_hosts_are_the_run_s_own(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(2, shared=True, on_gpus=True)])
+    metered(run, "n2", [ranks_event(0, shared=True, on_gpus=True)])
+    held(run, "GPU-n1-0", "GPU-n1-1")
+    about = {"hosts": ["n1", "n2", "n3"], "meters": [{"node": node} for node in ("n1", "n2", "n3")]}
+    account = account_run(run)
+    assert account.other_nodes == ["n2"]
+    record = make_footprint(about, account, [], [])
+    assert record["hardware"]["hosts"] == ["n1", "n3"]
+    # A node whose ledger is not here is missing; one that was nobody's is not.
+    missing = [text for text in record["quality"]["warnings"] if text.startswith("no ledger of node")]
+    assert len(missing) == 1 and "no ledger of node n3" in missing[0]
+
+
+def test_a_node_that_had_a_rank_in_one_attempt_is_the_run_s(run: RunFolder) -> None:
+    metered(run, "n1", [ranks_event(1, shared=True, on_gpus=False)])
+    metered(run, "n1", [ranks_event(0, shared=True, on_gpus=False)], attempt=2, start=20)
+    assert account_run(run).other_nodes == []

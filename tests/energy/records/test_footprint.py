@@ -1,0 +1,316 @@
+"""The footprint as a pure function: sums, factors that are missing, intervals, the paper's method."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from energy_fakes import FakeSensor, meter_fake, reading
+
+from energy.accounting import uncertainty
+from energy.accounting.account import Account, DeviceEnergy, account_run
+from energy.accounting.uncertainty import quantile
+from energy.boundaries import BOUNDARIES, METHODS
+from energy.carbon.series import IntensitySeries
+from energy.factors import peak_flops, pue, rated_power
+from energy.metering.meter import Meter
+from energy.records.footprint import make_footprint
+from energy.records.record import canonical
+from energy.runs import RunFolder
+from energy.schemas import record_schema
+
+
+def device(
+    uuid: str, name: str, energy_j: float, kind: str = "gpu", boundary: str = "gpu", method: str = "counter"
+) -> DeviceEnergy:
+    return DeviceEnergy(uuid, name, "n0", kind, boundary, method, energy_j, samples=10, gap_s=0.0)
+
+
+def hour(devices: list[DeviceEnergy], phases: dict[str, dict[str, Any]] | None = None) -> Account:
+    return Account(devices, phases or {}, start_unix_s=1000.0, end_unix_s=4600.0)
+
+
+RUN: dict[str, Any] = {
+    "run_id": "r1", "name": "small", "status": "completed", "planned_tokens": 1000, "device_type": "cuda",
+    "world_size": 2,
+    "attempts": [{"attempt": 1, "started_unix_s": 1000.0, "ended_unix_s": 4600.0, "status": "completed"}],
+    "ended_unix_s": 4600.0, "created_unix_s": 1000.0, "hosts": ["n0"], "model": {"flop_per_token": 100.0},
+    "accounting": {"pue": {"value": 1.1, "source": "spec"},
+                   "intensity_g_per_kwh": {"value": 385, "source": "spec"}},
+}  # fmt: skip
+STEPS = [
+    {"attempt": 1, "step": n, "tokens": 100 * n, "loss": 3.0 / n, "seconds": 1.0, "time_unix_s": 1000.0 + n}
+    for n in range(1, 11)
+]
+
+
+def account(*methods: str) -> Account:
+    devices = [device(f"GPU-{n}", "NVIDIA A100-SXM4-80GB", 1.8e6, method=m) for n, m in enumerate(methods)]
+    total = sum(device.energy_j for device in devices)
+    phases = {
+        "train_step": {"energy_j": 0.75 * total, "seconds": 2700.0, "standard_error_j": 1.0, "method": "direct"},
+        "unattributed": {"energy_j": 0.25 * total, "seconds": 900.0, "standard_error_j": 1.0, "method": "direct"},
+    }
+    return hour(devices, phases)
+
+
+def test_energy_carbon_and_the_papers_method() -> None:
+    record = make_footprint(RUN, account("counter", "counter"), STEPS, [])
+    energy = record["energy"]
+    assert energy["energy_it_kwh"] == pytest.approx(1.0)
+    assert energy["energy_facility_kwh"] == pytest.approx(1.1)
+    assert record["carbon"]["carbon_tco2eq"] == pytest.approx(1.1 * 385 / 1e6)
+    assert energy["joule_per_token"] == pytest.approx(3600)
+    assert sum(part["energy_kwh"] for part in energy["phases"]) == pytest.approx(energy["energy_it_kwh"])
+    assert record["time"]["gpu_hours"] == pytest.approx(2.0)
+    assert energy["paper_method"]["energy_facility_kwh"] == pytest.approx(2 * 0.4 * 1.1)
+    assert energy["paper_method"]["ratio_measured_to_paper"] == pytest.approx(1.25)
+    assert record["compute"]["compute_flop"] == 100_000
+    assert record["compute"]["mfu"] == pytest.approx(100 * 100 / (2 * 312e12))
+    assert record["run"]["partial"] is False
+
+
+def test_missing_factors_leave_null_and_say_so() -> None:
+    run = {**RUN, "accounting": {}}
+    record = make_footprint(run, account("counter"), STEPS, [])
+    assert record["energy"]["energy_facility_kwh"] is None
+    assert record["carbon"]["carbon_tco2eq"] is None
+    assert record["energy"]["paper_method"] is None
+    assert any("PUE" in text for text in record["quality"]["warnings"])
+    assert {"pue", "intensity_g_per_kwh"} <= {item["key"] for item in record["assumptions"]}
+
+
+def test_a_cpu_run_needs_its_rated_power_from_the_spec() -> None:
+    cpu = hour([device("cpu-0", "some CPU", 3.6e5, kind="cpu", boundary="node", method="modelled")])
+    run = {**RUN, "device_type": "cpu"}
+    assert make_footprint(run, cpu, STEPS, [])["energy"]["paper_method"] is None
+    run["accounting"] = {**RUN["accounting"], "device_rated_power_w": {"value": 250, "source": "data sheet"}}
+    record = make_footprint(run, cpu, STEPS, [])
+    assert record["energy"]["paper_method"]["energy_facility_kwh"] == pytest.approx(0.275)
+    assert record["time"]["gpu_hours"] == 0
+    assert record["energy"]["share_modelled"] == 1
+
+
+def test_rated_figures_of_the_tables_carry_what_belongs_to_them() -> None:
+    record = make_footprint(RUN, account("counter"), STEPS, [])
+    stored = {each["key"]: each for each in record["assumptions"]}
+    assert stored["device_rated_power_w"] == rated_power("A100-80GB").as_dict()
+    assert stored["peak_flops"] == peak_flops("A100-80GB").as_dict()
+    own = RUN["accounting"] | {"device_rated_power_w": {"value": 350.0, "source": "the operator"}}
+    declared = make_footprint({**RUN, "accounting": own}, account("counter"), STEPS, [])
+    assert declared["energy"]["paper_method"]["device_power_w"] == 350
+    assert "embodied_kgco2eq" in {factor["key"] for factor in record["embodied"]["factors"]}
+
+
+BLOCKS = ("data", "compute", "time", "energy", "carbon", "embodied", "water", "sci")
+
+
+@pytest.mark.parametrize("accounting", [RUN["accounting"], {}], ids=["known", "nothing known"])
+def test_every_figure_has_its_boundary_and_method(accounting: dict[str, Any]) -> None:
+    record = make_footprint({**RUN, "accounting": accounting}, account("counter", "modelled"), STEPS, [])
+    for block in BLOCKS:
+        told = record[block]["quantities"]
+        figures = {k for k, v in record[block].items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        assert figures <= set(told) <= set(record[block]), (block, figures - set(told))
+        for key, each in told.items():
+            assert each["boundary"] in BOUNDARIES and (each["method"] in METHODS or each["method"] is None)
+            assert (each["method"] is None) == (record[block][key] is None), (block, key)
+            assert ("from" in each) >= (each["method"] == "computed"), (block, key)
+
+
+def test_the_method_of_the_energy_is_that_of_its_devices() -> None:
+    def method(*methods: str) -> str:
+        told = make_footprint(RUN, account(*methods), STEPS, [])["energy"]["quantities"]["energy_it_kwh"]
+        assert told["boundary"] == "gpu"
+        return told["method"]
+
+    assert method("counter", "counter") == "counter" and method("modelled") == "modelled"
+    assert method("counter", "integrated") == "measured" and method("counter", "modelled") == "mixed"
+
+
+def test_an_hourly_series_computes_the_intensity() -> None:
+    hours = IntensitySeries((0.0, 3600.0), (3600.0, 7200.0), (100.0, 300.0), "the operator")
+    metered = account("counter", "counter")
+    metered.curve = (np.array([1000.0, 4600.0]), np.array([0.0, 3.6e6]))
+    carbon = make_footprint(RUN, metered, STEPS, [], hours)["carbon"]
+    assert carbon["quantities"]["intensity_g_per_kwh"]["method"] == "computed"
+    assert "hour by hour" in carbon["quantities"]["carbon_tco2eq"]["from"]
+
+
+def test_the_schema_knows_the_words_for_boundaries_and_methods() -> None:
+    words = record_schema()["$defs"]["quantities"]["additionalProperties"]["properties"]
+    assert words["boundary"]["enum"] == list(BOUNDARIES) and words["method"]["enum"] == [*METHODS, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("intensity_g_per_kwh", 0.385, "0.385 g/kWh is less than any grid has: are these kg/kWh?"),
+        ("intensity_g_per_kwh", 385_000, "more than any grid has"),
+        ("pue", 11.0, "a PUE of 11"),
+    ],
+)
+def test_what_is_implausible_is_said_in_the_record(key: str, value: float, said: str) -> None:
+    def warnings(accounting: dict[str, Any]) -> list[str]:
+        metered = hour([device("GPU-1", "NVIDIA A100-SXM4-80GB", 1.2e6)])
+        record = make_footprint({**RUN, "accounting": accounting}, metered, STEPS, [])
+        return [text for text in record["quality"]["warnings"] if text.startswith("implausible: ")]
+
+    assert any(said in text for text in warnings(RUN["accounting"] | {key: {"value": value, "source": "spec"}}))
+    assert warnings(RUN["accounting"]) == []
+
+
+def test_intervals_independent_when_measured_and_together_when_modelled() -> None:
+    two = make_footprint(RUN, account("counter", "integrated"), STEPS, [])["uncertainty"]
+    # Two equal uniform errors: a triangle, whose 95 % lie within (1 - sqrt(0.05)) of its half width.
+    assert two["relative"] == pytest.approx(0.05 * (1 - math.sqrt(0.05)), rel=2e-3)
+    assert two["energy_it_kwh"]["low"] < 1.0 < two["energy_it_kwh"]["high"]
+    assert make_footprint(RUN, account("modelled", "modelled"), STEPS, [])["uncertainty"]["relative"] == pytest.approx(
+        0.5 * 0.95
+    )
+
+
+def test_a_node_with_a_sensor_of_its_own_has_that_sensors_interval_alone(tmp_path: Path) -> None:
+    """As the window over the same readings has it; a second node is independent of the first."""
+
+    def sensors() -> list[FakeSensor]:
+        gpus = [FakeSensor(f"GPU-{n}", [reading(100.0 * t, 100.0) for t in range(101)]) for n in range(8)]
+        return [*gpus, FakeSensor("bmc", [reading(1000.0 * t, 1000.0) for t in range(101)], kind="node")]
+
+    run = RunFolder(tmp_path / "r")
+    meter_fake(run, sensors(), [float(t) for t in range(101)])
+    account = account_run(run)
+    told = make_footprint(RUN, account, [], [])["uncertainty"]
+    assert account.energy_j == pytest.approx(100_000)
+    assert told["relative"] == 0.0475 and told["relative_90"] == 0.045
+
+    now = [0.0]
+    meter = Meter(sensors=sensors(), discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0]))
+    meter.sample()
+    meter.begin("w")
+    for t in range(1, 100):
+        now[0] = float(t)
+        meter.sample()
+    window = meter.end("w")
+    now[0] = 100.0
+    meter.sample()
+    assert window.energy_j and window.high_j
+    assert (window.high_j - window.energy_j) / window.energy_j == pytest.approx(told["relative"], rel=0.01)
+
+    second = [replace(each, node="n2") for each in account.devices]
+    both = make_footprint(RUN, hour([*account.devices, *second]), [], [])["uncertainty"]["relative"]
+    assert both == pytest.approx(0.05 * (1 - math.sqrt(0.05)), rel=2e-3)
+
+
+def test_a_node_sensor_that_was_never_read_takes_nothing_away(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r")
+    gpu = FakeSensor("GPU-1", [reading(100.0 * t, 100.0) for t in range(21)])
+    meter_fake(run, [gpu, FakeSensor("bmc", [reading()] * 21, kind="node")], [float(t) for t in range(21)])
+    record = make_footprint(RUN, account_run(run), [], [])
+    assert record["energy"]["energy_it_kwh"] == pytest.approx(2000 / 3.6e6)
+    assert any("(bmc) was never read" in text for text in record["quality"]["warnings"])
+
+
+def test_the_peak_is_that_of_the_metered_devices_whatever_the_spec_names() -> None:
+    def record(name: str, device_type: str = "cuda") -> dict[str, Any]:
+        accounting = RUN["accounting"] | {"peak_flops": peak_flops("A100-80GB").as_dict()}
+        run = {**RUN, "accounting": accounting, "device_type": device_type}
+        return make_footprint(run, hour([device("GPU-1", name, 1e6)]), STEPS, [])
+
+    def said(record: dict[str, Any]) -> list[str]:
+        return [text for text in record["quality"]["warnings"] if "the spec names" in text]
+
+    h100 = record("NVIDIA H100 80GB HBM3")
+    assert h100["compute"]["peak_flops"] == peak_flops("NVIDIA H100 80GB HBM3").value > 900e12
+    assert h100["energy"]["paper_method"]["device_power_w"] == 700
+    assert len(said(h100)) == 1 and "H100" in said(h100)[0] and "A100" in said(h100)[0]
+    assert said(record("NVIDIA A100-SXM4-80GB")) == []
+    unknown = record("NVIDIA A100-SXM4-80GB MIG 1g.10gb")
+    assert unknown["compute"]["peak_flops"] == 312e12 and "MIG 1g.10gb" in said(unknown)[0]
+    on_cpus = record("some CPU", device_type="cpu")
+    assert on_cpus["compute"]["peak_flops"] is None and on_cpus["compute"]["mfu"] is None
+    assert "no MFU" in said(on_cpus)[0]
+
+
+def test_the_ranges_of_factors_are_in_the_interval_of_what_they_make() -> None:
+    ranged = {"pue": {"value": 1.2, "source": "spec", "low": 1.1, "high": 1.3},
+              "intensity_g_per_kwh": {"value": 400.0, "source": "spec", "low": 300.0, "high": 400.0}}  # fmt: skip
+    told = make_footprint({**RUN, "accounting": ranged}, account("counter"), STEPS, [])["uncertainty"]
+    plain = make_footprint(RUN, account("counter"), STEPS, [])["uncertainty"]
+
+    def relative(key: str, bound: str) -> float:
+        value = {"energy_it_kwh": 0.5, "energy_facility_kwh": 0.6, "carbon_tco2eq": 0.6 * 400 / 1e6}[key]
+        return told[key][bound] / value - 1
+
+    assert told["energy_it_kwh"] == plain["energy_it_kwh"]
+    assert relative("energy_facility_kwh", "high") == pytest.approx(quantile([0.05, 1 / 12]), rel=1e-5)
+    # The intensity's range lies to one side of its value: so does the middle of the carbon.
+    assert relative("carbon_tco2eq", "p50") == pytest.approx(-0.125)
+    assert relative("carbon_tco2eq", "high") == pytest.approx(-0.125 + quantile([0.05, 1 / 12, 0.125]), rel=1e-4)
+    assert told["factors_with_range"] == ["pue", "intensity_g_per_kwh"] and told["factors_without_range"] == []
+    assert plain["factors_without_range"] == ["pue", "intensity_g_per_kwh"]
+    assert "pue as given: its source states no range" in plain["method"]
+
+
+def test_the_tables_range_of_a_fleet_widens_the_carbon() -> None:
+    """The carbon's interval is wider than the energy's where a factor has a range, and as wide where none has."""
+
+    def widths(accounting: dict[str, Any]) -> tuple[float, float]:
+        told = make_footprint({**RUN, "accounting": accounting}, account("counter"), STEPS, [])["uncertainty"]
+        energy, carbon = told["energy_it_kwh"], told["carbon_tco2eq"]
+        return tuple((each["high"] - each["low"]) / each["p50"] for each in (energy, carbon))  # type: ignore[return-value]
+
+    energy, carbon = widths(RUN["accounting"] | {"pue": pue()["aws fleet 2025"].as_dict()})
+    assert carbon > 2 * energy
+    energy, carbon = widths(RUN["accounting"] | {"pue": pue()["aws eu-west-1 2025"].as_dict()})
+    assert carbon == pytest.approx(energy)
+
+
+def test_last_bits_of_a_library_do_not_reach_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make_footprint(RUN, account("counter", "integrated", "counter"), STEPS, [])
+    sine, exponential = math.sin, math.exp
+    monkeypatch.setattr(uncertainty.math, "sin", lambda x: math.nextafter(sine(x), 2.0))
+    monkeypatch.setattr(uncertainty.math, "exp", lambda x: math.nextafter(exponential(x), 0.0))
+    uncertainty.relative_quantile.cache_clear()
+    other = make_footprint(RUN, account("counter", "integrated", "counter"), STEPS, [])
+    uncertainty.relative_quantile.cache_clear()
+    assert canonical(other) == canonical(plain)
+
+
+def test_no_sensor_is_missing_and_not_zero() -> None:
+    record = make_footprint(RUN, hour([]), STEPS, [])
+    assert record["energy"]["energy_it_kwh"] is None
+    assert record["uncertainty"]["energy_it_kwh"] is None
+    assert any("missing" in text for text in record["quality"]["warnings"])
+
+
+def test_a_failed_run_is_partial_and_counts_recomputed_tokens() -> None:
+    again = [{**step, "attempt": 2} for step in STEPS[3:6]]
+    record = make_footprint({**RUN, "status": "failed", "error": "boom"}, account("counter"), STEPS[:5] + again, [])
+    assert record["run"]["partial"] is True
+    assert record["run"]["trained_fraction"] == pytest.approx(0.6)
+    assert record["data"]["tokens_processed"] == 800
+
+
+def test_no_steps_no_division() -> None:
+    record = make_footprint({**RUN, "status": "failed"}, account("counter"), [], [])
+    assert record["energy"]["joule_per_token"] is None
+    assert record["run"]["trained_fraction"] == 0
+
+
+def test_pure_and_canonical() -> None:
+    run, before = copy.deepcopy(RUN), copy.deepcopy(RUN)
+    text = canonical(make_footprint(run, account("counter"), STEPS, []))
+    assert run == before
+    assert text == canonical(make_footprint(run, account("counter"), STEPS, []))
+    assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_a_loss_that_is_no_number_does_not_stop_the_record() -> None:
+    record = make_footprint(RUN, account("counter"), [*STEPS[:-1], {**STEPS[-1], "loss": math.nan}], [])
+    assert record["data"]["training_loss"] is None
+    canonical(record)

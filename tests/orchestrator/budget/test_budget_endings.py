@@ -1,0 +1,131 @@
+"""A run that its budget stopped, from the driver's side: exit code, run.json, record, and the way on."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from energy_fakes import FakeSensor, meter_fake, reading
+from tiny import write_spec
+
+from energy.runs import RunFolder
+from orchestrator.budget.watch import BudgetSpent, Pace, Spending, State, Watch
+from orchestrator.driver import run as driver
+from orchestrator.driver.run_watch import RunWatch
+from orchestrator.screens.run import RunScreen
+from orchestrator.spec.file import BadInput, load_experiment
+
+KWH = 3.6e6
+NOW = 1_760_000_000.0
+
+
+def state_of(spec: Path, limit: str, spent_j: float, pace: Pace) -> State:
+    watch = Watch(load_experiment(spec, [f"energy.budget.energy={limit}"]), Spending(), 1, NOW)
+    watch.feed(1_000.0, NOW + 1)
+    if pace.step:
+        watch.first_step()
+    watch.feed(spent_j, NOW + 1)
+    return watch.states(pace, NOW + 1)[0]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the driver with `training` in place of Ray and the workers."""
+    spec = write_spec(tmp_path)
+
+    def begin(training: Any, *overrides: str, resume: Path | None = None) -> tuple[RunFolder, int]:
+        monkeypatch.setattr(driver, "_train", training)
+        experiment = load_experiment(spec, overrides)
+        name = None if resume else "one"
+        return driver.run_experiment(experiment, tmp_path / "runs", RunScreen(), name, resume, spec)
+
+    return begin
+
+
+def metered(power_w: float, seconds: int, error: BaseException | None, stepped: bool = True) -> Any:
+    """A training that used so much power for so long, and then raised; without a step where it never got to one."""
+
+    def training(_: Any, claim: Any, *rest: Any) -> bool:
+        times = [NOW + 1000 * len(claim.folder.read_run()["attempts"]) + second for second in range(seconds + 1)]
+        values = [reading(power_w * second, power_w) for second in range(seconds + 1)]
+        attempt = len(claim.folder.read_run()["attempts"])
+        meter_fake(claim.folder, [FakeSensor("GPU-1", values)], times, attempt=attempt)
+        mark = {"event": "step", "attempt": attempt, "step": 12, "loss": 3.0, "seconds": 1.0, "time_unix_s": times[-1]}
+        mark |= {"tokens": 12 * 256, "lr": 0.1, "grad_norm": 1.0}
+        claim.folder.metrics_dir.mkdir(exist_ok=True)
+        with claim.folder.metrics_file(0).open("a") as file:
+            file.write((json.dumps(mark) + "\n") if stepped else "")
+        if error is not None:
+            raise error
+        return True
+
+    return training
+
+
+def test_exit_code_3_a_record_and_the_command_to_go_on(
+    start: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = state_of(tmp_path / "spec.yaml", "3 Wh", 10_000.0, Pace(12, 20, 100.0, 10.0, 15.0))
+    assert state.due
+    folder, code = start(metered(100.0, 100, BudgetSpent(state, 12)), "energy.budget.energy=3 Wh")
+    assert code == 3
+    run = folder.read_run()
+    assert (run["status"], run["error"], run["attempts"][0]["status"]) == ("budget", None, "budget")
+    assert (run["budget"]["step"], run["budget"]["key"]) == (12, "energy")
+    record = json.loads((folder.path / "footprint.json").read_text())
+    assert record["run"]["status"] == "budget" and record["run"]["partial"]
+    assert (folder.path / "report.html").exists()
+    said = capfd.readouterr().err
+    assert "the budget of 3.00 Wh (IT energy) stopped the run after step 12" in said
+    [command] = [line.partition(": ")[2] for line in said.splitlines() if "--resume" in line]
+    words = shlex.split(command)
+    # 18,000 J is the forecast, 1,000 J a start-up, 1,500 J are held back for the end; and a twentieth more.
+    assert words[-3:] == [str(folder.path), "--set", "energy.budget.energy=5.98 Wh"]
+
+    with pytest.raises(BadInput, match="have taken 2.78 Wh .IT energy., and the budget is 2.00 Wh: nothing is left"):
+        start(lambda *_: True, "energy.budget.energy=2 Wh", resume=folder.path)
+    assert folder.read_run() == run  # a refusal leaves the run as it was
+    folder, code = start(metered(100.0, 10, None), words[-1], resume=folder.path)
+    run = folder.read_run()
+    assert (code, run["status"], run["budget"]) == (0, "completed", None)
+    assert [attempt["status"] for attempt in run["attempts"]] == ["budget", "completed"]
+
+
+def test_a_budget_smaller_than_the_start_up_is_named(
+    start: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = state_of(tmp_path / "spec.yaml", "1 Wh", 3_500.0, Pace(0, 20, 100.0, None, 4.5))
+    _, code = start(metered(100.0, 35, BudgetSpent(state, 0, startup=True), stepped=False), "energy.budget.energy=1 Wh")
+    assert code == 3
+    said = capfd.readouterr().err
+    assert "the budget of 1.00 Wh (IT energy) does not hold the start-up, which has taken 0.972 Wh before" in said
+    assert "--set 'energy.budget.energy=10 Wh'" in said
+    with pytest.raises(BadInput, match="of 1.20 Wh .* taken 0.972 Wh, and a start-up alone takes 0.972 Wh"):
+        start(lambda *_: True, "energy.budget.energy=1.2 Wh", resume=tmp_path / "runs" / "one")
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["in order", "killed"])
+def test_a_resumed_run_counts_what_was_spent_before(stopped: bool, tmp_path: Path) -> None:
+    spec, folder = write_spec(tmp_path), RunFolder(tmp_path / "run")
+    values = [reading(100.0 * second, 100.0) for second in range(200)]
+    meter_fake(folder, [FakeSensor("GPU-1", values[:101])], [NOW + n for n in range(101)], stop=stopped)
+    attempts = [
+        {"attempt": 1, "started_unix_s": NOW, "ended_unix_s": NOW + 100, "status": "stopped" if stopped else "lost"},
+        {"attempt": 2, "started_unix_s": NOW + 140, "status": "running"},
+    ]
+    run: dict[str, Any] = {"world_size": 1, "device_type": "cpu", "attempts": attempts, "meters": []}
+    run["model"] = {"flop_per_token": 1e6}
+    folder.write_run(run)
+    experiment = load_experiment(spec, ["energy.budget.energy=10 Wh"])
+    watch = RunWatch(experiment, folder, run, lambda text: None, False)
+    watch.look(NOW + 141)
+    assert watch.budget.spending.energy_j == pytest.approx(10_000.0)
+    # The counter went on from 100 to 150 s, while nobody was there to read it, if nobody ended the first attempt.
+    moments = [NOW + n for n in range(150, 200)]
+    meter_fake(folder, [FakeSensor("GPU-1", values[150:])], moments, attempt=2)
+    mark = {"event": "step", "attempt": 2, "step": 9, "loss": 3.0, "seconds": 1.0, "time_unix_s": NOW + 200}
+    folder.metrics_dir.mkdir()
+    folder.metrics_file(0).write_text(json.dumps(mark) + "\n")
+    watch.look(NOW + 200)
+    assert watch.budget.spending.energy_j == pytest.approx(10_000.0 if stopped else 15_000.0)

@@ -1,0 +1,274 @@
+"""Checkpoints: written beside the training, whole or not there, checked before they are loaded, and not all kept."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tiny import STEPS, losses, plain_rank, spawn, train, write_spec
+
+from energy.runs import RunFolder
+from orchestrator.checkpoints import saved
+from orchestrator.checkpoints import state as checkpoint
+from orchestrator.checkpoints import writer as checkpoint_writer
+from orchestrator.checkpoints.choice import newest_whole
+from orchestrator.checkpoints.writer import CheckpointWriter
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return write_spec(folder), train(write_spec(folder), folder / "whole")
+
+
+def flip(file: Path) -> None:
+    """One bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def data_file(path: Path) -> Path:
+    return next(path.glob("*.distcp"))
+
+
+# --- writing
+
+
+def _state(value: float) -> tuple[torch.Tensor, checkpoint.TrainState]:
+    """A model of one weight after one step, and the weight."""
+    model = torch.nn.Linear(256, 256, bias=False)
+    torch.nn.init.constant_(model.weight, value)
+    state = checkpoint.TrainState(model, torch.optim.AdamW(model.parameters(), lr=1.0), {"step": 1})
+    _step(model.weight, state)
+    return model.weight, state
+
+
+def _step(weight: torch.Tensor, state: checkpoint.TrainState) -> None:
+    weight.grad = torch.ones_like(weight)
+    state.optimizer.step()
+
+
+def _goes_on(rank: int, folder: Path) -> None:
+    writer = CheckpointWriter(folder, asynchronous=True)
+    weight, state = _state(3.0)
+    kept = weight.detach().clone()
+    held, may_write = writer._write, threading.Event()
+
+    def late(*arguments: Any) -> None:
+        may_write.wait(60)
+        held(*arguments)
+
+    writer._write = late  # type: ignore[method-assign, assignment]
+    writer.save(state, 1)
+    assert not list(folder.glob("step-*"))  # nothing is whole, and the training goes on:
+    _step(weight, state)
+    state.progress["step"] = 2
+    assert writer.written() == []
+    may_write.set()
+    writer.finish()
+    loaded_weight, loaded = _state(0.0)
+    checkpoint.load(loaded, folder / "step-00000001")
+    assert torch.equal(loaded_weight, kept) and loaded.progress == {"step": 1}
+    [cost] = writer.written()
+    assert cost["step"] == 1 and cost["bytes"] > 3 * 256 * 256 * 4 and cost["blocked_s"] < cost["seconds"]
+    assert writer.written() == []
+
+
+def test_what_is_written_is_the_state_at_its_step_whatever_is_trained_meanwhile(tmp_path: Path) -> None:
+    spawn(_goes_on, 2, tmp_path)
+
+
+def test_both_ways_of_writing_leave_the_same_files(whole: tuple[Path, RunFolder]) -> None:
+    spec, run = whole
+    other = train(spec, run.path.parent / "synchronous", overrides=["checkpoint.asynchronous=false"])
+    assert losses(other) == losses(run)
+    ours, theirs = (path.path / "checkpoints" / f"step-{STEPS:08d}" for path in (run, other))
+    assert sorted(file.name for file in ours.iterdir()) == sorted(file.name for file in theirs.iterdir())
+    size = sum(file.stat().st_size for file in ours.glob("*.distcp"))
+    for trained in (run, other):
+        costs = [event for event in trained.events() if event.get("event") == "checkpoint"]
+        assert [(cost["step"], cost["bytes"]) for cost in costs] == [(8, size), (16, size), (20, size)]
+        waited = [cost["blocked_s"] >= cost["seconds"] for cost in costs]
+        assert waited == [trained is other] * 3
+
+
+def test_only_what_is_asked_for_is_kept(whole: tuple[Path, RunFolder]) -> None:
+    spec, run = whole
+    some = ["training.checkpoint_every_steps=2", "checkpoint.keep_last=2", "checkpoint.keep_every_steps=6"]
+    kept = train(spec, run.path.parent / "kept", overrides=some)
+    assert [saved.step_of(path) for path in saved.complete(kept.path / "checkpoints")] == [20, 18, 12, 6]
+    assert not list((kept.path / "checkpoints").glob(".*"))
+
+
+def test_a_kill_in_the_middle_of_a_deletion_leaves_no_half_checkpoint(
+    tmp_path: Path, whole: tuple[Path, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole[1].path / "checkpoints", tmp_path / "checkpoints")
+    newest = saved.complete(tmp_path / "checkpoints")[0]
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: data_file(path).unlink() if path.exists() else 0)
+    saved.remove(newest)
+    monkeypatch.undo()
+    assert [saved.step_of(path) for path in saved.complete(tmp_path / "checkpoints")] == [16, 8]
+    saved.remove_partial(tmp_path / "checkpoints")
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+# --- checking
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: flip(data_file(path)), "SHA-256 differs"),
+        (lambda path: cut(data_file(path)), "were written"),
+        (lambda path: flip(path / ".metadata"), "SHA-256 differs"),
+        (lambda path: data_file(path).unlink(), "is missing"),
+        (lambda path: (path / saved.MANIFEST).write_text("{"), "cannot be read"),
+    ],
+    ids=["a bit", "a byte less", "metadata", "a file", "the manifest"],
+)
+def test_damage_is_named(
+    tmp_path: Path, whole: tuple[Path, RunFolder], harm: Callable[[Path], None], said: str
+) -> None:
+    path = tmp_path / "step-00000008"
+    shutil.copytree(whole[1].path / "checkpoints" / path.name, path)
+    assert saved.damage(path) is None
+    harm(path)
+    found = [saved.damage(path, part, 2) for part in range(2)]
+    assert any(said in str(each) for each in found)
+
+
+def test_a_checkpoint_from_before_there_were_manifests_passes(tmp_path: Path, whole: tuple[Path, RunFolder]) -> None:
+    path = tmp_path / "step-00000008"
+    shutil.copytree(whole[1].path / "checkpoints" / path.name, path)
+    (path / saved.MANIFEST).unlink()
+    assert saved.damage(path) is None
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, whole: tuple[Path, RunFolder]) -> None:
+    spec, run = whole
+    resumed = tmp_path / "resumed"
+    for step in (8, 16):
+        name = f"step-{step:08d}"
+        shutil.copytree(run.path / "checkpoints" / name, resumed / "checkpoints" / name)
+    flip(data_file(resumed / "checkpoints" / "step-00000016"))
+    after = train(spec, resumed, world=1)
+    [warning] = [event["said"] for event in after.events() if event.get("event") == "warning"]
+    assert warning.startswith("the checkpoint step-00000016 is damaged and left out") and "SHA-256" in warning
+    assert losses(after) == {step: loss for step, loss in losses(run).items() if step > 8}
+    assert saved.damage(resumed / "checkpoints" / "step-00000016") is None  # it was written anew
+
+
+def _all_damaged(rank: int, folder: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; delete them to train from the start"):
+        newest_whole(folder, told.append)
+    assert [text.split()[2] for text in told] == ["step-00000016", "step-00000008"]
+    assert newest_whole(folder / "none", told.append) is None
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew_by_itself(
+    tmp_path: Path, whole: tuple[Path, RunFolder]
+) -> None:
+    for step in (8, 16):
+        name = f"step-{step:08d}"
+        shutil.copytree(whole[1].path / "checkpoints" / name, tmp_path / name)
+        cut(data_file(tmp_path / name))
+    spawn(_all_damaged, 2, tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_on_all_ranks(
+    tmp_path: Path, whole: tuple[Path, RunFolder]
+) -> None:
+    spec, _ = whole
+    with pytest.raises(mp.ProcessRaisedException, match="the checkpoint of step 8 was not written to"):
+        train(spec, tmp_path / "run", world=2, rank=_rank_whose_checkpoint_fails)
+    run = RunFolder(tmp_path / "run")
+    assert not list((run.path / "checkpoints").iterdir())
+    assert 8 <= max(losses(run)) < 16  # it did not train on to the next one
+
+
+def _rank_whose_checkpoint_fails(rank: int, world: int, port: int, job: Any) -> None:
+    def refuse(folder: Path, names: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    if rank == 1:
+        checkpoint_writer.digests = refuse
+    plain_rank(rank, world, port, job)
+
+
+# --- copies
+
+
+def test_a_run_whose_checkpoints_are_gone_or_damaged_goes_on_from_their_copies(
+    tmp_path: Path, whole: tuple[Path, RunFolder]
+) -> None:
+    spec, run = whole
+    there = tmp_path / "there"
+    options = [f"checkpoint.copy_to={there.as_uri()}", "checkpoint.keep_last=2"]
+    first = train(spec, tmp_path / "run", world=2, overrides=options)
+    costs = [event for event in first.events() if event.get("event") == "checkpoint"]
+    assert all(cost["copied_s"] > 0 for cost in costs)
+    copies = there / "run" / "checkpoints"
+    assert sorted(path.name for path in copies.iterdir()) == ["step-00000016", "step-00000020"]
+    here = first.path / "checkpoints"
+    for name in ("step-00000016", "step-00000020"):
+        assert saved.digests(here / name, [file.name for file in (here / name).iterdir()]) == saved.digests(
+            copies / name, [file.name for file in (copies / name).iterdir()]
+        )
+    (copies / "step-00000020" / saved.MANIFEST).unlink()  # a kill in the middle of copying
+    shutil.rmtree(here / "step-00000020")
+    flip(data_file(here / "step-00000016"))
+    after = train(spec, first.path, overrides=options)  # one rank reads what two wrote
+    said = [event["said"] for event in after.events() if event.get("event") == "warning"]
+    assert "step-00000016 is damaged" in said[0] and "step-00000016 was fetched from its copy" in said[1]
+    again = [step["step"] for step in after.steps() if step["attempt"] == 2]
+    assert again == [17, 18, 19, 20]
+    assert losses(after) == pytest.approx(losses(run), abs=1e-4)
+    shutil.rmtree(here)
+    flip(data_file(copies / "step-00000020"))  # whole again, and then not
+    third = train(spec, first.path, overrides=options)
+    assert [step["step"] for step in third.steps() if step["attempt"] == 3] == [17, 18, 19, 20]
+    said = [event["said"] for event in third.events() if event.get("event") == "warning" and event["attempt"] == 3]
+    assert "the copy of the checkpoint step-00000020" in said[0] and "SHA-256" in said[0]
+
+
+def test_a_storage_that_cannot_be_written_is_told_before_the_training(
+    tmp_path: Path, whole: tuple[Path, RunFolder]
+) -> None:
+    (tmp_path / "file").touch()
+    option = f"checkpoint.copy_to={(tmp_path / 'file' / 'below').as_uri()}"
+    with pytest.raises(mp.ProcessRaisedException, match="checkpoint.copy_to file:///.* cannot be written"):
+        train(whole[0], tmp_path / "run", overrides=[option])
+    assert not RunFolder(tmp_path / "run").steps()
+
+
+def _rank_whose_storage_fails(rank: int, world: int, port: int, job: Any) -> None:
+    from orchestrator.checkpoints.copies import Copies
+
+    def refuse(self: Copies, path: Path, names: Any) -> None:
+        raise OSError("Bucket is read-only")
+
+    Copies.put = refuse  # type: ignore[method-assign, assignment]
+    plain_rank(rank, world, port, job)
+
+
+def test_a_storage_that_fails_later_costs_the_copies_and_not_the_training(
+    tmp_path: Path, whole: tuple[Path, RunFolder]
+) -> None:
+    spec, run = whole
+    options = [f"checkpoint.copy_to={(tmp_path / 'there').as_uri()}"]
+    trained = train(spec, tmp_path / "run", overrides=options, rank=_rank_whose_storage_fails)
+    assert losses(trained) == losses(run)
+    said = [event["said"] for event in trained.events() if event.get("event") == "warning"]
+    assert said == [f"the checkpoint of step {step} was not copied: Bucket is read-only" for step in (8, 16, 20)]

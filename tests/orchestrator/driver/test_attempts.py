@@ -1,0 +1,109 @@
+"""A run folder has one driver, is resumed only as what it was, and never goes on saying that it runs."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tiny import write_spec
+
+from energy.runs import LOCK, RunFolder
+from orchestrator.driver import attempts
+from orchestrator.driver.attempts import Claim
+from orchestrator.ranks.worker import next_attempt
+from orchestrator.spec.file import BadInput, dump_experiment, load_experiment
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> RunFolder:
+    """What a kill -9 of the driver leaves: run.json says running, a save is half done, the clock went on."""
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "metrics").mkdir(parents=True)
+    (folder.path / "checkpoints" / ".step-00000016.partial").mkdir(parents=True)
+    folder.metrics_file(0).write_text('{"attempt": 1, "event": "step", "step": 3}\n')
+    first = {"attempt": 1, "started_unix_s": 900.0, "status": "running"}
+    folder.write_run({"status": "running", "attempts": [first], "ended_unix_s": None, "error": None})
+    os.utime(folder.metrics_file(0), (1000.0, 1000.0))
+    os.utime(folder.run_file, (901.0, 901.0))
+    (folder.path / "experiment.yaml").write_text(dump_experiment(load_experiment(write_spec(tmp_path))))
+    return folder
+
+
+def test_a_lost_attempt_ends_with_the_last_thing_it_wrote(killed: RunFolder) -> None:
+    assert attempts.settle_if_dead(killed)
+    run = killed.read_run()
+    assert (run["status"], run["ended_unix_s"]) == ("lost", 1000.0)
+    assert run["attempts"] == [{"attempt": 1, "started_unix_s": 900.0, "status": "lost", "ended_unix_s": 1000.0}]
+    assert "killed" in run["error"]
+    assert not list((killed.path / "checkpoints").glob(".*"))
+    assert not attempts.settle_if_dead(killed)  # once
+
+
+def test_a_run_at_work_is_neither_settled_nor_taken(killed: RunFolder) -> None:
+    claim = Claim(killed)
+    try:
+        with pytest.raises(BadInput, match="at work in another process"):
+            Claim(killed)
+        assert not attempts.settle_if_dead(killed)
+        assert killed.read_run()["status"] == "running"
+    finally:
+        claim.release()
+    Claim(killed).release()
+
+
+def test_an_attempt_that_left_no_marks_counts(killed: RunFolder) -> None:
+    assert next_attempt(killed.path) == 2
+    run = killed.read_run()
+    killed.update_run(attempts=[*run["attempts"], {"attempt": 2}, {"attempt": 3}])
+    assert next_attempt(killed.path) == 3
+
+
+def test_what_changed_is_named_and_refused_where_it_matters(killed: RunFolder, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    changes = ["training.peak_lr=0.1", "model.dim=64", "cluster.workers=2"]
+    with pytest.raises(BadInput) as raised:
+        attempts.resumable(load_experiment(spec, changes), killed.path)
+    assert "training.peak_lr (0.003 then, 0.1 now)" in str(raised.value)
+    assert "model.dim (32 then, 64 now)" in str(raised.value)
+    assert "cluster.workers" not in str(raised.value)  # the result does not depend on it
+    _, changed = attempts.resumable(load_experiment(spec, [changes[2], "data.cache=/elsewhere"]), killed.path)
+    assert changed[0] == "cluster.workers (1 then, 2 now)" and changed[1].startswith("data.cache (")
+
+
+def test_a_complete_run_and_what_is_no_run_are_not_resumed(killed: RunFolder, tmp_path: Path) -> None:
+    experiment = load_experiment(tmp_path / "spec.yaml")
+    killed.update_run(status="completed")
+    with pytest.raises(BadInput, match="complete"):
+        attempts.resumable(experiment, killed.path)
+    with pytest.raises(BadInput, match="not a run"):
+        attempts.resumable(experiment, tmp_path)
+
+
+def test_other_text_under_the_same_spec_is_refused(killed: RunFolder, tmp_path: Path) -> None:
+    sizes = {"train_tokens": 10, "validation_tokens": 2, "unigram_entropy_nats": 1.0}
+    tokenizer = tmp_path / "tokenizer.model"
+    tokenizer.write_bytes(b"a")
+    attempts.require_same_data(killed, tokenizer, sizes)  # it had not come to a corpus
+    (killed.path / "tokenizer.model").write_bytes(b"a")
+    killed.update_run(data=sizes)
+    attempts.require_same_data(killed, tokenizer, sizes)
+    with pytest.raises(BadInput, match="10 training tokens then, 11 now"):
+        attempts.require_same_data(killed, tokenizer, sizes | {"train_tokens": 11})
+    tokenizer.write_bytes(b"b")
+    with pytest.raises(BadInput, match="tokenizer changed"):
+        attempts.require_same_data(killed, tokenizer, sizes)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/tmp"])
+def test_names_that_are_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="plain folder name"):
+        attempts.run_path(tmp_path, name)
+
+
+def test_the_reserve_is_there_while_the_run_is_and_gone_after(tmp_path: Path) -> None:
+    claim = attempts.claim_new(tmp_path / "run")
+    claim.hold_space()
+    assert (claim.folder.path / attempts.RESERVE).stat().st_size == attempts.RESERVE_BYTES
+    claim.release()
+    assert not (claim.folder.path / attempts.RESERVE).exists()
+    assert json.dumps(sorted(os.listdir(claim.folder.path))) == json.dumps([LOCK])

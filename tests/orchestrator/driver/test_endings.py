@@ -1,0 +1,114 @@
+"""A failure is told by its cause, and Ctrl-C does what the stage of the run asks for."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from orchestrator.driver.endings import advice, cause
+from orchestrator.driver.stops import Stops
+
+
+class RanksFailed(Exception):
+    """As Ray's WorkerGroupError: the texts of the ranks."""
+
+    def __init__(self, failures: dict[int, object]):
+        super().__init__("Training failed due to worker errors:\n" + "\n".join(map(str, failures.values())))
+        self.worker_failures = failures
+
+
+TRACE = 'Traceback (most recent call last):\n  File "worker.py", line 1, in save\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/runs/x"), "No space left on device: '/runs/x'"),
+        (RuntimeError("Ray could not be started"), "Ray could not be started"),
+        (
+            RanksFailed(
+                {0: TRACE + "orchestrator.checkpoints.state.CheckpointNotSaved: No space left on device: step 8"}
+            ),
+            "No space left: step 8",
+        ),
+        (
+            RanksFailed(
+                {
+                    0: TRACE + "RuntimeError: [gloo/transport/tcp/pair.cc:1] Connection closed by peer",
+                    1: TRACE + "KeyError: 'text'\n\n",
+                }
+            ),
+            "KeyError: 'text'",
+        ),
+        (ValueError(""), "ValueError('')"),
+    ],
+)
+def test_the_cause_in_one_line(error: Exception, said: str) -> None:
+    assert cause(error) == said
+
+
+def test_the_advice_names_the_checkpoint_and_the_command(tmp_path: Path) -> None:
+    assert "no whole checkpoint" in advice("x", tmp_path, None)[0]
+    for name, whole in (("step-00000024", True), ("step-00000032", False), (".step-00000040.partial", True)):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        if whole:
+            (tmp_path / "checkpoints" / name / ".metadata").write_bytes(bytes(3_000_000))
+    full = advice("No space left on device: the checkpoint of step 32", tmp_path, Path("my spec.yaml"))
+    assert full == [
+        f"free space under {tmp_path}: a checkpoint takes 3 MB",
+        f"go on from step 24: hoofprint run 'my spec.yaml' --resume {tmp_path}",
+    ]
+
+
+class Screen:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def blurt(self, text: str) -> None:
+        self.said.append(text)
+
+    def release(self) -> None:
+        self.said.append("released")
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    return codes
+
+
+def test_before_the_first_step_it_ends_at_once(tmp_path: Path, exits: list[int]) -> None:
+    with pytest.raises(KeyboardInterrupt), Stops(tmp_path / "stop", Screen(), lambda: None):
+        signal.raise_signal(signal.SIGTERM)
+    assert not exits and not (tmp_path / "stop").exists()
+
+
+def test_while_it_trains_once_asks_and_twice_ends(tmp_path: Path, exits: list[int]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    endings: list[str] = []
+    screen = Screen()
+    with Stops(tmp_path / "stop", screen, lambda: endings.append("stopped")) as stops:
+        stops.gently()
+        signal.raise_signal(signal.SIGINT)
+        assert (tmp_path / "stop").exists() and not exits and not screen.said
+        assert "checkpoint and report first" in stops.notes()[0] and not stops.notes()
+        signal.raise_signal(signal.SIGINT)
+        assert (endings, exits, screen.said) == (["stopped"], [130], ["released"])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_full_disk_cannot_be_asked_and_that_is_said(tmp_path: Path) -> None:
+    with Stops(tmp_path / "gone" / "stop", Screen(), lambda: None) as stops:
+        stops.gently()
+        signal.raise_signal(signal.SIGINT)
+        assert "cannot be asked" in stops.notes()[0]
+
+
+def test_while_the_report_is_written_it_changes_nothing(tmp_path: Path, exits: list[int]) -> None:
+    screen = Screen()
+    with Stops(tmp_path / "stop", screen, lambda: None) as stops:
+        stops.finishing()
+        signal.raise_signal(signal.SIGINT)
+    assert "writing the report" in screen.said[0] and not exits and not (tmp_path / "stop").exists()

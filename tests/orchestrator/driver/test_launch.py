@@ -1,0 +1,49 @@
+"""A Ray that does not start, and a rank whose error cannot travel, are told in one line."""
+
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from tiny import write_spec
+
+from orchestrator.driver import launch
+from orchestrator.driver.launch import LONGEST_REASON, start_ray
+from orchestrator.ranks import worker
+from orchestrator.ranks.worker import Job
+from orchestrator.spec.file import load_experiment
+
+
+def test_a_ray_that_does_not_start_is_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = "\n".join(f"[2026-01-01] gcs_server.cc:{line}: still waiting" for line in range(20))
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError(f"The current node timed out during startup.\n{log}\nOSError: no free port was found")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(RuntimeError) as raised:
+        start_ray(load_experiment(write_spec(tmp_path)))
+    said = str(raised.value)
+    assert said.startswith("Ray did not start on this machine") and "no free port was found" in said
+    assert "\n" not in said and "gcs_server" not in said
+    assert len(said.rpartition(": ")[2]) <= LONGEST_REASON
+
+
+def test_an_error_that_cannot_travel_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Holding(Exception):
+        def __init__(self) -> None:
+            super().__init__("no kernel for this device", threading.Lock())
+
+    def fail(job: Job) -> bool:
+        raise [Holding(), ValueError("plain")][job.profile_steps]
+
+    monkeypatch.setattr(worker, "run_rank", fail)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # so that it asks no process group
+    for kind, words, number in ((RuntimeError, "Holding.*no kernel for this device", 0), (ValueError, "plain", 1)):
+        job = Job("run", "corpus", {}, 0.0, profile_steps=number)
+        with pytest.raises(kind, match=words) as raised:
+            launch._train_function({"job": asdict(job), "own_cluster": False})
+        ray.cloudpickle.dumps(raised.value)

@@ -1,0 +1,125 @@
+"""However a run ends, run.json says so, the report is there, and a name is not blocked by a run that never was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import write_spec
+
+from energy.runs import RunFolder
+from orchestrator.driver import run as driver
+from orchestrator.screens.run import RunScreen
+from orchestrator.spec.file import BadInput, load_experiment
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the driver with `training` in place of Ray and the workers."""
+    spec = write_spec(tmp_path)
+
+    def begin(training: Any, resume: Path | None = None, *overrides: str) -> tuple[RunFolder, int]:
+        monkeypatch.setattr(driver, "_train", training)
+        experiment = load_experiment(spec, overrides)
+        name = None if resume else "one"
+        return driver.run_experiment(experiment, tmp_path / "runs", RunScreen(), name, resume, spec)
+
+    return begin
+
+
+def fails(error: BaseException) -> Any:
+    def training(*_: Any) -> bool:
+        raise error
+
+    return training
+
+
+@pytest.mark.parametrize(
+    ("training", "status", "code"),
+    [
+        (lambda *_: True, "completed", 0),
+        (lambda *_: False, "stopped", 130),
+        (fails(KeyboardInterrupt()), "stopped", 130),
+        (fails(RuntimeError("Ray could not be started")), "failed", 1),
+        (fails(TimeoutError("no meter answers")), "failed", 1),
+    ],
+    ids=["completed", "stopped", "interrupted", "no Ray", "no meter"],
+)
+def test_every_end_is_written_down(
+    training: Any, status: str, code: int, start: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, ended = start(training)
+    run = folder.read_run()
+    assert (run["status"], run["attempts"][0]["status"], ended) == (status, status, code)
+    assert run["ended_unix_s"] == run["attempts"][0]["ended_unix_s"]
+    assert json.loads((folder.path / "footprint.json").read_text())["run"]["status"] == status
+    assert (folder.path / "report.html").exists()
+    assert not (folder.path / ".reserve").exists()
+    said = capfd.readouterr().err
+    assert ("--resume" in said) == (status != "completed")
+    assert (str(run["error"]) in said) == (status == "failed")
+    assert "Traceback" not in said
+
+
+def test_bad_input_found_late_leaves_no_folder(start: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="more GPUs"):
+        start(fails(BadInput("more GPUs than the cluster has")))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def files_of(folder: RunFolder) -> dict[str, bytes]:
+    """Every file of a run but the lock and Ray's log, which each start opens."""
+    files = (path for path in folder.path.rglob("*") if path.is_file() and path.name not in (".lock", "ray.log"))
+    return {path.relative_to(folder.path).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("first", ["grid_series", None])
+def test_a_refused_resume_leaves_the_run_as_it_was(first: str | None, start: Any, tmp_path: Path) -> None:
+    def declared(g_per_kwh: int) -> str:
+        file = tmp_path / f"{g_per_kwh}.csv"
+        file.write_text(f"time,g_per_kwh\n2024-03-01T00:00Z,{g_per_kwh}\n2024-03-01T01:00Z,{g_per_kwh}\n")
+        return f"energy.grid_series={file}"
+
+    folder, _ = start(lambda *_: False, None, *([declared(400)] if first else []))
+    before = files_of(folder)
+    assert ("grid/series.json" in before) == bool(first)
+    for changed in (declared(50), "cluster.workers=8"):  # another series, and none any more
+        with pytest.raises(BadInput, match="more GPUs"):
+            start(fails(BadInput("more GPUs than the cluster has")), folder.path, changed)
+        assert files_of(folder) == before
+    (tmp_path / "50.csv").write_text("time,g_per_kwh\n2024-03-01T00:00Z,-1\n")
+    with pytest.raises(ValueError, match="50.csv"):
+        start(lambda *_: True, folder.path, f"energy.grid_series={tmp_path / '50.csv'}")
+    assert files_of(folder) == before
+    _, code = start(lambda *_: True, folder.path)
+    assert code == 0
+    assert [attempt["status"] for attempt in folder.read_run()["attempts"]] == ["stopped", "completed"]
+
+
+def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, _ = start(lambda *_: False)
+    run = folder.read_run()
+    attempt = {"attempt": 1, "started_unix_s": run["created_unix_s"], "status": "running"}
+    folder.update_run(status="running", attempts=[attempt], ended_unix_s=None)
+    start(lambda *_: True, folder.path)
+    assert [attempt["status"] for attempt in folder.read_run()["attempts"]] == ["lost", "completed"]
+    assert "the attempt before was lost" in capfd.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_no_success(
+    start: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "energy.records.record.write_record", fails(OSError(28, "No space left on device", "footprint.json"))
+    )
+    folder, code = start(lambda *_: True)
+    assert (folder.read_run()["status"], code) == ("completed", 1)
+    said = capfd.readouterr().err
+    assert "No space left on device" in said and f"hoofprint report {folder.path}" in said
+
+
+def test_a_screen_that_is_quiet_still_says_what_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    screen = RunScreen(quiet=True)
+    screen.note("not this")
+    screen.failed(["the run failed: x"])
+    assert capfd.readouterr().err == "the run failed: x\n"

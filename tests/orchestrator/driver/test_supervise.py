@@ -1,0 +1,331 @@
+"""Which failures are followed by another attempt, how many, and what is noted of the attempt that failed."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from tiny import write_spec
+
+from energy.accounting.account import lost_windows
+from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
+from orchestrator.cluster import capacity
+from orchestrator.driver import supervise
+from orchestrator.driver.failures import Failure, TrainingLost
+from orchestrator.ranks.worker import Job
+from orchestrator.spec.experiment import Experiment
+from orchestrator.spec.file import BadInput, load_experiment
+
+ECHO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+
+
+def killed(*ranks: int) -> WorkerGroupError:
+    """What Ray Train raises when the processes of `ranks` are gone and the others say so."""
+    failures: dict[int, Exception] = {rank: WorkerHealthCheckFailedError("gone", ActorDiedError()) for rank in ranks}
+    return WorkerGroupError("gone", failures | {rank: ECHO for rank in range(2) if rank not in ranks})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.write_run({"attempts": [{"attempt": 1, "started_unix_s": 100.0}]})
+    folder.metrics_dir.mkdir()
+    folder.metrics_file(1).write_text('{"attempt": 1, "event": "process", "host": "node-b", "pid": 77}\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "transient"),
+    [
+        (killed(1), "the process of rank 1 (node-b, process 77) was killed, or the machine is gone", True),
+        (killed(0, 1), "the processes of ranks 0, 1 (node-b, process 77) were killed, or the machine is gone", True),
+        (ActorDiedError(), "the controller of Ray Train was killed, or its machine is gone", True),
+        (WorkerGroupError("", {0: ECHO}), "RuntimeError: " + str(ECHO), True),
+        (WorkerGroupError("", {0: ECHO, 1: FloatingPointError("the loss is nan")}), "the loss is nan", False),
+        (WorkerGroupError("", {1: RuntimeError("CUDA error: uncorrectable ECC error encountered")}), "ECC", True),
+        (
+            WorkerGroupError("", {1: RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")}),
+            "out of memory",
+            False,
+        ),
+    ],
+    ids=["one killed", "all killed", "controller", "echo alone", "nan", "broken device", "out of memory"],
+)
+def test_what_would_come_again_is_told_from_what_would_not(
+    run: RunFolder, error: Exception, said: str, transient: bool
+) -> None:
+    failure = Failure.of(error, run, 1)
+    assert failure.transient == transient
+    assert said in f"RuntimeError: {failure.said}"
+
+
+class Attempts:
+    """In place of Ray Train: what each attempt comes to, an error or whether all was trained."""
+
+    def __init__(self, run: RunFolder, *ends: Callable[[], Any]):
+        self._run, self._ends, self.workers = run, list(ends), list[int]()
+
+    def __call__(self, job: Job, workers: int, device: str, storage: str) -> "Attempts":
+        self.job = job
+        self.workers.append(workers)
+        self.complete: Any = None
+        self.error: Exception | None = None
+        return self
+
+    def start(self) -> None:
+        end = self._ends.pop(0)()
+        self.error, self.complete = (end, None) if isinstance(end, Exception) else (None, end)
+
+    def is_alive(self) -> bool:
+        """An end that is a generator is one that takes its time."""
+        if isinstance(self.complete, Iterator):
+            step = next(self.complete)
+            self.complete = self.complete if step is None else step
+        return isinstance(self.complete, Iterator)
+
+    def join(self, timeout: float) -> None:
+        pass
+
+
+def save(run: RunFolder, step: int, error: Exception) -> Exception:
+    path = run.path / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / ".metadata").touch()
+    return error
+
+
+@pytest.fixture
+def supervision(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the ends of attempts; (result or error, texts said, attempts begun)."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(capacity, "draining", set)
+    monkeypatch.setattr(supervise, "ranks_to_lose", lambda: 0)
+    monkeypatch.setattr(supervise, "RETURN_S", 0.0)
+    said: list[str] = []
+    begun: list[tuple[str | None, int]] = []
+
+    def again(error: str | None, workers: int) -> float:
+        begun.append((error, workers))
+        return 200.0
+
+    def go(
+        *ends: Callable[[], Any], overrides: tuple[str, ...] = ()
+    ) -> tuple[Any, list[str], list[tuple[str | None, int]]]:
+        experiment = load_experiment(write_spec(tmp_path, workers=4), overrides)
+        attempts = Attempts(run, *ends)
+        monkeypatch.setattr(supervise, "Training", attempts)
+        job = Job(str(run.path), "", {}, 100.0)
+        supervised = supervise.Supervision(experiment, run, job, again, lambda: None, said.append)
+        try:
+            result: Any = supervised.run(4, "cpu")
+        except Exception as error:
+            result = error
+        assert attempts._ends == []
+        assert attempts.job.started_unix_s == (200.0 if begun else 100.0)
+        return result, said, begun
+
+    return go
+
+
+def test_a_killed_worker_is_followed_by_another_attempt(supervision: Any, run: RunFolder) -> None:
+    result, said, begun = supervision(lambda: save(run, 8, killed(1)), lambda: True)
+    assert result is True
+    [(error, workers)] = begun
+    assert "rank 1" in error and workers == 4
+    assert said == [f"attempt 2 goes on from step 8: {error}"]
+
+
+def test_what_would_come_again_ends_the_run_at_once(supervision: Any) -> None:
+    error = WorkerGroupError("", {0: FloatingPointError("the loss is nan")})
+    assert supervision(lambda: error) == (error, [], [])
+
+
+def test_failures_without_a_new_checkpoint_are_limited_and_others_are_not(supervision: Any, run: RunFolder) -> None:
+    result, _, begun = supervision(
+        lambda: killed(1),
+        lambda: killed(1),
+        lambda: save(run, 8, killed(1)),
+        lambda: killed(0),
+        lambda: save(run, 16, killed(0)),
+        lambda: killed(0),
+        lambda: killed(0),
+        overrides=("cluster.max_failures=2",),
+    )
+    assert isinstance(result, TrainingLost)
+    assert str(result).endswith("3 times without a new checkpoint (cluster.max_failures is 2)")
+    assert len(begun) == 6
+
+
+def test_a_run_that_was_asked_to_stop_is_not_started_again(supervision: Any, run: RunFolder) -> None:
+    (run.path / STOP_FILE).touch()
+    result, _, begun = supervision(lambda: killed(1))
+    assert isinstance(result, TrainingLost) and str(result).endswith("while the run was to stop")
+    assert begun == []
+
+
+def test_it_goes_on_with_the_workers_that_are_left(
+    supervision: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node_lost() -> Exception:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+        return killed(1)
+
+    result, said, begun = supervision(node_lost, lambda: True, overrides=("cluster.min_workers=2",))
+    assert result is True
+    assert begun[0][1] == 2  # 3 do not divide the batch of 8 sequences
+    assert "from the start, for want of a checkpoint with 2 workers instead of 4" in said[0]
+
+
+def test_when_machines_come_back_it_makes_a_checkpoint_and_goes_on_with_more(
+    supervision: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.0)
+    resize = run.path / RESIZE_FILE
+
+    def node_lost() -> Exception:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+        return killed(1)
+
+    def with_two() -> Iterator[bool | None]:
+        yield None
+        assert not resize.exists()
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+        yield None
+        yield None
+        assert resize.exists()
+        save(run, 9, ECHO)
+        yield False  # as the trainer answers a stop, or this
+
+    def with_four() -> bool:
+        assert not resize.exists()
+        return True
+
+    result, said, begun = supervision(node_lost, with_two, with_four, overrides=("cluster.min_workers=2",))
+    assert result is True
+    assert [workers for _, workers in begun] == [2, 4] and begun[1][0] is None
+    assert said[1:] == [
+        "there is room for 4 workers again: a checkpoint, and on with them",
+        "attempt 3 goes on from step 9 with 4 workers instead of 2",
+    ]
+
+
+def test_a_machine_that_is_announced_to_go_costs_no_step(
+    supervision: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.0)
+    node = {"NodeID": "b", "Alive": True, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}, node])
+
+    def noticed() -> Iterator[bool | None]:
+        monkeypatch.setattr(capacity, "draining", lambda: {"b"})
+        monkeypatch.setattr(supervise, "ranks_to_lose", lambda: 2)
+        yield None
+        yield None
+        assert (run.path / RESIZE_FILE).exists()
+        monkeypatch.setattr(supervise, "ranks_to_lose", lambda: 0)
+        save(run, 9, ECHO)
+        yield False
+
+    result, said, begun = supervision(noticed, lambda: True, overrides=("cluster.min_workers=2",))
+    assert (result, begun) == (True, [(None, 2)])
+    assert said == [
+        "the machine of 2 of 4 ranks is to be taken away: a checkpoint, and on elsewhere",
+        "attempt 2 goes on from step 9 with 2 workers instead of 4",
+    ]
+
+
+def test_a_stop_that_comes_while_it_makes_room_is_a_stop(supervision: Any, run: RunFolder) -> None:
+    def stopped() -> bool:
+        (run.path / RESIZE_FILE).touch()
+        (run.path / STOP_FILE).touch()
+        return False
+
+    assert supervision(stopped) == (False, [], [])
+    assert not (run.path / RESIZE_FILE).exists()
+
+
+def test_a_cluster_that_others_use_is_waited_for_within_the_attempt(supervision: Any) -> None:
+    def no_room() -> Exception:
+        return ControllerError(WorkerGroupStartupTimeoutError(4))
+
+    result, said, begun = supervision(*[no_room] * 6, lambda: True)
+    assert (result, begun) == (True, [])
+    assert said == ["the cluster had no room for the workers, 4 on cpu: waiting until others leave it"]
+
+
+def test_too_few_machines_are_waited_for_and_named(supervision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def node_lost() -> Exception:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+        return killed(1)
+
+    result, said, begun = supervision(node_lost)
+    assert isinstance(result, TrainingLost) and "the spec wants 4 CPUs and the cluster has 3" in str(result)
+    assert "waiting for machines to come back" in said[0] and begun == []
+
+
+def test_skipped_steps_and_warnings_are_said(supervision: Any, run: RunFolder) -> None:
+    events: list[dict[str, Any]] = [
+        {"event": "warning", "said": "the checkpoint step-8 is damaged"},
+        {"event": "skipped", "step": 12, "reason": "the loss is nan", "first_sequence": 88, "last_sequence": 95},
+    ]
+
+    def trained() -> bool:
+        run.metrics_file(0).write_text("".join(json.dumps({"attempt": 1, **event}) + "\n" for event in events))
+        return True
+
+    assert supervision(trained)[1] == [
+        "the checkpoint step-8 is damaged",
+        "step 12 was skipped: the loss is nan (sequences 88 to 95)",
+    ]
+
+
+def test_the_end_of_a_dead_attempt_is_lost_time(run: RunFolder) -> None:
+    marks: list[dict[str, Any]] = [
+        {"attempt": 1, "event": "phase", "phase": "train_step", "start_unix_s": 10.0, "end_unix_s": 15.0},
+        {"attempt": 1, "event": "step", "step": 9, "time_unix_s": 17.0, "seconds": 1.0},
+    ]
+    torn = '{"attempt": 1, "event": "ph'
+    run.metrics_file(0).write_text("".join(json.dumps(mark) + "\n" for mark in marks) + torn)
+    supervise.close_attempt(run, 1, 20.0)
+    assert run.phases()[-1] == {
+        "attempt": 1,
+        "event": "phase",
+        "phase": "lost",
+        "start_unix_s": 17.0,
+        "end_unix_s": 20.0,
+    }
+    with run.metrics_file(0).open("a") as file:
+        file.write('{"attempt": 2, "event": "step", "step": 9, "time_unix_s": 31.0, "seconds": 1.0}\n')
+    [(start, end)] = lost_windows(run.steps(), run.phases())
+    assert (start, end) == (16.0, 20.0)  # from the beginning of the step that was done again
+
+
+@pytest.mark.parametrize(
+    ("there", "overrides", "expected"),
+    [
+        ({"CPU": 8.0}, (), (4, "cpu")),
+        ({"CPU": 3.0}, ("cluster.min_workers=1",), (2, "cpu")),
+        ({"CPU": 8.0, "GPU": 8.0}, ("cluster.device=auto",), (4, "cuda")),
+        ({"CPU": 8.0, "GPU": 2.0}, ("cluster.device=auto",), (2, "cuda")),
+        ({"CPU": 8.0, "GPU": 3.0}, ("cluster.device=cuda", "cluster.min_workers=2"), (2, "cuda")),
+        ({"CPU": 3.0}, (), "wants 4 CPUs and the cluster has 3"),
+        ({"CPU": 1.0}, ("cluster.min_workers=2",), "wants 2 to 4 CPUs and the cluster has 1"),
+        ({"CPU": 8.0}, ("cluster.device=cuda",), "wants 4 GPUs and the cluster has 0"),
+    ],
+)
+def test_how_many_workers_a_cluster_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: dict[str, float], overrides: tuple[str, ...], expected: Any
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(capacity, "draining", set)
+    experiment: Experiment = load_experiment(write_spec(tmp_path, workers=4), overrides)
+    if isinstance(expected, str):
+        with pytest.raises(BadInput, match=expected):
+            capacity.choose_workers(experiment)
+    else:
+        assert capacity.choose_workers(experiment) == expected

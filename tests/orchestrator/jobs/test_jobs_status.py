@@ -1,0 +1,72 @@
+"""`hoofprint status` and `hoofprint stop` over run folders: what runs, what was lost, and who is asked to end."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from energy.runs import RunFolder
+from orchestrator.cli import cli
+from orchestrator.driver.run_lock import RunLock
+from orchestrator.spec.file import BadInput
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "one")
+    folder.metrics_dir.mkdir(parents=True)
+    started = time.time() - 90
+    attempts = [{"attempt": 1, "started_unix_s": started, "status": "running"}]
+    folder.write_run({"status": "running", "created_unix_s": started, "attempts": attempts, "planned_tokens": 4000})
+    (folder.path / "experiment.yaml").write_text("spec_version: 1\n")
+    steps = [
+        {"event": "step", "step": n, "tokens": 10 * n, "loss": 6 - n / 100, "time_unix_s": 0} for n in range(1, 101)
+    ]
+    text = "\n".join(json.dumps(step) for step in steps)
+    folder.metrics_file(0).write_text(f'{text}\n{{"event": "phase"}}\n{{"event": "st')  # torn by a kill
+    return folder
+
+
+def status(folder: RunFolder, *options: str) -> str:
+    done = CliRunner().invoke(cli, ["status", "--runs", str(folder.path.parent), *options])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_run_that_lives_and_one_whose_driver_died(run: RunFolder) -> None:
+    lock = RunLock(run.path)
+    [seen] = json.loads(status(run, "--json"))["runs"]
+    assert (seen["run"], seen["status"], seen["step"], seen["loss"], seen["tokens"]) == (
+        "one",
+        "running",
+        100,
+        5.0,
+        1000,
+    )
+    assert seen["power_w"] is None and seen["energy_it_kwh"] is None  # not known is not zero
+    assert " 25.0 % " in status(run) and "1.50 min" in status(run)
+    lock.release()
+    [seen] = json.loads(status(run, "--json"))["runs"]
+    assert seen["status"] == "lost" and "ended without a word" in seen["doubt"]
+    assert f"--resume {run.path}\n" in status(run)
+
+
+def test_only_a_run_at_work_is_asked_to_stop(run: RunFolder) -> None:
+    stop = ["stop", "one", "--runs", str(run.path.parent), "--no-wait"]
+    with pytest.raises(BadInput, match="is not at work: its process died"):
+        CliRunner().invoke(cli, stop, catch_exceptions=False)
+    assert not (run.path / "stop").exists()
+    lock = RunLock(run.path)
+    try:
+        done = CliRunner().invoke(cli, stop, catch_exceptions=False)
+        assert done.exit_code == 0 and (run.path / "stop").exists() and f"process {os.getpid()}" in done.stderr
+        (run.path / "experiment.yaml").unlink()
+        with pytest.raises(BadInput, match="is of `hoofprint measure`"):
+            CliRunner().invoke(cli, stop, catch_exceptions=False)
+    finally:
+        lock.release()
+    with pytest.raises(BadInput, match="no run 'two' in"):
+        CliRunner().invoke(cli, ["stop", "two", "--runs", str(run.path.parent)], catch_exceptions=False)

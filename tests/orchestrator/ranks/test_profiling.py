@@ -1,0 +1,100 @@
+"""Where the time of a step went: by intervals that are made here, and by a run."""
+
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.ranks.loop import StepResult
+from orchestrator.ranks.profiling import CATEGORIES, SKIPPED, StepProfiler, category, split_time, union
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("aten::mm", "matmul"),
+        ("mkldnn::_linear_pointwise", "matmul"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "matmul"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matmul"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_256x128_32x3_tn_align8>", "matmul"),
+        ("ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_64x3_nt", "matmul"),
+        ("void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 128, 64, 4>>", "attention"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "exposed communication"),
+        ("nccl:_all_gather_base", "exposed communication"),
+        ("gloo:all_reduce", "exposed communication"),
+        ("triton_red_fused_add_mean_mul_pow_rsqrt_0", "other kernels"),
+        ("aten::embedding", "other kernels"),
+    ],
+)
+def test_a_name_has_its_category(name: str, expected: str) -> None:
+    assert category(name) == expected
+
+
+def test_a_union_counts_each_moment_once() -> None:
+    assert union([(5, 6), (0, 2), (1, 3), (3, 4), (2, 2)]) == [(0, 4), (5, 6)]
+    assert union([]) == []
+
+
+def test_only_what_nothing_hides_is_exposed() -> None:
+    ran = {
+        "matmul": [(0.0, 40.0), (30.0, 50.0)],
+        "attention": [(45.0, 60.0)],
+        "other kernels": [(0.0, 55.0), (60.0, 70.0)],
+        "exposed communication": [(10.0, 65.0), (68.0, 80.0)],
+    }
+    shares = split_time(ran, wall=100.0, data_wait=5.0)
+    assert shares == pytest.approx(
+        {
+            "matmul": 0.50,
+            "attention": 0.10,
+            "other kernels": 0.10,
+            "exposed communication": 0.10,
+            "data wait": 0.05,
+            "nothing ran": 0.15,
+        }
+    )
+
+
+def steps_of_products() -> Iterator[StepResult]:
+    x = torch.randn(400, 400)
+    while True:
+        torch.mm(x, x)
+        time.sleep(0.02)
+        yield StepResult(1.0, 1.0, 0.1, False, 0.01)
+
+
+def test_it_records_the_steps_asked_for_and_no_others(tmp_path: Path) -> None:
+    made = steps_of_products()
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 3, torch.device("cpu"))
+    for step in range(11, 11 + SKIPPED + 2):
+        profiler(step)
+    assert not (tmp_path / "profile").exists()
+    for step in range(13 + 2, 20):
+        profiler(step)
+    profiler.finish()
+    found = json.loads((tmp_path / "profile" / "profile.json").read_text())
+    assert (found["steps"], found["first_step"], found["device"]) == (3, 11 + SKIPPED, "cpu")
+    assert set(found["shares"]) == {*CATEGORIES, "data wait", "nothing ran"}
+    assert sum(found["shares"].values()) == pytest.approx(1.0)
+    assert found["shares"]["matmul"] > 0 and found["shares"]["exposed communication"] == 0
+    assert found["shares"]["data wait"] == pytest.approx(0.03 / found["seconds"])
+    trace = json.loads(gzip.decompress((tmp_path / "profile" / "trace.json.gz").read_bytes()))
+    assert sum(event.get("name") == "aten::mm" for event in trace["traceEvents"]) == 3
+    assert "steps 13 to 15 of rank 0 on cpu" in (tmp_path / "profile" / "profile.txt").read_text()
+
+
+def test_a_training_that_ends_early_leaves_what_there_is(tmp_path: Path) -> None:
+    made = steps_of_products()
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 5, torch.device("cpu"))
+    for step in range(1, SKIPPED + 2):
+        profiler(step)
+    profiler.finish()
+    assert json.loads((tmp_path / "profile" / "profile.json").read_text())["steps"] == 1
