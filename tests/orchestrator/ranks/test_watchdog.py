@@ -124,9 +124,7 @@ def test_auto_follows_what_steps_take(tmp_path: Path) -> None:
 
 def test_the_place_is_the_call_and_who_of_ours_called_it() -> None:
     frame = sys._getframe()
-    assert where(frame).startswith(
-        "test_the_place_is_the_call_and_who_of_ours_called_it (orchestrator/test_watchdog.py:"
-    )
+    assert where(frame).startswith("test_the_place_is_the_call_and_who_of_ours_called_it (ranks/test_watchdog.py:")
 
 
 def test_a_hang_is_told_in_one_line_with_the_rank_that_is_silent(tmp_path: Path) -> None:
