@@ -31,13 +31,15 @@ from benchmarks.gpu.compare import markdown, summary  # noqa: E402
 from benchmarks.report import RESULTS, machine  # noqa: E402
 from benchmarks.training.systems import Case  # noqa: E402
 from model.config import LlamaConfig  # noqa: E402
+from model.memory import GB, Batch, Compute, memory_gb  # noqa: E402
+from model.sharding import Layout  # noqa: E402
 
 CACHE = ROOT / ".cache"
 LEAST_S = 15.0  # with less time left than that no part is started
 LAYERS = 32
-# Bytes that training holds: master weights, gradients and two moments of each parameter in float32; what a layer keeps
-# of a token for its backward (8 E + 3 F in bfloat16, and a third more for peers); logits, gathered blocks, libraries.
-PARAMETER_BYTES, RESERVED_BYTES, USABLE = 16, 6e9, 0.9
+# What peers take beside master weights and moments, of what we take there (results/gpu.json: transformers).
+PEERS_TAKE = 1.25
+USABLE = 0.9  # the rest: the driver's context, libraries, fragmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +69,13 @@ def model(scale: Scale, layers: int, length: int) -> LlamaConfig:
 
 
 def fitting_layers(scale: Scale, memory_bytes: float) -> int:
-    """The most layers, in fours, whose training fits into the device without checkpointing; at least one."""
+    """The most layers, in fours, whose training fits into the device without checkpointing, ours and the peers'; at
+    least one."""
     for layers in (*range(LAYERS, 0, -4), 2):
         config = model(scale, layers, max(scale.lengths))
-        kept = 1.3 * 2 * (8 * config.dim + 3 * config.ffn_hidden) * layers * scale.tokens
-        if PARAMETER_BYTES * config.params + kept + RESERVED_BYTES <= USABLE * memory_bytes:
+        ours = memory_gb(config, Layout(), Batch(scale.tokens, 1), "none", Compute())
+        state_gb = ours["parameters"] + ours["optimizer"]
+        if state_gb + PEERS_TAKE * (ours["total"] - state_gb) <= USABLE * memory_bytes / GB:
             return layers
     return 1
 

@@ -1,1 +1,1 @@
-"""The LLaMA model and its training numerics. `model.config` and `model.flops` need no torch."""
+"""The LLaMA model and its training numerics. `model.config`, `.flops`, `.sharding` and `.memory` need no torch."""

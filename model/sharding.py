@@ -2,9 +2,9 @@
 
 Ranks form a grid (replicas, shards, tensor), the last counted fastest, so that the ranks of a tensor-parallel group are
 neighbours on one node:
-- tensor: the products of a block are cut by heads and by feed-forward channels (Shoeybi et al. 2019); between them the
-  residual stream is cut by positions (sequence parallel: Korthikanti et al. 2022). Embedding, head and norms are whole
-  on each of these ranks, and each works on its own positions.
+- tensor: the products of a block are cut by heads and by feed-forward channels (Shoeybi et al. 2019), embedding, output
+  matrix and loss by words; between them the residual stream is cut by positions (sequence parallel: Korthikanti et al.
+  2022). Norms are whole on each of these ranks, and work on its own positions.
 - shards: FSDP (ZeRO 3) cuts the rows of what tensor parallelism left, and gathers one unit, a block, while it is used.
 - replicas: of the grid of the other two; between them only gradients are summed (HSDP).
 Each (replica, shard) has data of its own; the ranks of a tensor-parallel group share theirs.
@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn  # a plan of memory needs no torch
 
 MASTER_BYTES = 4  # weights, gradients and moments at rest are float32
 ROOT = ""  # the unit of what stands outside the blocks
 # Which dimension of a weight (outputs, inputs) tensor parallelism cuts.
-_TENSOR_CUTS = {"wq": 0, "wk": 0, "wv": 0, "w_gate": 0, "w_up": 0, "wo": 1, "w_down": 1}
-Style = Literal["columns", "rows", "gathers", "sequence", "embedding", "head"]
+_TENSOR_CUTS = {"wq": 0, "wk": 0, "wv": 0, "w_gate": 0, "w_up": 0, "wo": 1, "w_down": 1, "embedding": 0, "output": 0}
+Style = Literal["columns", "rows", "gathers", "sequence", "embedding", "words"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class Placed:
 
     @property
     def gathered_shape(self) -> tuple[int, ...]:
-        """What a rank computes with, while its unit is gathered."""
+        """What a rank computes with, while its unit is gathered; the last ranks may have fewer words."""
         return tuple(
-            size // self.layout.tensor if dim == self.tensor_cut else size for dim, size in enumerate(self.shape)
+            -(-size // self.layout.tensor) if dim == self.tensor_cut else size for dim, size in enumerate(self.shape)
         )
 
     @property
@@ -100,7 +101,8 @@ class Placed:
         words = [f"{layout.replicas} replicas"] if layout.replicas > 1 else []
         words += [f"rows / {layout.shards}"]
         if layout.tensor > 1:
-            cut = {None: "whole", 0: "outputs", 1: "inputs"}[self.tensor_cut]
+            outputs = "words" if self.unit == ROOT else "outputs"
+            cut = {None: "whole", 0: outputs, 1: "inputs"}[self.tensor_cut]
             words += [f"{cut} on tensor {layout.tensor}" if cut == "whole" else f"{cut} / tensor {layout.tensor}"]
         return ", ".join(words)
 
@@ -182,7 +184,7 @@ def _styles(blocks: tuple[str, ...]) -> list[tuple[str, Style]]:
         styles += [(f"{block}.attention.wo", "rows"), (f"{block}.ffn_norm", "sequence"), (f"{block}.ffn", "gathers")]
         styles += [(f"{block}.ffn.{name}", "columns") for name in ("w_gate", "w_up")]
         styles += [(f"{block}.ffn.w_down", "rows")]
-    return [*styles, ("norm", "sequence"), ("output", "head"), ("head", "head")]
+    return [*styles, ("norm", "sequence"), ("output", "words"), ("head", "words")]
 
 
 def _check_cuts(model: nn.Module, tensor: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from model.loss import Words
 from model.sharding import ShardingPlan, Style
 from model.transformer import Head, Llama
 
@@ -32,13 +33,13 @@ _ATTENTION_ARGUMENTS = 5  # x, cos, sin, cache, mask: the first is gathered
 
 def apply_tensor_parallel(model: Llama, mesh: DeviceMesh, plan: ShardingPlan) -> None:
     """Cut `model` over the ranks of `mesh` (one dimension), as the plan's styles say. A call with logits as its result
-    gathers them; with targets each rank returns the loss of its own positions."""
+    gathers them; with targets each rank returns an equal share of the loss."""
     names = {name for name, _ in model.named_modules()}
-    styles = {name: _style(name, style) for name, style in plan.styles if name in names}
+    styles = {name: _style(name, style, model.config.vocab_size) for name, style in plan.styles if name in names}
     parallelize_module(model, mesh, styles)
 
 
-def _style(name: str, style: Style) -> ParallelStyle:
+def _style(name: str, style: Style, vocabulary: int) -> ParallelStyle:
     if style == "columns":
         return ColwiseParallel()
     if style == "rows":
@@ -48,50 +49,45 @@ def _style(name: str, style: Style) -> ParallelStyle:
     if style == "gathers":
         others = (None,) * (_ATTENTION_ARGUMENTS - 1 if name.endswith("attention") else 0)
         return PrepareModuleInput(input_layouts=(_POSITIONS, *others), desired_input_layouts=(Replicate(), *others))
-    return _OwnPositions()
+    if style == "embedding":
+        return RowwiseParallel(input_layouts=Replicate(), output_layouts=_POSITIONS)
+    return _Words(vocabulary)
 
 
-class _OwnPositions(ParallelStyle):
-    """Embedding, output matrix and head: their weights are whole on each rank, which uses them on its own positions."""
+class _Words(ParallelStyle):
+    """Output matrix and head: each rank has some of the words, for the positions of all."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        if isinstance(module, Head):
+            module.words = Words(device_mesh.get_group(), self.vocabulary)
+            module.register_forward_pre_hook(_to_all_positions(device_mesh))
+            module.register_forward_hook(_to_all_logits(device_mesh, self.vocabulary))
         for name, parameter in module.named_parameters(recurse=False):
-            whole = DTensor.from_local(parameter, device_mesh, [Replicate()], run_check=False)
-            module.register_parameter(name, nn.Parameter(whole))
-        if isinstance(module, nn.Embedding):
-            module.register_forward_pre_hook(_to_own_tokens(device_mesh))
-            module.register_forward_hook(lambda _, inputs, out: out.to_local())
-        elif isinstance(module, Head):
-            module.register_forward_pre_hook(_to_own_targets(device_mesh))
-            module.register_forward_hook(_to_all_logits(device_mesh))
+            module.register_parameter(name, nn.Parameter(distribute_tensor(parameter, device_mesh, [Shard(0)])))
         return module
 
 
-def _own(x_BL: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    return x_BL.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
-
-
-def _to_own_tokens(mesh: DeviceMesh) -> Callable[..., Any]:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (DTensor.from_local(_own(inputs[0], mesh), mesh, [_POSITIONS], run_check=False),)
-
-    return hook
-
-
-def _to_own_targets(mesh: DeviceMesh) -> Callable[..., Any]:
+def _to_all_positions(mesh: DeviceMesh) -> Callable[..., Any]:
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x_BLE, weight_VE, targets_BL = inputs
-        # Each rank's gradient of the matrix is that of its positions: they add up to the whole.
-        weight_VE = weight_VE.to_local(grad_placements=[Partial()])
-        return x_BLE, weight_VE, None if targets_BL is None else _own(targets_BL, mesh)
+        x_BLE, weight_VE, *targets = inputs
+        x_BLE = DTensor.from_local(x_BLE, mesh, [_POSITIONS], run_check=False).redistribute(mesh, [Replicate()])
+        # Of the gradient of `x` each rank has what its words add; that of its rows of the matrix it has whole.
+        return x_BLE.to_local(grad_placements=[Partial()]), weight_VE.to_local(), *targets
 
     return hook
 
 
-def _to_all_logits(mesh: DeviceMesh) -> Callable[..., Any]:
+def _to_all_logits(mesh: DeviceMesh, vocabulary: int) -> Callable[..., Any]:
     def hook(module: nn.Module, inputs: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
         if out.dim() == 0:
             return out
-        return DTensor.from_local(out, mesh, [_POSITIONS], run_check=False).full_tensor()
+        shape = torch.Size((*out.shape[:-1], vocabulary))
+        stride = torch.empty(shape, device="meta").stride()  # said, because ranks may have different numbers of words
+        cut = DTensor.from_local(out, mesh, [Shard(out.dim() - 1)], run_check=False, shape=shape, stride=stride)
+        return cut.full_tensor()
 
     return hook

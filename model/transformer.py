@@ -15,7 +15,7 @@ from model.cache import Cache, LayerCache
 from model.config import LlamaConfig
 from model.kernels import rms_norm, swiglu
 from model.linear import Linear
-from model.loss import linear_cross_entropy_sum
+from model.loss import Words, linear_cross_entropy_sum
 from model.packing import Packing
 from model.rope import rope_tables
 
@@ -69,16 +69,17 @@ class Block(nn.Module):
 
 class Head(nn.Module):
     """Logits of the last norm's output, or the loss computed along with them. The matrix is handed in: it may be the
-    embedding's, and so this module has no weights and no names in a checkpoint. `compiled`: see the loss."""
+    embedding's, and so this module has no weights and no names in a checkpoint. `compiled`, `words`: see the loss."""
 
     compiled = False
+    words: Words | None = None
 
     def forward(
         self, x_BLE: torch.Tensor, weight_VE: torch.Tensor, targets_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
         if targets_BL is None:
             return F.linear(x_BLE, weight_VE.to(x_BLE.dtype))
-        return linear_cross_entropy_sum(x_BLE, weight_VE, targets_BL, compiled=self.compiled)
+        return linear_cross_entropy_sum(x_BLE, weight_VE, targets_BL, compiled=self.compiled, words=self.words)
 
 
 class Llama(nn.Module):

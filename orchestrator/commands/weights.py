@@ -104,9 +104,13 @@ def _tell(result: dict[str, Any], as_json: bool) -> None:
         click.echo(f"rounded to {result['dtype']}: the weights had more digits", err=True)
     click.echo(
         f"{result['path']}: {_large(result['params'])} parameters in {result['tensors']} tensors, "
-        f"{result['bytes'] / 1e9:.2f} GB of {result['dtype']}"
+        f"{_size(result['bytes'])} of {result['dtype']}"
         + (f", with {', '.join(result['tokenizer'])}" if result["tokenizer"] else "")
     )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _large(number: int) -> str:
@@ -117,9 +121,11 @@ def _section(result: dict[str, Any]) -> str:
     """The parts of a spec that say what was imported, to be pasted."""
     import yaml
 
-    section: dict[str, Any] = {"model": {**result["model"], "init_from": result["path"]}}
-    if "tokenizer.model" in result["tokenizer"]:
-        section["data"] = {"tokenizer": {"path": str(Path(result["path"]) / "tokenizer.model")}}
+    path = Path(result["path"]).resolve()  # the experiment may lie anywhere
+    section: dict[str, Any] = {"model": {**result["model"], "init_from": str(path)}}
+    names = [name for name in ("tokenizer.model", "tokenizer.json") if name in result["tokenizer"]]
+    if names:
+        section["data"] = {"tokenizer": {"path": str(path / names[0])}}
     return yaml.safe_dump(section, sort_keys=False, allow_unicode=True).rstrip()
 
 

@@ -32,7 +32,7 @@ class TokenizerSpec:
 
 
 class Tokenizer:
-    """Text to ids and back. unk, bos and eos are 0, 1 and 2."""
+    """Text to ids and back. unk, bos and eos are 0, 1 and 2. `load` reads Llama 3's kind too (`data.byte_pairs`)."""
 
     def __init__(self, model: bytes) -> None:
         """model: a serialised SentencePiece model. ValueError if it is not one or has no byte fallback."""
@@ -47,6 +47,7 @@ class Tokenizer:
         self.unk_id: int = self._processor.unk_id()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
+        self.end_ids: tuple[int, ...] = (self.eos_id,)  # each ends a text that a model writes
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         if not all(self._processor.is_byte(i) for i in byte_ids) or min(self.bos_id, self.eos_id) < 0:
             raise ValueError("a SentencePiece model without byte fallback, bos and eos cannot encode every text")
@@ -55,9 +56,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer file; ValueError with the path if it is missing or not a tokenizer."""
+        """Read a tokenizer file of any kind; ValueError with the path if it is missing or not a tokenizer."""
+        from orchestrator.data import byte_pairs
+
         try:
-            return cls(Path(path).read_bytes())
+            model = Path(path).read_bytes()
+            return byte_pairs.BytePairTokenizer(model) if byte_pairs.takes(model) else cls(model)
         except OSError as error:
             raise ValueError(f"{path}: expected a tokenizer file ({error.strerror})") from error
         except ValueError as error:
@@ -123,13 +127,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], bos: bool = False, eos: bool = False) -> list[list[int]]:
         """Ids of many texts, on two threads."""
-        for number, text in enumerate(texts):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"text {number}: unpaired surrogate at character {error.start}; expected Unicode text"
-                ) from error
+        require_text(texts)
         segments = [text.split(SPACE_MARK) for text in texts]
         flat = [segment for parts in segments for segment in parts]
         encoded = iter(self._processor.encode(flat, out_type=int, num_threads=2 if len(flat) > 1 else 1))
@@ -159,6 +157,17 @@ class Tokenizer:
         if self._processor.is_control(token) or self._processor.is_unknown(token):
             return b""
         return piece.replace(SPACE_MARK, " ").encode()
+
+
+def require_text(texts: Sequence[str]) -> None:
+    """ValueError for an unpaired surrogate, which no UTF-8 text can hold."""
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {number}: unpaired surrogate at character {error.start}; expected Unicode text"
+            ) from error
 
 
 def _advice(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """A folder with a trained model in it: a run, or what `hoofprint import` wrote. No torch: the driver looks too.
 
 model.json       of imported weights: the model's sizes, where it came from (a run has experiment.yaml)
-tokenizer.model  and other files of a tokenizer, where there are some
+tokenizer.model  and other files of a tokenizer, where there are some; tokenizer.json alone will do
 checkpoints/step-*/   torch.distributed.checkpoint; imported weights are step 0
 """
 
@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from energy.run_version import MODEL_SCHEMA, require_known
 from model.config import LlamaConfig, RopeScaling
 from orchestrator.checkpoints.saved import newest_complete
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import NOTHING, BadInput, load_experiment
 
-MODEL, SCHEMA = "model.json", "hoofprint/model/1"
-TOKENIZER = "tokenizer.model"
+MODEL = "model.json"
+TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
 FIRST = Path("checkpoints") / "step-00000000"
 # A run may train on shorter or longer sequences than its weights were trained on, and draws nothing.
 FREE = ("sequence_length", "init_std")
@@ -35,19 +36,17 @@ class ModelFolder:
 
     @property
     def tokenizer(self) -> Path | None:
-        path = self.path / TOKENIZER
-        return path if path.exists() else None
+        places = (self.path / name for name in (TOKENIZER, TOKENIZER_JSON))
+        return next((path for path in places if path.exists()), None)
 
     def load_tokenizer(self) -> Tokenizer:
         """BadInput where there is none that this model can be used with."""
         if self.tokenizer is None:
-            raise BadInput(f"{self.path} has no {TOKENIZER}: put the SentencePiece file of the model there")
+            raise BadInput(f"{self.path} has no {TOKENIZER} or {TOKENIZER_JSON}: put that of the model there")
         try:
             tokenizer = Tokenizer.load(self.tokenizer)
         except ValueError as error:
-            raise BadInput(
-                f"{error}; only SentencePiece tokenizers are supported (Llama 3 has another kind)"
-            ) from error
+            raise BadInput(str(error)) from error
         if tokenizer.vocab_size > self.config.vocab_size:
             raise BadInput(
                 f"{self.tokenizer} has {tokenizer.vocab_size} pieces, the model only {self.config.vocab_size} rows: "
@@ -63,6 +62,7 @@ def open_model_folder(path: Path) -> ModelFolder:
         foreign = (path / "config.json").exists() or (path / "params.json").exists()
         advice = f"; import it first: hoofprint import {path} -o FOLDER" if foreign else ""
         raise BadInput(f"{path} is neither a run (experiment.yaml) nor imported weights ({MODEL}){advice}")
+    require_known(path)
     newest = newest_complete(path / "checkpoints")
     if newest is None:
         raise BadInput(f"{path} has no complete checkpoint yet")
@@ -89,7 +89,7 @@ def _imported(path: Path, checkpoint: Path) -> ModelFolder:
 def write_model_file(
     folder: Path, config: LlamaConfig, special_tokens: dict[str, Any], imported: dict[str, Any]
 ) -> None:
-    value = {"schema": SCHEMA, "config": asdict(config), "special_tokens": special_tokens, "imported": imported}
+    value = {"schema": MODEL_SCHEMA, "config": asdict(config), "special_tokens": special_tokens, "imported": imported}
     (folder / MODEL).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -107,6 +107,9 @@ def generate_texts(path: Path, request: Request, show: Show) -> dict[str, Any]:
     """
     folder = open_model_folder(path)
     tokenizer = folder.load_tokenizer()
+    odd = [str(token) for token in request.stop_ids if not 0 <= token < folder.config.vocab_size]
+    if odd:
+        raise BadInput(f"--stop-id {', '.join(odd)}: the model's tokens are 0 to {folder.config.vocab_size - 1}")
     stop = [string for string in request.stop if string]
     texts = [Text(prompt, tokenizer.encode(prompt, bos=True), stop, tokenizer.decode) for prompt in request.prompts]
     rooms = _rooms(texts, folder.config.sequence_length)
@@ -119,7 +122,7 @@ def generate_texts(path: Path, request: Request, show: Show) -> dict[str, Any]:
                 [text.ids for text in texts],
                 max_new_tokens=[min(request.max_tokens, room) for room in rooms],
                 sampling=request.sampling,
-                stop_ids={tokenizer.eos_id, *request.stop_ids, *_stop_ids(folder)},
+                stop_ids={*tokenizer.end_ids, *request.stop_ids, *_stop_ids(folder)},
             )
             _await_models(meter)
             window, first_s = _continue(generation, texts, meter, show)

@@ -20,13 +20,24 @@ from model.weights.meta import PATTERN, MetaFolder, write_meta
 from model.weights.meta_config import PARAMS
 from model.weights.names import Layout
 from model.weights.tensors import Progress, WeightSource, as_dtype, main_dtype, rounds, total_bytes
-from orchestrator.models.folder import FIRST, TOKENIZER, open_model_folder, spec_keys, write_model_file
+from orchestrator.data.byte_pairs import BytePairTokenizer, is_json
+from orchestrator.data.tokenizer import Tokenizer
+from orchestrator.models.folder import (
+    FIRST,
+    TOKENIZER,
+    TOKENIZER_JSON,
+    ModelFolder,
+    open_model_folder,
+    spec_keys,
+    write_model_file,
+)
 from orchestrator.spec.file import BadInput
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     TOKENIZER,
-    "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_JSON,
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
 )
@@ -72,10 +83,10 @@ def import_weights(
         write_checkpoint(folder / FIRST, source, progress)
         # Meta puts one tokenizer beside the folders of all sizes.
         places = [release] if layout == "huggingface" else [release, release.resolve().parent]
-        carried = _carry(places, folder, TOKENIZER_FILES if layout == "huggingface" else (TOKENIZER,))
+        carried = _carry(places, folder, TOKENIZER_FILES if layout == "huggingface" else TOKENIZER_FILES[:2])
         imported = {"layout": layout, "name": release.resolve().name, "dtype": _dtype(original), "stored": dtype}
         write_model_file(folder, source.config, original.special_tokens, imported)
-    warnings = [*original.warnings, *_tokenizer_warnings(output / TOKENIZER)]
+    warnings = [*original.warnings, *_tokenizer_warnings(open_model_folder(output))]
     return _result(output, layout, source, rounds(original, dtype), carried, warnings)
 
 
@@ -93,11 +104,11 @@ def export_weights(
         if layout == "huggingface":
             write_huggingface(place, source, folder.special_tokens, max_file_bytes, progress)
             carried = _carry([model], place, TOKENIZER_FILES)
-            if carried == [TOKENIZER]:
-                carried += _describe_tokenizer(place, folder.config)
+            if carried and (TOKENIZER_CONFIG not in carried or TOKENIZER_JSON not in carried):
+                carried = _describe_tokenizer(place, folder.config, carried)
         else:
             write_meta(place, source, shards, progress)
-            carried = _carry([model], place, (TOKENIZER,))
+            carried = _carry([model], place, TOKENIZER_FILES[:2])
     return _result(output, layout, source, rounds(original, dtype), carried, []) | {
         "checkpoint": folder.checkpoint.name
     }
@@ -146,44 +157,56 @@ def written_beside(output: Path, needed_bytes: int) -> Iterator[Path]:
 
 
 def _carry(places: Sequence[Path], folder: Path, names: Sequence[str]) -> list[str]:
-    """Copies the files of a tokenizer that there are; their names."""
-    carried = []
+    """Copies the files of a tokenizer that there are; their names there."""
+    carried: list[str] = []
     for name in names:
         found = next((place / name for place in places if (place / name).is_file()), None)
         if found is not None:
-            shutil.copyfile(found, folder / name)
-            carried.append(name)
+            # A run keeps any kind as tokenizer.model; others go by the name.
+            kept = TOKENIZER_JSON if name == TOKENIZER and is_json(found.read_bytes()) else name
+            shutil.copyfile(found, folder / kept)
+            carried.append(kept)
     return carried
 
 
-def _tokenizer_warnings(path: Path) -> list[str]:
-    if not path.exists():
-        return [f"there was no {TOKENIZER}: generation and training need the model's SentencePiece file in {path}"]
+def _tokenizer_warnings(folder: ModelFolder) -> list[str]:
+    if folder.tokenizer is None:
+        wanted = f"{TOKENIZER} or {TOKENIZER_JSON}"
+        return [f"there was no tokenizer: generation and training need the model's {wanted} in {folder.path}"]
     try:
-        sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-    except RuntimeError:
-        return [f"{path} is not a SentencePiece file (Llama 3 has another kind): kept for export, not usable here"]
+        folder.load_tokenizer()
+    except BadInput as error:
+        return [f"{error}; the file is kept for export, and not usable here"]
     return []
 
 
-def _describe_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
-    """Writes what transformers must know of our tokenizer.model to cut text as we do."""
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=(folder / TOKENIZER).read_bytes())
-    said = {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "add_prefix_space": pieces.encode("a", out_type=str)[0].startswith("\u2581"),
-        "clean_up_tokenization_spaces": False,
-        "legacy": False,
-        "model_max_length": config.sequence_length,
-        "bos_token": pieces.id_to_piece(pieces.bos_id()),
-        "eos_token": pieces.id_to_piece(pieces.eos_id()),
-        "unk_token": pieces.id_to_piece(pieces.unk_id()),
-    }
-    name = "tokenizer_config.json"
-    (folder / name).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [name]
+def _describe_tokenizer(place: Path, config: LlamaConfig, carried: list[str]) -> list[str]:
+    """Writes what transformers must know of our tokenizer.model to cut text as we do; the names of all its files."""
+    try:
+        tokenizer = Tokenizer.load(place / (TOKENIZER_JSON if TOKENIZER_JSON in carried else TOKENIZER))
+    except ValueError:
+        return carried  # the import has said that it is none
+    said: dict[str, Any] = {"clean_up_tokenization_spaces": False, "model_max_length": config.sequence_length}
+    if isinstance(tokenizer, BytePairTokenizer):
+        (place / TOKENIZER_JSON).write_text(tokenizer.description, encoding="utf-8")
+        (place / TOKENIZER).unlink(missing_ok=True)  # to transformers a file of this name is SentencePiece's
+        names = {key: tokenizer.name_of(token) for key, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))}
+        said |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    else:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+        names = {key: pieces.id_to_piece(getattr(tokenizer, f"{key}_id")) for key in ("bos", "eos", "unk")}
+        said |= {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "add_prefix_space": pieces.encode("a", out_type=str)[0].startswith("\u2581"),
+            "legacy": False,
+        }
+    said |= {f"{key}_token": name for key, name in names.items()}
+    if TOKENIZER_CONFIG not in carried:
+        text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+        (place / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+    return [name for name in TOKENIZER_FILES if (place / name).exists()]
 
 
 def _dtype(source: WeightSource) -> str:

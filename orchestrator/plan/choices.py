@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from model.config import LlamaConfig
+from model.memory import Compute
+from model.sharding import Layout
 from orchestrator.plan.memory import batch_of, memory_plan
 from orchestrator.spec.experiment import Experiment
 
@@ -35,15 +37,12 @@ def step_memory(
     batch = batch_of(experiment.batch_sequences, data_ranks, training.micro_batch_sequences, config.sequence_length)
     return memory_plan(
         config,
-        workers,
+        Layout.of(workers, replicas=cluster.replicas, tensor=cluster.tensor_parallel),
         batch,
-        4 if _dtype(experiment, cuda) == "float32" else 2,
+        Compute(_dtype(experiment, cuda), cpu=not cuda, compiled=_compiled(experiment, cuda)),
         device_gb,
         _said(training.activation_checkpointing),
-        not cuda,
-        reduction=_said(training.gradient_reduction),
-        tensor=cluster.tensor_parallel,
-        replicas=cluster.replicas,
+        _said(training.gradient_reduction),
     )
 
 
@@ -66,7 +65,7 @@ def choose(
     return Choices(
         memory["checkpointing"],
         memory["gradient_reduction"],
-        cuda if training.compile == "auto" else training.compile,
+        _compiled(experiment, cuda),
         _dtype(experiment, cuda),
         why,
     )
@@ -79,3 +78,8 @@ def _said(value: str) -> str | None:
 def _dtype(experiment: Experiment, cuda: bool) -> Literal["float32", "bfloat16", "float8"]:
     given = experiment.training.dtype
     return given if given != "auto" else "bfloat16" if cuda else "float32"
+
+
+def _compiled(experiment: Experiment, cuda: bool) -> bool:
+    given = experiment.training.compile
+    return cuda if given == "auto" else given

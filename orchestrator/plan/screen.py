@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from energy.human import digits, human_count, human_flop, human_time
-from orchestrator.plan.memory import EACH
+from model.memory import EACH
 
 Plan = dict[str, Any]
 _BAR = 24

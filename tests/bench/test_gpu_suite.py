@@ -86,7 +86,7 @@ def test_the_summary_holds_systems_side_by_side() -> None:
 
 def test_layers_are_as_many_as_fit() -> None:
     fits = [gpu_suite.fitting_layers(gpu_suite.FULL, gib * 2**30) for gib in (400, 139.8, 79.1, 23.6, 4)]
-    assert fits == [32, 20, 8, 2, 1]
+    assert fits == [32, 12, 8, 1, 1]
 
 
 def test_a_part_that_is_cut_short_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from model.activation import Checkpointing, checkpoint_block, kept_operators
 from model.config import LlamaConfig
 from model.generate import generate
 from model.init import init_weights
+from model.memory import Compute, activation_bytes_per_token
 from model.parallelize import parallelize
 from model.transformer import Llama
-from orchestrator.plan.memory import activation_bytes_per_token
 
 CONFIG = LlamaConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, ffn_hidden=96, vocab_size=97, sequence_length=24)
 MODES: list[Checkpointing] = ["none", "selective", "full"]
@@ -100,7 +100,8 @@ def test_each_mode_keeps_less_than_the_one_before() -> None:
     assert alive["none"] > alive["selective"] > alive["full"]
     tokens = batch()[0].numel()
     for more, less in (("none", "selective"), ("selective", "full")):
-        planned = [activation_bytes_per_token(CONFIG, mode, width=4, cpu=True) for mode in (more, less)]
+        compute = Compute("float32", cpu=True, compiled=False)
+        planned = [activation_bytes_per_token(CONFIG, mode, compute) for mode in (more, less)]
         assert alive[more] - alive[less] == CONFIG.n_layers * tokens * (planned[0] - planned[1])
 
 

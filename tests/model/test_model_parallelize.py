@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
+from model import loss
 from model.config import LlamaConfig
 from model.init import init_weights
+from model.kernels import product
+from model.loss import Words, linear_cross_entropy_sum
 from model.optim import clip_gradients, make_optimizer
 from model.packing import pack
 from model.parallelize import loss_scale, make_mesh, parallelize, set_gradient_sync
@@ -48,9 +52,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1], targets
 
 
-def build(layout: Layout | None, **options: object) -> Llama:
+def build(layout: Layout | None, tied: bool = False, **options: object) -> Llama:
     with torch.device("meta"):
-        model = Llama(CONFIG)
+        model = Llama(replace(CONFIG, tie_embeddings=tied))
     mesh = None if layout is None else make_mesh("cpu", layout)
     parallelize(model, mesh, **options)  # type: ignore[arg-type]
     model.to_empty(device="cpu")
@@ -74,9 +78,9 @@ def curve(model: Llama, layout: Layout, rank: int, each_micro_batch: bool = Fals
                 set_gradient_sync(model, micro == MICRO_BATCHES - 1, each_micro_batch)
             inputs = tokens[mine][rows]
             packing = pack(inputs, BOS, "mask", torch.device("cpu"), torch.float32) if packed else None
-            loss = model(inputs, targets[mine][rows], packing=packing)
-            (loss * scale).backward()
-            total += loss.detach()
+            share = model(inputs, targets[mine][rows], packing=packing)
+            (share * scale).backward()
+            total += share.detach()
         if layout.world > 1:
             dist.all_reduce(total)
         if step == 0:
@@ -97,7 +101,36 @@ CASES: dict[str, dict] = {
     "replicas 2 x fsdp 2, each micro-batch": {"layout": GRIDS["replicas 2 x fsdp 2"], "each_micro_batch": True},
     "fsdp 2 x tensor 2, each micro-batch": {"layout": GRIDS["fsdp 2 x tensor 2"], "each_micro_batch": True},
     "fsdp 2 x tensor 2, documents": {"layout": GRIDS["fsdp 2 x tensor 2"], "packed": True},
+    "fsdp 2, tied": {"layout": GRIDS["fsdp 2"], "tied": True},
+    "fsdp 2 x tensor 2, tied": {"layout": GRIDS["fsdp 2 x tensor 2"], "tied": True},
 }
+
+
+def words_of(rank: int) -> dict:
+    """The loss over a vocabulary that the ranks share, and its gradients."""
+    x, weight, targets = loss_inputs()
+    words = Words(dist.group.WORLD, len(weight))
+    usual, loss._CHUNK_BYTES["cpu"] = loss._CHUNK_BYTES["cpu"], 4 * 8 * words.most  # four positions at a time
+    mine = weight.detach()[words.first : words.first + words.most].clone().requires_grad_()
+    share = linear_cross_entropy_sum(x, mine, targets, words=words)
+    with torch.no_grad():
+        again = linear_cross_entropy_sum(x, mine, targets, words=words)
+    grad_x, grad_mine = torch.autograd.grad(0.3 * share, (x, mine))
+    loss._CHUNK_BYTES["cpu"] = usual
+    for each in (share := share.detach(), again, grad_x):
+        dist.all_reduce(each)
+    return {"loss": share, "without gradients": again, "grad_x": grad_x, "rows": len(mine), "grad": grad_mine}
+
+
+def loss_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((3, 11, 5), (97, 5))
+    )
+    targets = torch.randint(97, (3, 11), generator=generator)
+    targets[0, 1] = targets[2, 4] = -100
+    return x, weight, targets
 
 
 def worker(rank: int, world: int, port: int, folder: str) -> None:
@@ -109,21 +142,31 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
         layout = case["layout"]
         if layout.world != world:
             continue
-        model = build(layout, checkpointing=case.get("checkpointing", "none"))
+        model = build(layout, case.get("tied", False), checkpointing=case.get("checkpointing", "none"))
         first = digest(model)
         with torch.no_grad():
             logits = model(batch()[0])
         model.reshard()  # without a backward the root stays gathered, and the optimizer wants what rests on the rank
+        widths: list[int] = []
+
+        def watched(x: torch.Tensor, weight: torch.Tensor, widths: list[int] = widths) -> torch.Tensor:
+            out = product(x, weight)
+            widths.append(out.shape[-1])
+            return out
+
+        loss.product = watched
         trained = curve(model, layout, rank, case.get("each_micro_batch", False), case.get("packed", False))
+        loss.product = product
         pieces = {n: tuple(p.to_local().shape) for n, p in model.named_parameters()}
-        results[name] = trained | {"digest": first, "logits": logits, "pieces": pieces}
+        results[name] = trained | {"digest": first, "logits": logits, "pieces": pieces, "widest": max(widths)}
+    results[f"words on {world}"] = words_of(rank)
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What rank 0 of each case found."""
+    """What rank 0 of each case found; of the words what all did."""
     results: dict[str, dict] = {}
     for world in (2, 4):
         folder = tmp_path_factory.mktemp(f"world-{world}")
@@ -132,23 +175,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
             port = probe.getsockname()[1]
         mp.start_processes(worker, (world, port, str(folder)), nprocs=world, start_method="forkserver")
         results |= torch.load(folder / "0.pt")
+        key = f"words on {world}"
+        results[key] = {rank: torch.load(folder / f"{rank}.pt")[key] for rank in range(world)}
     return results
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[bool, dict]:
-    """The same on one rank, without any distribution; with documents and without."""
+def alone() -> dict[str, dict]:
+    """The same on one rank, without any distribution; with documents, and with one matrix for both ends."""
     found = {}
-    for packed in (False, True):
-        model = build(None)
-        found[packed] = {"digest": digest(model), "logits": model(batch()[0]).detach()}
-        found[packed] |= curve(model, Layout(), 0, packed=packed)
+    for kind in ("plain", "packed", "tied"):
+        model = build(None, tied=kind == "tied")
+        found[kind] = {"digest": digest(model), "logits": model(batch()[0]).detach()}
+        found[kind] |= curve(model, Layout(), 0, packed=kind == "packed")
     return found
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_any_grid_trains_as_one_rank(name: str, trained: dict[str, dict], alone: dict[bool, dict]) -> None:
-    found, expected = trained[name], alone[CASES[name].get("packed", False)]
+def test_any_grid_trains_as_one_rank(name: str, trained: dict[str, dict], alone: dict[str, dict]) -> None:
+    found = trained[name]
+    expected = alone[next((kind for kind in ("packed", "tied") if CASES[name].get(kind)), "plain")]
     assert found["digest"] == expected["digest"]  # bit for bit, whatever the grid
     torch.testing.assert_close(found["logits"], expected["logits"], atol=1e-5, rtol=1e-4)
     for parameter, grad in expected["grads"].items():
@@ -165,8 +211,27 @@ def test_what_a_rank_holds_is_what_the_plan_says(name: str, trained: dict[str, d
     assert trained[name]["pieces"] == {each.name: each.rank_shape for each in plan.parameters}
 
 
-def test_documents_make_a_difference(alone: dict[bool, dict]) -> None:
-    assert alone[True]["losses"][-1] != pytest.approx(alone[False]["losses"][-1], rel=1e-4)
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_vocabulary_cut_over_ranks_has_the_loss_and_the_gradients_of_the_whole(world: int, trained: dict) -> None:
+    x, weight, targets = loss_inputs()
+    expected = linear_cross_entropy_sum(x, weight, targets)
+    grad_x, grad_weight = torch.autograd.grad(0.3 * expected, (x, weight))
+    found = trained[f"words on {world}"]
+    assert [found[rank]["rows"] for rank in found] == {2: [49, 48], 4: [25, 25, 25, 22]}[world]
+    torch.testing.assert_close(found[0]["loss"], expected.detach())
+    torch.testing.assert_close(found[0]["without gradients"], expected.detach())
+    torch.testing.assert_close(found[0]["grad_x"], grad_x)
+    torch.testing.assert_close(torch.cat([found[rank]["grad"] for rank in found]), grad_weight)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["layout"].tensor > 1])
+def test_no_rank_makes_logits_of_the_whole_vocabulary(name: str, trained: dict[str, dict]) -> None:
+    assert trained[name]["widest"] == 49  # of 97
+
+
+@pytest.mark.parametrize("kind", ["packed", "tied"])
+def test_documents_and_one_matrix_for_both_ends_make_a_difference(kind: str, alone: dict[str, dict]) -> None:
+    assert alone[kind]["losses"][-1] != pytest.approx(alone["plain"]["losses"][-1], rel=1e-4)
 
 
 def test_the_initial_weights_follow_the_seed() -> None:
@@ -183,15 +248,15 @@ def test_half_precision_of_one_rank_keeps_its_masters_and_their_gradients_in_flo
     tokens = torch.randint(CONFIG.vocab_size, (2, 16), generator=torch.Generator().manual_seed(1))
     model = parallelize(Llama(CONFIG), None, param_dtype=torch.bfloat16)
     init_weights(model, seed=5)
-    loss = model(tokens, tokens)
-    loss.backward()
+    found = model(tokens, tokens)
+    found.backward()
     cast = Llama(CONFIG)
     init_weights(cast, seed=5)
     cast = cast.to(torch.bfloat16)
     cast.reset_buffers()
     expected = cast(tokens, tokens)
     expected.backward()
-    assert loss.item() == expected.item()
+    assert found.item() == expected.item()
     for parameter, rounded in zip(model.parameters(), cast.parameters(), strict=True):
         assert parameter.dtype == parameter.grad.dtype == torch.float32
         scale = rounded.grad.float().abs().max().item()

@@ -42,6 +42,8 @@ def test_tensor_parallelism_cuts_outputs_then_inputs_and_leaves_the_rest_whole()
     plan = plan_of(Layout(1, 4, 8))
     cuts = {each.name.removeprefix("blocks.0."): each.tensor_cut for each in plan.parameters}
     assert {name for name, cut in cuts.items() if cut == 0 and not name.startswith("blocks.")} == {
+        "embedding.weight",
+        "output.weight",
         "attention.wq.weight",
         "attention.wk.weight",
         "attention.wv.weight",
@@ -49,11 +51,11 @@ def test_tensor_parallelism_cuts_outputs_then_inputs_and_leaves_the_rest_whole()
         "ffn.w_up.weight",
     }
     assert cuts["attention.wo.weight"] == cuts["ffn.w_down.weight"] == 1
-    assert cuts["embedding.weight"] is cuts["output.weight"] is cuts["attention_norm.weight"] is None
+    assert cuts["attention_norm.weight"] is cuts["ffn_norm.weight"] is cuts["norm.weight"] is None
     shapes = {each.name: (each.gathered_shape, each.rank_shape, each.copies) for each in plan.parameters}
     assert shapes["blocks.3.attention.wq.weight"] == ((1024, 8192), (256, 8192), 1)
     assert shapes["blocks.3.ffn.w_down.weight"] == ((8192, 2752), (2048, 2752), 1)
-    assert shapes["output.weight"] == ((32000, 8192), (8000, 8192), 8)
+    assert shapes["output.weight"] == ((4000, 8192), (1000, 8192), 1)
     assert dict(plan.styles)["blocks.79.ffn"] == "gathers" and plan_of(Layout(1, 4)).styles == ()
 
 

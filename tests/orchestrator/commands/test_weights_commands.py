@@ -21,9 +21,12 @@ from model.transformer import Llama
 from model.weights.dcp import CheckpointWeights
 from orchestrator.checkpoints.saved import newest_complete
 from orchestrator.cli import cli
+from orchestrator.data.prepare import prepare_corpus, source_specs
+from orchestrator.data.shards import open_corpus
+from orchestrator.data.stream import TokenStream
 from orchestrator.models import weights
 from orchestrator.models.folder import initial_weights, open_model_folder
-from orchestrator.models.generation import load_model
+from orchestrator.models.generation import load_model, load_weights
 from orchestrator.spec.file import BadInput, dump_experiment, load_experiment
 
 STEPS = 20
@@ -122,6 +125,17 @@ def spec_from(run: Path, imported: Path, folder: Path, **model: Any) -> Path:
     return path
 
 
+def first_loss(spec: Path, model: Path) -> float:
+    """Of the imported weights on the sequences of the first step, in nats per token; whole, in one process."""
+    experiment = load_experiment(spec)
+    corpus = open_corpus(prepare_corpus(experiment, lambda *_: None).path, source_specs(experiment))
+    stream = TokenStream(corpus, None, experiment.model.sequence_length, experiment.seed)
+    batch = torch.from_numpy(stream.batch(0, experiment.batch_sequences).astype("int64"))
+    folder = open_model_folder(model)
+    with torch.no_grad():
+        return (load_weights(folder, torch.device("cpu"), torch.float32)(batch[:, :-1], batch[:, 1:]) / 256).item()
+
+
 def test_a_training_starts_from_imported_weights(run: Path, tmp_path: Path) -> None:
     done("export", run, "-o", tmp_path / "out")
     done("import", tmp_path / "out", "-o", tmp_path / "back", "--dtype", "bf16")
@@ -131,6 +145,7 @@ def test_a_training_starts_from_imported_weights(run: Path, tmp_path: Path) -> N
     assert start is not None and start.imported is not None and start.imported["layout"] == "huggingface"
     after = train(spec, tmp_path / "run", world=2, initial_weights=str(start.checkpoint))
     first, fresh = after.steps()[0]["loss"], RunFolder(run).steps()
+    assert first == pytest.approx(first_loss(spec, tmp_path / "back"), rel=1e-5)
     assert first < fresh[0]["loss"] - 0.5 and first < fresh[-1]["loss"] + 0.3
     assert after.steps()[0]["step"] == 1
 
@@ -238,16 +253,17 @@ def test_bad_requests_are_refused(run: Path, tmp_path: Path) -> None:
     assert "says both itself" in str(result.exception)
 
 
-def test_a_tokenizer_of_another_kind_is_kept_and_said(run: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_used_is_kept_and_said(run: Path, tmp_path: Path) -> None:
     done("export", run, "-o", tmp_path / "out")
     (tmp_path / "out" / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # as Llama 3's
     (tmp_path / "out" / "tokenizer.json").write_text("{}")
     back = done("import", tmp_path / "out", "-o", tmp_path / "back")
-    assert "not a SentencePiece file" in back["warnings"][0] and "tokenizer.json" in back["tokenizer"]
+    assert "254 of the 256 bytes" in back["warnings"][0] and "tokenizer.json" in back["tokenizer"]
     refused = hoofprint("generate", tmp_path / "back", "--prompt", "a").exception
-    assert isinstance(refused, BadInput) and "only SentencePiece" in str(refused)
-    (tmp_path / "out" / "tokenizer.model").unlink()
-    assert "there was no tokenizer.model" in done("import", tmp_path / "out", "-o", tmp_path / "none")["warnings"][0]
+    assert isinstance(refused, BadInput) and "it cannot encode every text" in str(refused)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (tmp_path / "out" / name).unlink()
+    assert "there was no tokenizer" in done("import", tmp_path / "out", "-o", tmp_path / "none")["warnings"][0]
     out = done("export", tmp_path / "back", "-o", tmp_path / "again")
     assert {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"} <= set(out["tokenizer"])
 

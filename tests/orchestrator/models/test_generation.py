@@ -187,6 +187,8 @@ def test_a_prompt_longer_than_the_context_is_named_and_refused(folder: Path) -> 
     assert "prompt 1" not in said
     result = hoofprint(folder, "--prompt", "lazy " * 100)
     assert str(result.exception).startswith("the prompt ('lazy")
+    result = hoofprint(folder, "--prompt", "a", "--stop-id", 310)  # else it would be ignored in silence
+    assert isinstance(result.exception, BadInput) and "the model's tokens are 0 to 309" in str(result.exception)
 
 
 def test_ctrl_c_shows_what_there_is_and_what_it_took(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

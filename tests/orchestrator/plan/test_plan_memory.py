@@ -1,55 +1,17 @@
-"""Memory: known cases, what must grow and shrink, and the block's own saved tensors."""
+"""What fits: known cases, what must grow and shrink, the share of a worker. The formulas: test_model_memory.py."""
 
 import pytest
-import torch
 from plan_fakes import spec
 
-from model.config import LlamaConfig
-from model.init import init_weights
-from model.transformer import Llama
+from model.memory import CHECKPOINTING, Batch, Compute, memory_gb
+from model.sharding import Layout
 from orchestrator.plan import make_plan
-from orchestrator.plan.memory import (
-    CHECKPOINTING,
-    CHUNK_BYTES,
-    Batch,
-    activation_bytes_per_token,
-    batch_of,
-    fewest_workers,
-    memory_gb,
-)
-
-SMALL = LlamaConfig(dim=256, n_layers=2, n_heads=4, vocab_size=500, sequence_length=128)
-
-
-def test_a_block_keeps_what_the_formula_says() -> None:
-    """Bytes that autograd saves in one block on the CPU in float32, weights and rotary tables apart."""
-    torch.manual_seed(1)
-    model = Llama(SMALL)
-    init_weights(model, 1)
-    ours = {each.untyped_storage().data_ptr() for each in [*model.parameters(), model.cos, model.sin]}
-    saved: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in ours:
-            saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    x = torch.randn(2, 128, SMALL.dim, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.blocks[0](x, model.cos, model.sin)
-    total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    assert total / (2 * 128) == activation_bytes_per_token(SMALL, "none", width=4, cpu=True)
-
-
-def test_the_loss_takes_no_larger_chunks_than_planned() -> None:
-    from model import loss
-
-    assert loss._CHUNK_BYTES["cpu"] <= CHUNK_BYTES["cpu"] and loss._CHUNK_BYTES_ELSEWHERE <= CHUNK_BYTES["cuda"]
+from orchestrator.plan.memory import batch_of, fewest_workers
 
 
 def test_state_is_16_bytes_a_parameter_over_the_workers() -> None:
     config = spec("llama_7b").llama_config()
-    parts = memory_gb(config, 8, Batch(2048, 1), "full")
+    parts = memory_gb(config, Layout(shards=8), Batch(2048, 2), "full", Compute(), "each_micro_batch")
     state = parts["parameters"] + parts["gradients"] + parts["optimizer"]
     assert state == pytest.approx(16 * config.params / 8 / 1e9)
     assert parts.pop("total") == pytest.approx(sum(parts.values()))
@@ -84,15 +46,16 @@ def test_monotone() -> None:
     config = spec("llama_7b").llama_config()
 
     def total(
-        workers: int = 64, tokens: int = 4096, choice: str = "none", micro_batches: int = 1, width: int = 2
+        workers: int = 64, tokens: int = 4096, choice: str = "none", micro_batches: int = 1, dtype: str = "bfloat16"
     ) -> float:
-        return memory_gb(config, workers, Batch(tokens, micro_batches), choice, width)["total"]
+        layout, batch = Layout(shards=workers), Batch(tokens, micro_batches)
+        return memory_gb(config, layout, batch, choice, Compute(dtype))["total"]
 
     assert total(workers=128) < total(workers=64) < total(workers=8)
     assert total(tokens=2048) < total(tokens=4096)
     assert total(choice="full") < total(choice="selective") < total(choice="none")
     assert total(micro_batches=1) < total(micro_batches=2) == total(micro_batches=9)
-    assert total(width=2) < total(width=4)
+    assert total(dtype="float8") < total() < total(dtype="float32")
 
 
 @pytest.mark.parametrize(("workers", "tokens", "times"), [(2048, 2048, 1), (256, 16384, 1), (8, 16384, 32)])
