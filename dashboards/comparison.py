@@ -185,7 +185,7 @@ class Comparison:
         """The figures of a run that cannot be compared with those of the first."""
         return {key for keys, _ in obstacles(self.runs[0], other) for key in keys}
 
-    def _blocked_but_by_ending(self, other: Compared) -> set[str]:
+    def blocked_at_any_moment(self, other: Compared) -> set[str]:
         """As `blocked`, of two runs each up to some moment: how they ended does not matter there."""
         return {key for keys, _ in obstacles(self.runs[0], other) if keys != TOTALS for key in keys}
 
@@ -215,7 +215,7 @@ class Comparison:
         """How much energy each run took to the loss that both it and the first reached, by their evaluations."""
         first, found = self.runs[0], []
         for other in self.runs[1:]:
-            if self._blocked_but_by_ending(other) & {"loss", "energy_it_kwh"} or not first.path or not other.path:
+            if self.blocked_at_any_moment(other) & {"loss", "energy_it_kwh"} or not first.path or not other.path:
                 continue
             loss = max(min(loss for _, loss in run.path) for run in (first, other))
             before, after = (next(kwh for kwh, at in run.path if at <= loss) for run in (first, other))
@@ -258,7 +258,7 @@ class Comparison:
             [
                 {"name": run.name, "partial": run.partial, "path": run.path, "low_kwh": run.low_kwh,
                  "high_kwh": run.high_kwh, "energy_it_kwh": run.figures["energy_it_kwh"], "loss": run.figures["loss"],
-                 "comparable": run is self.runs[0] or not self._blocked_but_by_ending(run) & {"loss", "energy_it_kwh"}}
+                 "comparable": run is self.runs[0] or not self.blocked_at_any_moment(run) & {"loss", "energy_it_kwh"}}
                 for run in self.runs
             ],
             self.caveats(),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dashboards.server import steps
+from dashboards.server.answers import as_csv, as_json, html, plain_name
 from dashboards.server.catalog import Catalog, Query, ReadLive
+from dashboards.server.cluster import Cluster
+from dashboards.server.compare import FORMS, Compare
 from dashboards.server.pages import BROKEN, Pages
+from dashboards.server.planning import Plan, Planning
 from dashboards.server.power_store import PowerStore
-from dashboards.server.web import REPORT_POLICY, Response, text
+from dashboards.server.rendering import environment
+from dashboards.server.web import REPORT_POLICY, Arguments, Response, text
 from energy.records.record import FILE_NAME as RECORD
 from energy.records.record import series_of
 from energy.runs import RunFolder
@@ -28,6 +29,8 @@ FILES = {
     "report.html": "text/html; charset=utf-8",
     "report.md": "text/markdown; charset=utf-8",
 }
+COMPARE = ("compare", "compare.json", "compare.csv", "compare-steps.json", *(f"compare.{form}" for form in FORMS))
+FORM_PAGES = ("plan",)
 POINTS, MOST_POINTS = 1000, 4000
 LARGEST_FILE = 64_000_000
 TOTAL_COLUMNS = (
@@ -38,15 +41,19 @@ TOTAL_COLUMNS = (
 class App:
     """Answers requests about the runs of a folder. read_live: `orchestrator.live.state.read`; base: the prefix."""
 
-    def __init__(self, directory: Path, read_live: ReadLive, base: str = "") -> None:
+    def __init__(self, directory: Path, read_live: ReadLive, base: str = "", planning: Planning | None = None) -> None:
         self.catalog = Catalog(directory)
         self._live = read_live
         self._power, self._steps = PowerStore(), steps.StepStore()
-        self._pages = Pages(self.catalog, read_live, base)
+        templates = environment(base)
+        self._pages = Pages(self.catalog, read_live, templates)
+        self._compare = Compare(self.catalog, self._power, templates)
+        self._cluster = Cluster(self.catalog, read_live, templates)
+        self._plan = Plan(planning, templates, base)
         self._static = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in KINDS}
         self._of_run: dict[str, Callable[[RunFolder, Mapping[str, str]], Response]] = {
-            "": lambda folder, _: _html(self._pages.run(folder)),
-            "state": lambda folder, _: _html(self._pages.state(folder)),
+            "": lambda folder, _: html(self._pages.run(folder)),
+            "state": lambda folder, _: html(self._pages.state(folder)),
             "power.json": self._power_json,
             "power.csv": self._power_csv,
             "steps.json": self._steps_json,
@@ -54,63 +61,77 @@ class App:
         }
 
     def warm_up(self) -> None:
-        """What the first visitor would wait for: reads the list, and loads what draws the cards of a record."""
+        """What the first visitor would wait for: reads the list, and loads what shows records and compares them."""
+        import dashboards.comparison
         import dashboards.report  # noqa: F401
 
         self.catalog.listing()
 
-    def respond(self, parts: Sequence[str], arguments: Mapping[str, str]) -> Response:
+    def respond(self, parts: Sequence[str], arguments: Arguments) -> Response:
         """parts: of the path, decoded; arguments: of the query."""
         match list(parts):
             case [""]:
-                return _html(self._pages.runs(Query.of(arguments)))
+                return html(self._pages.runs(Query.of(arguments)))
             case ["list"]:
-                return _html(self._pages.rows(Query.of(arguments)))
+                return html(self._pages.rows(Query.of(arguments)))
             case ["runs.json"]:
                 return self._runs_json(Query.of(arguments))
             case ["runs.csv"]:
                 entries = Query.of(arguments).select(self.catalog.listing().entries)
-                return _csv("runs.csv", [entry.as_json() for entry in entries])
+                return as_csv("runs.csv", [entry.as_json() for entry in entries])
             case ["total"]:
-                return _html(self._pages.total())
+                return html(self._pages.total())
             case ["total.json"]:
-                return _json(self.catalog.total(), "total.json")
+                return as_json(self.catalog.total(), "total.json")
             case ["total.csv"]:
                 return self._total_csv()
+            case [name] if name in COMPARE:
+                return self._compare.respond(name.removeprefix("compare"), arguments)
+            case ["cluster" | "cluster.json" | "cluster.csv" as name]:
+                return self._cluster.respond(name.removeprefix("cluster").removeprefix("."), arguments)
+            case ["cluster", "now"]:
+                return self._cluster.respond("now", arguments)
+            case ["plan" | "plan.json" as name]:
+                return self._plan.respond(name.removeprefix("plan"), arguments)
             case ["static", name] if name in self._static:
                 return Response(200, self._static[name], f"{KINDS[Path(name).suffix]}; charset=utf-8")
             case ["run", name, *rest]:
                 return self._run(name, "/".join(rest), arguments)
-        return _html(self._pages.missing("There is no such page."), 404)
+        return html(self._pages.missing("There is no such page."), 404)
+
+    def submit(self, parts: Sequence[str], form: Arguments) -> Response:
+        """The form of a page of FORM_PAGES. It asks, and changes nothing."""
+        assert list(parts) == ["plan"]
+        return self._plan.submit(form)
 
     def _run(self, name: str, what: str, arguments: Mapping[str, str]) -> Response:
         folder = self.catalog.find(name)
         if folder is None:
             why = self.catalog.why_not(name)
-            return _html(self._pages.missing(why or f"There is no run “{name}” in this folder (any more)."), 404)
+            return html(self._pages.missing(why or f"There is no run “{name}” in this folder (any more)."), 404)
         if what in FILES:
             return self._file(folder, what, "save" in arguments)
         if what not in self._of_run:
-            return _html(self._pages.missing("There is no such page of a run."), 404)
+            return html(self._pages.missing("There is no such page of a run."), 404)
         try:
             return self._of_run[what](folder, arguments)
         except FileNotFoundError:
-            return _html(self._pages.missing(f"The run “{name}” was there a moment ago, and is gone."), 404)
+            return html(self._pages.missing(f"The run “{name}” was there a moment ago, and is gone."), 404)
         except BROKEN as error:
             traceback.print_exc()
             why = f"The files of “{name}” are not understood: {type(error).__name__}: {error}"
-            return _html(self._pages.missing(why), 422)
+            return html(self._pages.missing(why), 422)
 
     def _runs_json(self, query: Query) -> Response:
         listing = self.catalog.listing()
         rows = [entry.as_json() for entry in query.select(listing.entries)]
-        return _json({"runs": rows, "left_out": listing.left_out}, "runs.json")
+        return as_json({"runs": rows, "left_out": listing.left_out}, "runs.json")
 
     def _total_csv(self) -> Response:
         total = self.catalog.total()
         parts = [*total["by_purpose"].items(), ("total", total["total"])]
         keys = [*TOTAL_COLUMNS, *(f"{key}_unknown_runs" for key in TOTAL_COLUMNS[1:])]
-        return _csv("total.csv", [{"purpose": name} | {key: part[key] for key in keys} for name, part in parts])
+        return as_csv("total.csv", [{"purpose": name} | {key: part[key] for key in keys} for name, part in parts])
 
     def _file(self, folder: RunFolder, name: str, save: bool) -> Response:
         path = folder.path / name
@@ -125,7 +146,7 @@ class App:
         except OSError as error:
             return text(403, f"{name} cannot be read: {error.strerror}")
         stem, _, ending = name.partition(".")
-        saved = f"{_plain_name(folder.path.name)}-{stem}.{ending}" if save or ending != "html" else ""
+        saved = f"{plain_name(folder.path.name)}-{stem}.{ending}" if save or ending != "html" else ""
         return Response(200, body, FILES[name], saved, REPORT_POLICY)
 
     def _power_json(self, folder: RunFolder, arguments: Mapping[str, str]) -> Response:
@@ -136,7 +157,7 @@ class App:
         found = found or {"edges_unix_s": []}
         edges = found["edges_unix_s"]
         grid = _grid(folder, edges[0], edges[-1]) if edges else None
-        return _json(found | self._around(run, live) | {"grid": grid})
+        return as_json(found | self._around(run, live) | {"grid": grid})
 
     def _around(self, run: Mapping[str, Any], live: Mapping[str, Any] | None) -> dict[str, Any]:
         """What is drawn over the curves: attempts, events, budgets as IT energy, and where it will end."""
@@ -172,20 +193,16 @@ class App:
             row |= {f"power_w {node}": column[k] for node, column in found["nodes"].items()}
             row |= {f"power_{end}_w": found[f"{end}_w"][k] for end in ("low", "high")}
             rows.append(row | {"devices_not_read": found["unread"][k]})
-        return _csv(f"{_plain_name(folder.path.name)}-power.csv", rows)
+        return as_csv(f"{plain_name(folder.path.name)}-power.csv", rows)
 
-    def _step_rows(self, folder: RunFolder) -> list[dict[str, Any]]:
-        return steps.table(folder, self._steps, self._power.overview(folder))
+    def _measured_steps(self, folder: RunFolder, quick: bool = False) -> dict[str, steps.Array]:
+        return steps.measured(folder, self._steps, self._power.overview(folder), quick)
 
-    def _steps_json(self, folder: RunFolder, _: Mapping[str, str]) -> Response:
-        rows = self._step_rows(folder)
-        kept = steps.thinned(rows)
-        columns = ("kind", "step", "attempt", "loss", *steps.AXES)
-        unknown = sum(row["loss"] is None for row in rows)
-        return _json({key: [row[key] for row in kept] for key in columns} | {"without_loss": unknown})
+    def _steps_json(self, folder: RunFolder, arguments: Mapping[str, str]) -> Response:
+        return as_json(steps.chart(self._measured_steps(folder, "quick" in arguments)))
 
     def _steps_csv(self, folder: RunFolder, _: Mapping[str, str]) -> Response:
-        return _csv(f"{_plain_name(folder.path.name)}-steps.csv", self._step_rows(folder))
+        return as_csv(f"{plain_name(folder.path.name)}-steps.csv", steps.rows(self._measured_steps(folder)))
 
 
 def _grid(folder: RunFolder, start: float, end: float) -> list[tuple[float, float, float]] | None:
@@ -198,35 +215,6 @@ def _grid(folder: RunFolder, start: float, end: float) -> list[tuple[float, floa
         return None
     pieces = zip(series.start_unix_s, series.end_unix_s, series.g_per_kwh, strict=True)
     return [(max(a, start), min(b, end), g) for a, b, g in pieces if a < end and b > start][:MOST_POINTS]
-
-
-def _html(page: str, status: int = 200) -> Response:
-    return Response(status, page.encode("utf-8", "replace"))
-
-
-def _json(document: Any, name: str = "") -> Response:
-    body = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(200, body.encode("utf-8", "replace"), "application/json", name)
-
-
-def _csv(name: str, rows: Iterable[Mapping[str, Any]]) -> Response:
-    rows = list(rows)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]) if rows else ["nothing"], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _cell(value) for key, value in row.items()})
-    return Response(200, buffer.getvalue().encode("utf-8", "replace"), "text/csv; charset=utf-8", name)
-
-
-def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula gets a mark before it."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-def _plain_name(name: str) -> str:
-    """A file name that every system takes."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "run"
 
 
 def _number(arguments: Mapping[str, str], key: str) -> float | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, UndefinedError
 
 from dashboards.server.catalog import PER_PAGE, SORTS, Catalog, Live, Query, ReadLive, week
 from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards
@@ -20,15 +18,13 @@ from energy.runs import RunFolder
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
-TEMPLATES = Path(__file__).with_name("templates")
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, UndefinedError)  # what files of another shape lead to
 NUMERIC = ("tokens", "loss", "energy", "carbon", "hours")
 
 
 class Pages:
-    def __init__(self, catalog: Catalog, read_live: ReadLive, base: str) -> None:
-        self._catalog, self._read_live = catalog, read_live
-        self._environment = _environment(base)
+    def __init__(self, catalog: Catalog, read_live: ReadLive, environment: Environment) -> None:
+        self._catalog, self._read_live, self._environment = catalog, read_live, environment
 
     def _render(self, template: str, **context: Any) -> str:
         return self._environment.get_template(f"{template}.html.j2").render(**context)
@@ -219,33 +215,3 @@ def _query(query: Query, **changes: Any) -> str:
     }
     arguments = urlencode({key: value for key, value in kept.items() if value != ""}, errors="surrogateescape")
     return f"?{arguments}" if arguments else ""
-
-
-def _utc(unix_s: Any, form: str = "%Y-%m-%d %H:%M") -> str:
-    try:
-        return UNKNOWN if unix_s is None else datetime.fromtimestamp(float(unix_s), UTC).strftime(form)
-    except (ValueError, TypeError, OverflowError, OSError):
-        return UNKNOWN
-
-
-def _environment(base: str) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "energy": human.human_energy,
-        "carbon": human.human_carbon,
-        "seconds": human.human_time,
-        "percent": human.percent,
-        "digits": lambda value: UNKNOWN if value is None else human.digits(value),
-        "utc": _utc,
-        "clock": lambda unix_s: _utc(unix_s, "%H:%M:%S"),
-        "words": lambda name: str(name).replace("_", " "),
-        "path": lambda name: quote(str(name), safe="", errors="surrogateescape"),
-    }
-    environment.globals |= {"base": base}
-    return environment

@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Found = tuple[list[Session], list[str]]  # stretches of a ledger, and what in it is damaged
 SLICE_BYTES = 4_000_000  # of a seconds file that is expanded at a time
 BANDS = 7  # as many colours as can be told apart
+STANDS_OUT = 0.25  # of all power, what the nodes that get a colour must have together: less are lines at the foot
 SLICE_S = 600.0  # at least
 SLIVER = 1e-4  # of a cell: times of this day have no more digits
 
@@ -50,6 +51,7 @@ class Power:
     by: str = "second"
     notes: list[str] = field(default_factory=list)
     until_unix_s: float = math.inf  # where the last cell is metered up to
+    _total_w: Array | None = field(default=None, init=False, repr=False)
 
     @property
     def cells(self) -> int:
@@ -65,7 +67,12 @@ class Power:
 
     def total_w(self) -> Array:
         """Mean power of all nodes in each cell; NaN where none is known."""
-        return _sum_known(np.array([each for each in self.mean_w.values()], float)) if self.mean_w else np.empty(0)
+        if self._total_w is None:  # column by column: of hundreds of nodes over weeks a table would be large
+            total: Array = np.full(self.cells, np.nan)
+            for column in self.mean_w.values():
+                total = _plus(total, column)
+            self._total_w = total
+        return self._total_w
 
     def energy_kwh(self, unix_s: Array) -> Array:
         """IT energy from the first cell up to each moment; what is not known counts as nothing here."""
@@ -75,10 +82,13 @@ class Power:
         return np.interp(unix_s, edges, sums) / JOULE_PER_KWH
 
     def bands(self, most: int) -> dict[str, NDArray[np.float32]]:
-        """The nodes by their mean power, those after the first ones as one sum."""
-        order = sorted(self.mean_w, key=lambda node: (-float(np.nan_to_num(self.mean_w[node]).sum()), node))
+        """The nodes by their mean power, those after the first ones as one sum; all as one where none stands out."""
+        used = {node: float(np.nan_to_num(column).sum()) for node, column in self.mean_w.items()}
+        order = sorted(used, key=lambda node: (-used[node], node))
         if len(order) <= most:
             return {node: self.mean_w[node] for node in sorted(order)}
+        if sum(used[node] for node in order[: most - 1]) < STANDS_OUT * sum(used.values()):
+            return {f"{len(order)} nodes": self.total_w().astype(np.float32)}
         shown = {node: self.mean_w[node] for node in sorted(order[: most - 1])}
         rest = np.full(self.cells, np.nan, np.float32)
         for node in order[most - 1 :]:

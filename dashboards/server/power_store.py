@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dashboards.server.power import BANDS, Power, on_grid
+from dashboards.server.power_sketch import is_sketch, sketch
 from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
 
+LARGE_BYTES = 60_000_000  # of a run's ledgers: more takes seconds to read, and is read beside the pages
+EXPANDS = 5  # a byte of compressed seconds takes as long as so many of minutes
+SHORT_WAIT_S = 0.3
+GIVE_WAY_S = 1.0  # a page that shows a sketch asks for more, which reading the whole would slow down
 SECONDS_BYTES = 150_000_000  # of all seconds files of a run: beyond this the overview is by the minute
 COARSE_S, SECOND_S, FINEST_S = 60.0, 1.0, 0.1
 MOST_VALUES = 12_000_000  # cells times nodes of an overview: beyond this a cell is longer
@@ -25,29 +32,74 @@ KEPT_BYTES = 200_000_000  # of all overviews together
 REST = 8  # a reading that takes so long is repeated after so many times as long
 
 
+class Size(NamedTuple):
+    """A ledger's files: how large, and when the newest reading was written."""
+
+    seconds_bytes: int
+    ledger_bytes: int
+    newest_ns: int
+
+
 class PowerStore:
-    """The overviews of the runs that were looked at last, kept up to date with what their meters append."""
+    """The overviews of the runs that were looked at last, kept up to date with what their meters append.
+
+    A large run is read by a thread of its own, so that nobody waits: until then its sketch is shown, or what was known.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._kept: OrderedDict[Path, tuple[Any, Power | None, float]] = OrderedDict()
+        self._threads: dict[Path, threading.Thread] = {}
 
     def overview(self, folder: RunFolder) -> Power | None:
         """The whole run; None where nothing was metered. Reads what is new since the last look."""
+        path = folder.path
         with self._lock:  # one reading at a time: two would take twice the memory and give the same
-            state, kept, again_s = self._kept.get(folder.path, (None, None, 0.0))
-            now_state = _state(folder)
-            if state is not None and (state == now_state or time.monotonic() < again_s):
-                self._kept.move_to_end(folder.path)
+            before, kept, again_s = self._kept.get(path, (None, None, 0.0))
+            state = _state(folder)
+            if before is not None and (before == state or time.monotonic() < again_s):
+                self._kept.move_to_end(path)
                 return kept
+            if _effort_bytes(state) <= LARGE_BYTES:
+                began = time.monotonic()
+                power = _newer(folder, before, kept, state)
+                self._keep(path, state, power, began)
+                return power
+            if path not in self._kept:
+                kept = sketch(folder)
+                self._kept[path] = (None, kept, 0.0)
+            thread = self._threads.get(path)
+            if thread is None:
+                thread = threading.Thread(target=self._read_beside, args=(folder, before, kept), daemon=True)
+                self._threads[path] = thread
+                thread.start()
+        if not is_sketch(kept):
+            thread.join(SHORT_WAIT_S)  # of a run that goes on only the end is read, which is soon there
+            kept = self._kept.get(path, (None, kept, 0.0))[1]
+        return kept
+
+    def _read_beside(self, folder: RunFolder, before: Any, kept: Power | None) -> None:
+        if before is None:
+            time.sleep(GIVE_WAY_S)
+        with self._reading:
             began = time.monotonic()
-            power = extended(kept, folder) if kept is not None and _grew(state, now_state) else read(folder)
-            took_s = time.monotonic() - began
-            self._kept[folder.path] = (now_state, power, time.monotonic() + REST * took_s)
-            self._kept.move_to_end(folder.path)
-            while len(self._kept) > 1 and sum(p.nbytes for _, p, _ in self._kept.values() if p) > KEPT_BYTES:
-                self._kept.popitem(last=False)
-            return power
+            try:
+                state = _state(folder)
+                power = _newer(folder, before, kept, state)
+            except Exception as error:  # nobody waits for this thread: it says so on the page and in the terminal
+                traceback.print_exc()
+                state = _state(folder)
+                notes = [f"its ledgers cannot be read whole: {type(error).__name__}: {error}"]
+                power = None if kept is None else replace(kept, notes=notes)
+            with self._lock:
+                self._keep(folder.path, state, power, began)
+                del self._threads[folder.path]
+
+    def _keep(self, path: Path, state: Any, power: Power | None, began: float) -> None:
+        self._kept[path] = (state, power, time.monotonic() + REST * (time.monotonic() - began))
+        self._kept.move_to_end(path)
+        while len(self._kept) > 1 and sum(p.nbytes for _, p, _ in self._kept.values() if p) > KEPT_BYTES:
+            self._kept.popitem(last=False)
 
     def look(
         self, folder: RunFolder, start: float | None, end: float | None, points: int, bands: int | None = BANDS
@@ -59,7 +111,7 @@ class PowerStore:
         begin = whole.start_unix_s if start is None else max(start, whole.start_unix_s)
         until = whole.end_unix_s if end is None else min(end, whole.end_unix_s)
         shown = whole
-        if until > begin and (until - begin) / points < whole.step_s:
+        if until > begin and (until - begin) / points < whole.step_s and not is_sketch(whole):
             finest = SECOND_S if (until - begin) / points >= SECOND_S else FINEST_S
             if finest < whole.step_s and _size_between(folder, whole, begin, until) < SECONDS_BYTES:
                 shown = on_grid(folder, begin, until, finest, True) or whole
@@ -71,9 +123,17 @@ class PowerStore:
         return found | {"run": [float(whole.start_unix_s), float(whole.end_unix_s)]}
 
 
+def _newer(folder: RunFolder, before: Any, kept: Power | None, state: dict[str, Size]) -> Power | None:
+    """The overview now: `kept` with what was added since `before`, or read from the beginning."""
+    grew = kept is not None and before is not None and not is_sketch(kept) and _grew(before, state)
+    return extended(kept, folder) if grew and kept is not None else read(folder)
+
+
 def read(folder: RunFolder) -> Power | None:
     """The overview of a run from its files; None where nothing was metered."""
-    fine = _seconds_bytes(folder) <= SECONDS_BYTES
+    # Where seconds were not kept, or are too many, the minutes know the extremes within them.
+    kept = any(path.with_suffix(finer).exists() for path in folder.ledgers() for finer in (".seconds", ".raw"))
+    fine = kept and _seconds_bytes(folder) <= SECONDS_BYTES
     found = _span(folder)
     if found is None:
         return None
@@ -124,25 +184,35 @@ def _spans(path: Path) -> Iterator[tuple[float, float]]:
 
 
 def _seconds_bytes(folder: RunFolder) -> int:
-    return sum(size for size, _ in _state(folder).values())
+    return sum(size.seconds_bytes for size in _state(folder).values())
+
+
+def _effort_bytes(state: dict[str, Size]) -> int:
+    """What reading the whole run takes: seconds are compressed, and too many of them are not read."""
+    fine = sum(size.seconds_bytes for size in state.values())
+    return sum(size.ledger_bytes for size in state.values()) + EXPANDS * (fine if fine <= SECONDS_BYTES else 0)
 
 
 def _size_between(folder: RunFolder, whole: Power, start: float, end: float) -> float:
-    """About how many bytes of seconds lie between two moments; all must be read through to find them."""
-    size = _seconds_bytes(folder)
-    return size * (end - start) / max(1.0, whole.end_unix_s - whole.start_unix_s) + size / 10
+    """About how many bytes of seconds lie between two moments, and what must be read through to find them."""
+    state = _state(folder).values()
+    size = sum(each.seconds_bytes for each in state)
+    passed = size / 10 + sum(each.ledger_bytes for each in state) / EXPANDS
+    return size * (end - start) / max(1.0, whole.end_unix_s - whole.start_unix_s) + passed
 
 
-def _state(folder: RunFolder) -> dict[str, tuple[int, int]]:
-    """{file: (bytes of its seconds, when its newest reading was written)} of each ledger."""
+def _state(folder: RunFolder) -> dict[str, Size]:
     found = {}
     for path in folder.ledgers():
-        stats = [each.stat() for s in (".ledger", ".seconds", ".raw") if (each := path.with_suffix(s)).exists()]
-        seconds = path.with_suffix(".seconds")
-        found[path.name] = (seconds.stat().st_size if seconds.exists() else 0, max(s.st_mtime_ns for s in stats))
+        stats = {s: each.stat() for s in (".ledger", ".seconds", ".raw") if (each := path.with_suffix(s)).exists()}
+        size = {suffix: stat.st_size for suffix, stat in stats.items()}
+        newest_ns = max((stat.st_mtime_ns for stat in stats.values()), default=0)
+        found[path.name] = Size(size.get(".seconds", 0), size.get(".ledger", 0), newest_ns)
     return found
 
 
-def _grew(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> bool:
+def _grew(before: dict[str, Size], after: dict[str, Size]) -> bool:
     """Whether the same ledgers were only added to."""
-    return before.keys() == after.keys() and all(after[name][0] >= size for name, (size, _) in before.items())
+    return before.keys() == after.keys() and all(
+        after[name].seconds_bytes >= size.seconds_bytes for name, size in before.items()
+    )

@@ -2,22 +2,89 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
-import time
+from array import array
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dashboards.server.power import Power
 from energy.runs import RunFolder
 
+Array = NDArray[np.float64]
 KEPT_RUNS = 4
-REST = 8  # metrics that take so long to read are read again after so many times as long
 POINTS = 1200
 AXES = ("energy_kwh", "tokens", "compute_flop", "hours")
+KEPT = ("attempt", "step", "time_unix_s", "tokens", "loss")
+LARGE_BYTES = 8_000_000  # of a metrics file: more takes half a second to read
+LINES = 20  # between two steps, at most, where places in a file are looked at
+SEAL_BYTES = 64  # of the end of what was read, by which a file that was replaced is known
+
+
+class Metrics:
+    """What a metrics file holds of steps and evaluations, in columns: weeks of steps are some MB. Only added to."""
+
+    def __init__(self) -> None:
+        self._columns = {key: array("d") for key in ("evaluation", *KEPT)}
+        self._read_bytes, self._file, self._seal = 0, 0, b""
+
+    def read_on(self, path: Path) -> Metrics:
+        """Reads what was appended since the last time; a file that was replaced from its beginning, anew."""
+        with open(path, "rb") as file:
+            inode = path.stat().st_ino
+            file.seek(max(0, self._read_bytes - SEAL_BYTES))
+            if self._read_bytes and (inode != self._file or file.read(len(self._seal)) != self._seal):
+                return Metrics().read_on(path)
+            self._file = inode
+            file.seek(self._read_bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                self._read_bytes += len(line)
+                self._seal = (self._seal + line)[-SEAL_BYTES:]
+                self._take(line)
+        return self
+
+    def sample(self, path: Path, count: int) -> None:
+        """Takes the first whole line of a step or an evaluation after each of `count` places in the file."""
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            for offset in range(0, size, max(1, size // count)):
+                file.seek(offset)
+                file.readline()  # what one landed in
+                for line in islice(file, LINES):
+                    if line.endswith(b"\n") and self._take(line):
+                        break
+
+    def _take(self, line: bytes) -> bool:
+        """Whether it tells of a step or an evaluation."""
+        if b'"step"' not in line and b'"evaluation"' not in line:
+            return False
+        try:
+            event = json.loads(line)
+        except ValueError:
+            return False  # a line that a crash tore
+        kind = event.get("event") if isinstance(event, dict) else None
+        if kind not in ("step", "evaluation") or math.isnan(_number(event.get("time_unix_s"))):
+            return False
+        event["loss"] = event.get("loss" if kind == "step" else "validation_loss")
+        self._columns["evaluation"].append(kind == "evaluation")
+        for key in KEPT:
+            self._columns[key].append(_number(event.get(key)))
+        return True
+
+    def columns(self) -> dict[str, Array]:
+        """Copies, in the order of time: of steps and evaluations, recomputed steps included; NaN is not known."""
+        found = {key: np.array(values, float) for key, values in self._columns.items()}
+        order = np.argsort(found["time_unix_s"], kind="stable")
+        return {key: values[order] for key, values in found.items()}
 
 
 class StepStore:
@@ -25,85 +92,106 @@ class StepStore:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Path, tuple[Any, tuple[list[Any], list[Any]], float]] = OrderedDict()
+        self._kept: OrderedDict[Path, Metrics] = OrderedDict()
 
-    def read(self, folder: RunFolder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """(steps, evaluations) of the run, recomputed steps included."""
+    def sketch(self, folder: RunFolder) -> dict[str, Array]:
+        """As `read`, at once: of a large file that was not read yet, from lines at equal distances in it."""
+        path, metrics = folder.metrics_file(0), Metrics()
+        if folder.path in self._kept or not path.exists() or path.stat().st_size <= LARGE_BYTES:
+            return self.read(folder)
+        metrics.sample(path, POINTS)
+        return metrics.columns()
+
+    def read(self, folder: RunFolder) -> dict[str, Array]:
+        """The columns of the run's metrics (`Metrics.columns`)."""
         with self._lock:
+            metrics = self._kept.pop(folder.path, None) or Metrics()
             try:
-                stat = folder.metrics_file(0).stat()
+                metrics = metrics.read_on(folder.metrics_file(0))
             except FileNotFoundError:
-                return [], []
-            state = (stat.st_mtime_ns, stat.st_size)
-            before = self._kept.get(folder.path)
-            if before is not None and (before[0] == state or time.monotonic() < before[2]):
-                return before[1]
-            began = time.monotonic()
-            events = folder.events()
-            steps = [event for event in events if event.get("event") == "step" and _is_number(event.get("time_unix_s"))]
-            evaluations = [event for event in events if event.get("event") == "evaluation"]
-            self._kept[folder.path] = (
-                state,
-                (steps, evaluations),
-                time.monotonic() + REST * (time.monotonic() - began),
-            )
-            self._kept.move_to_end(folder.path)
+                return Metrics().columns()
+            self._kept[folder.path] = metrics
             while len(self._kept) > KEPT_RUNS:
                 self._kept.popitem(last=False)
-            return steps, evaluations
+            return metrics.columns()
 
 
-def table(folder: RunFolder, store: StepStore, power: Power | None) -> list[dict[str, Any]]:
-    """Every step with a loss or an evaluation: {kind, attempt, step, time_unix_s, loss, tokens, energy_kwh, ...}.
+def measured(folder: RunFolder, store: StepStore, power: Power | None, quick: bool = False) -> dict[str, Array]:
+    """Every step and evaluation, with what it had taken by then: the columns of `Metrics.columns`, and of AXES.
 
-    energy_kwh: IT energy up to then; None where nothing was metered. compute_flop: by the run's FLOP per token; None
-    where that is not known. hours: since the first attempt began.
+    energy_kwh: IT energy up to then; NaN where nothing was metered. compute_flop: by the run's FLOP per token; NaN
+    where that is not known. hours: since the first attempt began. An evaluation has the tokens of its step.
+    quick: `StepStore.sketch` in the place of all.
     """
-    steps, evaluations = store.read(folder)
+    columns = store.sketch(folder) if quick else store.read(folder)
     run = folder.read_run()
-    flop = (run.get("model") or {}).get("flop_per_token")
-    begun = run.get("created_unix_s")
-    rows = [_row("step", event, event.get("loss")) for event in steps]
-    tokens_at = {event["step"]: event.get("tokens") for event in steps if "step" in event}
-    for event in evaluations:
-        if _is_number(event.get("time_unix_s")):
-            row = _row("evaluation", event, event.get("validation_loss"))
-            rows.append(row | {"tokens": tokens_at.get(event.get("step"))})
-    if not rows:
-        return rows
-    rows.sort(key=lambda row: row["time_unix_s"])
-    times = np.array([row["time_unix_s"] for row in rows], float)
-    energy = power.energy_kwh(times).tolist() if power is not None and power.cells else [None] * len(rows)
-    for row, kwh in zip(rows, energy, strict=True):
-        row["energy_kwh"] = None if kwh is None else float(f"{kwh:.7g}")
-        row["compute_flop"] = row["tokens"] * flop if row["tokens"] is not None and flop else None
-        row["hours"] = None if begun is None else round((row["time_unix_s"] - begun) / 3600, 6)
-    return rows
+    flop, begun = _number((run.get("model") or {}).get("flop_per_token")), _number(run.get("created_unix_s"))
+    times, evaluation = columns["time_unix_s"], columns["evaluation"] > 0
+    nothing = np.full(len(times), np.nan)
+    columns["tokens"][evaluation] = _tokens_at(columns["step"][evaluation], columns, ~evaluation)
+    known = power is not None and power.cells > 0 and len(times) > 0
+    columns["energy_kwh"] = power.energy_kwh(times) if known and power is not None else nothing
+    columns["compute_flop"] = columns["tokens"] * (flop or math.nan)
+    columns["hours"] = np.round((times - begun) / 3600, 6)
+    return columns
 
 
-def thinned(rows: list[dict[str, Any]], points: int = POINTS) -> list[dict[str, Any]]:
-    """At most `points` steps: of each stretch those of lowest and highest loss; all evaluations, none unknown."""
-    known = [row for row in rows if _is_number(row["loss"])]
-    steps = [row for row in known if row["kind"] == "step"]
+def _tokens_at(steps: Array, columns: dict[str, Array], trained: NDArray[np.bool_]) -> Array:
+    """The tokens of the training steps of these numbers; NaN where there is no such step."""
+    known, tokens = columns["step"][trained], columns["tokens"][trained]
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known[order], steps, "right") - 1
+    found = order[np.maximum(place, 0)] if len(order) else np.empty(0, np.int64)
+    return np.where(known[found] == steps, tokens[found], math.nan) if len(order) else np.full(len(steps), math.nan)
+
+
+def chart(columns: dict[str, Array], points: int = POINTS) -> dict[str, Any]:
+    """The columns for JSON, None for what is not known; of very many steps those that `thinned` leaves.
+
+    without_loss: how many steps and evaluations have no finite loss, and so no place in a chart.
+    """
+    kept = thinned(columns, points)
+    listed = _listed({key: values[kept] for key, values in columns.items()})
+    return listed | {"without_loss": int(np.isnan(columns["loss"]).sum())}
+
+
+def rows(columns: dict[str, Array]) -> Iterator[dict[str, Any]]:
+    """The same for a file, row by row and all of them: {kind, attempt, step, time_unix_s, tokens, loss, ...}."""
+    listed = _listed(columns)
+    for values in zip(*listed.values(), strict=True):
+        yield dict(zip(listed, values, strict=True))
+
+
+def thinned(columns: dict[str, Array], points: int = POINTS) -> NDArray[np.int64]:
+    """Which rows to draw: of each stretch the steps of lowest and highest loss, the last one, and all evaluations."""
+    known, evaluation = np.isfinite(columns["loss"]), columns["evaluation"] > 0
+    steps = np.flatnonzero(known & ~evaluation)
     if len(steps) > points:
         size = math.ceil(2 * len(steps) / points)
-        kept: list[dict[str, Any]] = []
+        kept = {int(steps[-1])}
         for start in range(0, len(steps), size):
-            part = steps[start : start + size]
-            ends = {id(row): row for row in (min(part, key=_loss), max(part, key=_loss))}
-            kept += sorted(ends.values(), key=lambda row: row["time_unix_s"])
-        steps = [*kept, steps[-1]] if kept[-1] is not steps[-1] else kept
-    return steps + [row for row in known if row["kind"] == "evaluation"]
+            losses = columns["loss"][steps[start : start + size]]
+            kept |= {int(steps[start + losses.argmin()]), int(steps[start + losses.argmax()])}
+        steps = np.array(sorted(kept))
+    return np.concatenate([steps, np.flatnonzero(known & evaluation)]).astype(np.int64)
 
 
-def _loss(row: dict[str, Any]) -> float:
-    return float(row["loss"])
+def _listed(columns: dict[str, Array]) -> dict[str, list[Any]]:
+    """As lists, None for NaN; counts are whole numbers."""
+    found: dict[str, list[Any]] = {
+        "kind": ["evaluation" if each else "step" for each in columns["evaluation"].tolist()]
+    }
+    for key in (*KEPT, *(axis for axis in AXES if axis not in KEPT)):
+        known = [None if each != each else each for each in columns[key].tolist()]
+        if key in ("attempt", "step", "tokens"):
+            known = [None if each is None else round(each) for each in known]
+        if key == "energy_kwh":
+            known = [None if each is None else float(f"{each:.7g}") for each in known]
+        found[key] = known
+    return found
 
 
-def _row(kind: str, event: dict[str, Any], loss: Any) -> dict[str, Any]:
-    keys = ("attempt", "step", "time_unix_s", "tokens")
-    return {"kind": kind, **{key: event.get(key) for key in keys}, "loss": loss if _is_number(loss) else None}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float:
+    """NaN for what is no finite number."""
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if fine else math.nan

@@ -1,4 +1,5 @@
-"""HTTP around the pages: GET and HEAD only, the token, the prefix, and headers that let a page do nothing but show."""
+"""HTTP around the pages: GET and HEAD, and POST where a form asks a question too long for an address; the token, the
+prefix, and headers that let a page do nothing but show. No method changes anything."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ import ipaddress
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from dashboards.server.forms import fields_of, length_of, why_refused
 
 COOKIE = "hoofprint_token"
 PAGE_POLICY = (
@@ -33,6 +36,7 @@ LOOPBACK_NAMES = ("localhost",)
 COMPRESS_FROM = 1000
 IDLE_S = 60.0  # a connection that says nothing for so long is closed
 LONGEST_QUERY = 4000
+READ_ON = 8_000_000  # bytes of a form that is refused, so that the browser stops sending and sees the answer
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,18 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Respond = Callable[[list[str], dict[str, str]], Response]  # (parts of the path, arguments)
+class Arguments(dict[str, str]):
+    """Of a query or a form: the last value of each key; `every` gives all that were given."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self.pairs = list(pairs)
+        super().__init__(self.pairs)
+
+    def every(self, key: str) -> list[str]:
+        return [value for name, value in self.pairs if name == key]
+
+
+Respond = Callable[[list[str], Arguments], Response]  # (parts of the path, arguments)
 
 
 def text(status: int, message: str) -> Response:
@@ -67,13 +82,25 @@ class Server(ThreadingHTTPServer):
     """Serves `respond` under `prefix` ("" or "/some/path"). token: what a client must know; None: nothing.
 
     Without a token only loopback names are answered, so that a foreign page whose name leads here reads nothing.
+    submit: answers the forms that are sent to the pages of the names in `forms`, and from pages of this server only.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, host: str, port: int, respond: Respond, *, prefix: str = "", token: str | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        respond: Respond,
+        *,
+        prefix: str = "",
+        token: str | None = None,
+        submit: Respond | None = None,
+        forms: Collection[str] = (),
+    ) -> None:
         self.respond, self.prefix, self.token = respond, prefix, token
+        self.submit, self.forms = submit, forms
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host.strip("[]"), port), Handler)
 
@@ -91,13 +118,48 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # what nobody reads would be taken for the next request
-        response = self._answer()
+        self._give(self._answer())
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        path = urlsplit(self.path).path if "[" not in self.path else ""
+        if self.server.submit is None or self._parts(path) not in [[name] for name in self.server.forms]:
+            self._refuse()
+            return
+        stranger = self._refused()
+        if stranger is not None:
+            self.close_connection = True
+            self._give(stranger)
+            return
+        refused = why_refused(self.headers)
+        if refused is not None:
+            self.close_connection = True
+            self._read_on()
+            self._give(text(*refused))
+            return
+        length = length_of(self.headers)
+        try:
+            fields = fields_of(self.rfile.read(length), length)
+        except ValueError:
+            self.close_connection = True
+            self._give(text(400, "the form is not understood"))
+            return
+        self._give(self._safely(self.server.submit, self._parts(path), Arguments(fields)))
+
+    def _give(self, response: Response) -> None:
         try:
             self._send(response, with_body=self.command != "HEAD")
         except (ConnectionError, TimeoutError):
             self.close_connection = True
 
-    do_HEAD = do_GET
+    def _read_on(self) -> None:
+        left = min(length_of(self.headers), READ_ON)
+        try:
+            while left > 0 and (got := self.rfile.read(min(left, 65536))):
+                left -= len(got)
+        except (ConnectionError, TimeoutError):
+            pass  # nobody is there to be told
 
     def __getattr__(self, name: str) -> Callable[[], None]:
         if not name.startswith("do_"):
@@ -121,33 +183,48 @@ class Handler(BaseHTTPRequestHandler):
             return text(400, "the address is not understood")
         if len(url.query) > LONGEST_QUERY:
             return text(414, "the address is too long")
-        arguments = dict(parse_qsl(url.query, keep_blank_values=True))
+        pairs = parse_qsl(url.query, keep_blank_values=True)
+        if self.server.token is not None and not self._knows_token():
+            if _same(Arguments(pairs).get("token", ""), self.server.token):
+                return self._remember(url.path, [pair for pair in pairs if pair[0] != "token"])
+        refused = self._refused()
+        if refused is not None:
+            return refused
+        path, prefix = url.path, self.server.prefix
+        if path == prefix and prefix:
+            return Response(308, b"", headers={"Location": f"{prefix}/"})
+        return self._safely(self.server.respond, self._parts(path), Arguments(pairs))
+
+    def _refused(self) -> Response | None:
+        """Why nothing is shown to whoever asks; None where it is."""
         if self.server.token is None:
             if not self._is_for_loopback():
                 return text(403, "this dashboard answers to localhost only; behind a proxy, start it with --token")
         elif not self._knows_token():
-            if not _same(arguments.pop("token", ""), self.server.token):
-                return text(
-                    401,
-                    "a token is needed: open the address that `hoofprint dashboard` printed, or send it as\n"
-                    "  Authorization: Bearer TOKEN",
-                )
-            return self._remember(url.path, arguments)
-        path, prefix = url.path, self.server.prefix
-        if path == prefix and prefix:
-            return Response(308, b"", headers={"Location": f"{prefix}/"})
-        if prefix and path.startswith(f"{prefix}/"):  # a proxy may have taken it off
+            return text(
+                401,
+                "a token is needed: open the address that `hoofprint dashboard` printed, or send it as\n"
+                "  Authorization: Bearer TOKEN",
+            )
+        return None
+
+    def _parts(self, path: str) -> list[str]:
+        """Of a path, decoded, without the prefix, which a proxy may have taken off."""
+        prefix = self.server.prefix
+        if prefix and path.startswith(f"{prefix}/"):
             path = path.removeprefix(prefix)
-        parts = [unquote(part, errors="surrogateescape") for part in path.split("/")[1:]]
+        return [unquote(part, errors="surrogateescape") for part in path.split("/")[1:]]
+
+    def _safely(self, respond: Respond, parts: list[str], arguments: Arguments) -> Response:
         try:
-            return self.server.respond(parts, arguments)
+            return respond(parts, arguments)
         except Exception:  # a page that fails must not take the others with it
             traceback.print_exc()
             return text(500, "this page failed; what went wrong is where `hoofprint dashboard` runs: please report it")
 
-    def _remember(self, path: str, arguments: dict[str, str]) -> Response:
+    def _remember(self, path: str, pairs: list[tuple[str, str]]) -> Response:
         """Takes the token out of the address, where it would be seen and passed on, into a cookie."""
-        query = f"?{urlencode(arguments)}" if arguments else ""
+        query = f"?{urlencode(pairs)}" if pairs else ""
         path = "/" + path.lstrip("/\\")  # two slashes would be another machine's address
         cookie = f"{COOKIE}={self.server.token}; Path={self.server.prefix or '/'}; HttpOnly; SameSite=Strict"
         return Response(303, b"", headers={"Location": path + query, "Set-Cookie": cookie})

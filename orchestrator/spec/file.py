@@ -42,12 +42,15 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = (), need_files: bool = False) -> Experiment:
+def load_experiment(
+    path: Path, overrides: Sequence[str] = (), need_files: bool = False, text: str | None = None
+) -> Experiment:
     """The checked experiment in `path`, with `--set a.b=c` overrides; BadInput lists every fault found.
 
     need_files: that a file or folder is not there, or that the grid's series cannot be read, is a fault too.
+    text: the spec itself, where it lies in no file; `path` is then only what its faults call it.
     """
-    source, data = _read(path)
+    source, data = _read(path, text)
     faults = [source.pointed(mark, message) for mark, message in _repeated_keys(source.node)]
     traps = {place: source.pointed(mark, f"{_key(place)}: {said}") for place, mark, said in _traps(source.node)}
     overridden: dict[Location, str] = {}
@@ -112,9 +115,9 @@ def dump_experiment(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> tuple[Source, dict[str, Any]]:
+def _read(path: Path, text: str | None) -> tuple[Source, dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if text is None else text
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}; {NOTHING}") from error
     except UnicodeDecodeError as error:

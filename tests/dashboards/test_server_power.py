@@ -1,5 +1,6 @@
 """Power for charts: as much energy as the account, no spike lost, the end of a live run read without the rest."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_a_long_run_of_many_nodes_has_longer_cells_and_its_spike(
     assert found.high_w.max() == pytest.approx(650) and found.end_unix_s >= START + 1500
 
 
+def test_where_no_seconds_were_kept_the_minutes_have_the_spike(tmp_path: Path) -> None:
+    watts = [200.0] * 1500
+    watts[902] = 650.0
+    run = metered(tmp_path / "run", watts)
+    for finer in (".seconds", ".raw"):
+        run.ledger_file("n1").with_suffix(finer).unlink()
+    found = power_store.read(run)
+    assert found is not None and found.by == "minute" and found.high_w.max() == pytest.approx(650, rel=1e-3)
+
+
 def test_what_was_not_read_is_a_hole_and_counted(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     lost: list[Any] = [*[reading(None, 100.0)] * 20, *[OSError("lost")] * 20, *[reading(None, 100.0)] * 20]
@@ -154,6 +165,9 @@ def test_many_nodes_are_few_bands_and_lose_no_energy(tmp_path: Path) -> None:
     assert len(shown) == power.BANDS and "14 other nodes" in shown and "n19" in shown
     assert sum(column[0] for column in shown.values()) == pytest.approx(float(total[0]), rel=1e-4)
     assert len(whole.cut(START, START + 10, 10, None)["nodes"]) == 20
+    many = {f"n{k:03}": np.full(10, 100.0, np.float32) for k in range(200)}
+    alike = power.Power(START, 1.0, many, total, total, np.zeros(10, np.uint16), START).cut(START, START + 10, 10)
+    assert alike["nodes"] == {"200 nodes": [20_000.0] * 10}
 
 
 def test_the_nodes_of_a_run_are_summed(tmp_path: Path) -> None:
@@ -172,10 +186,42 @@ def test_a_run_without_a_reading_has_no_power(tmp_path: Path) -> None:
 
 
 def test_thinning_keeps_the_lowest_and_the_highest_loss() -> None:
-    rows = [{"kind": "step", "loss": 5.0 - k * 1e-5, "time_unix_s": float(k)} for k in range(50_000)]
-    rows[31_234]["loss"], rows[40_001]["loss"], rows[5]["loss"] = 99.0, 0.5, None
-    rows.append({"kind": "evaluation", "loss": 4.4, "time_unix_s": 5e4})
-    kept = steps.thinned(rows, 500)
-    losses = [row["loss"] for row in kept]
-    assert len(kept) <= 503 and 99.0 in losses and 0.5 in losses and losses[-1] == 4.4
-    assert kept[-2] is rows[49_999] and None not in losses
+    losses = np.array([5.0 - k * 1e-5 for k in range(50_000)] + [4.4])
+    losses[[31_234, 40_001, 5]] = 99.0, 0.5, np.nan
+    columns = {"loss": losses, "evaluation": np.array([0.0] * 50_000 + [1.0])}
+    kept = steps.thinned(columns, 500)
+    assert len(kept) <= 503 and {31_234, 40_001, 49_999} <= set(kept.tolist()) and 5 not in kept
+    assert kept.tolist() == sorted(kept.tolist()) and kept[-1] == 50_000
+
+
+def test_metrics_are_read_on_from_where_they_stood(tmp_path: Path) -> None:
+    run, store = RunFolder(tmp_path), steps.StepStore()
+    run.write_run({"run_id": "run", "created_unix_s": START, "model": {"flop_per_token": 6.0}})
+    run.metrics_dir.mkdir()
+    file = run.metrics_file(0)
+
+    def line(step: int, **more: Any) -> str:
+        event = {"event": "step", "attempt": 1, "step": step, "tokens": 10 * step, "loss": 1 / step}
+        return json.dumps(event | {"time_unix_s": START + step} | more) + "\n"
+
+    def shown() -> dict[str, Any]:
+        return steps.chart(steps.measured(run, store, None))
+
+    evaluation = line(2, event="evaluation", loss=None, validation_loss=0.7, time_unix_s=START + 2.5, tokens=None)
+    file.write_text(line(1) + line(2) + evaluation + "{torn\n" + line(3)[:20])
+    found = shown()
+    assert found["step"] == [1, 2, 2] and found["kind"] == ["step", "step", "evaluation"]
+    assert found["loss"] == [1.0, 0.5, 0.7] and found["tokens"] == [10, 20, 20]
+    assert found["compute_flop"] == [60.0, 120.0, 120.0] and found["energy_kwh"] == [None] * 3
+    with file.open("a") as more:
+        more.write(line(3)[20:] + line(4, loss=float("nan")) + line(5, tokens="many", loss=True))
+    found = shown()
+    assert found["step"] == [1, 2, 3, 2] and found["without_loss"] == 2
+    assert [row["step"] for row in steps.rows(steps.measured(run, store, None))] == [1, 2, 2, 3, 4, 5]
+    sampled = steps.Metrics()
+    sampled.sample(file, 6)
+    assert 2 <= len(sampled.columns()["step"]) <= 6 and set(sampled.columns()["step"]) <= {1, 2, 3, 4, 5}
+    file.write_text(line(7) * 40)  # another run of that name, in the same file
+    assert shown()["step"] == [7] * 40
+    file.unlink()
+    assert shown()["step"] == []

@@ -191,8 +191,9 @@ const LAYERS = {
     stroke(pen, [[plot.left, py(y)], [plot.left + plot.width, py(y)]]);
     pen.setLineDash([]);
     pen.textAlign = "left";
-    pen.textBaseline = "bottom";
-    pen.fillText(text, plot.left + 6, py(y) - 3);
+    const above = py(y) - 20 > plot.top; // else there is no room for it
+    pen.textBaseline = above ? "bottom" : "top";
+    pen.fillText(text, plot.left + 6, py(y) + (above ? -3 : 4));
   },
   // where something could not be read, along the lower edge
   holes(pen, { spans, ink }, px, py, colour, plot) {

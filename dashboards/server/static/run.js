@@ -2,6 +2,7 @@
 // The page of a run: what goes on is asked for again, charts fetch what their width and zoom need.
 const STATE_MS = 1000;
 const CHART_MS = 1000;
+const SKETCH_MS = 3000;
 const ENDED_MS = 10000;
 const FAILED_MS = 5000;
 const url = document.getElementById("charts").dataset.url;
@@ -108,12 +109,15 @@ async function refreshPower() {
   sayPower(powerChart.cursor);
   const notes = document.getElementById("power-notes");
   notes.textContent = (found.notes ?? []).slice(0, 3).join("; ");
+  notes.className = found.by === "sketch" ? "quiet" : "warning";
   notes.hidden = !notes.textContent;
 }
 
 async function refreshLoss() {
-  losses = await (await get("steps.json")).json();
+  const first = losses === null;
+  losses = await (await get(first ? "steps.json?quick" : "steps.json")).json(); // weeks of steps take seconds to read
   drawLoss();
+  if (first) await refreshLoss();
 }
 
 function look(from, to) {
@@ -205,7 +209,9 @@ function drawGrid(x) {
   const layers = grid.map(([from, to, g]) => ({ type: "area", edges: [from, to], base: [0], top: [g], fill: "s2" }));
   const values = grid.map(([, , g]) => g);
   gridChart.set({ x, y: [0, Math.max(...values) * 1.1 || 1], layers });
-  document.getElementById("grid-said").textContent = `${short(Math.min(...values))} to ${short(Math.max(...values))} g/kWh in what is shown`;
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const range = least === most ? short(least) : `${short(least)} to ${short(most)}`;
+  document.getElementById("grid-said").textContent = `${range} g/kWh in what is shown`;
 }
 
 function drawEnergy(x) {
@@ -231,11 +237,22 @@ function drawEnergy(x) {
     high = Math.max(high, limit.kwh);
   }
   if (high - low <= 0) high = low + LEAST_KWH;
-  energyChart.set({ x: axis, y: [low, low + (high - low) * 1.06], layers });
+  const [unit, per] = energyUnit(high);
+  for (const layer of layers) {
+    if (layer.type === "level") layer.y *= per;
+    else layer.ys = layer.ys.map((value) => (value === null ? null : value * per));
+  }
+  document.getElementById("energy-unit").textContent = `(${unit})`;
+  energyChart.set({ x: axis, y: [low * per, (low + (high - low) * 1.06) * per], layers });
   const text = `${readable(used[used.length - 1] - used[0])} in what is shown`;
   document.getElementById("energy-said").textContent = whole && forecast?.energy_it_kwh
     ? `${text}; about ${readable(forecast.energy_it_kwh)} at the end (dashed)`
     : text;
+}
+
+// One unit for a whole axis, by its end.
+function energyUnit(kwh) {
+  return [["MWh", 1e-3], ["kWh", 1], ["Wh", 1e3]].find(([, each]) => kwh * each >= 1) ?? ["Wh", 1e3];
 }
 
 function readable(kwh) {
@@ -246,7 +263,7 @@ function readable(kwh) {
 }
 
 function watts(value) {
-  return value === null || value === undefined ? "not known" : `${short(Number(value.toPrecision(3)))} W`;
+  return value === null || value === undefined ? "not known" : `${short(Number(value.toPrecision(3)))} W`.replace(/ ([kMG]) W$/, " $1W");
 }
 
 function sayPower(x) {
@@ -261,13 +278,15 @@ function sayPower(x) {
     const kind = power.by === "minute" ? "highest of any minute (each device's own, at most)" : `highest ${power.step_s < 1 ? "reading" : "second"}`;
     const hours = (edges[edges.length - 1] - edges[0]) / 3600;
     const used = power.energy_kwh[power.energy_kwh.length - 1] - power.energy_kwh[0];
-    place.append(`mean ${watts((used / hours) * 1000)}, ${kind} ${known.length ? watts(Math.max(...known)) : "not known"}`);
+    place.append(`mean ${watts((used / hours) * 1000)}`);
+    if (power.by !== "sketch") place.append(`, ${kind} ${known.length ? watts(Math.max(...known)) : "not known"}`);
     if (unread) place.append(`; up to ${unread} of ${power.devices} devices were not read (marked below)`);
   } else {
     let k = edges.findIndex((edge) => edge > x) - 1;
     if (k < 0) k = x < edges[0] ? 0 : edges.length - 2;
     const when = new Date(edges[k] * 1000).toISOString().slice(0, 19).replace("T", " ");
-    place.append(`${when} UTC: ${watts(sum(k))} (${watts(power.low_w[k])} to ${watts(power.high_w[k])})`);
+    place.append(`${when} UTC: ${watts(sum(k))}`);
+    if (power.high_w[k] !== null) place.append(` (${watts(power.low_w[k])} to ${watts(power.high_w[k])})`);
   }
   Object.keys(nodes).forEach((name, k) => {
     const key = document.createElement("span");
@@ -275,6 +294,7 @@ function sayPower(x) {
     key.textContent = name;
     place.append(" ", key);
   });
+  if (power.by === "sketch") return;
   const key = document.createElement("span");
   key.className = "key peak";
   key.textContent = "lowest and highest";
@@ -282,7 +302,10 @@ function sayPower(x) {
 }
 
 function axisTicks(from, to, most) {
-  return steps(from, to, most).map((value) => ({ value, text: short(value) }));
+  const axis = document.getElementById("axis").value;
+  const [unit, per] = energyUnit(to);
+  const text = { energy_kwh: (value) => `${short(value * per)} ${unit}`, tokens: short }[axis] ?? AXIS_UNITS[axis];
+  return steps(from, to, most).map((value) => ({ value, text: value ? text(value) : "0" }));
 }
 
 function drawLoss() {
@@ -371,10 +394,10 @@ repeat(refreshState, () => (isLive() ? STATE_MS : ENDED_MS));
 let once = false;
 repeat(
   async () => {
-    if (once && !isLive()) return;
+    if (once && !isLive() && power?.by !== "sketch") return; // a sketch becomes a drawing once all was read
     await refreshPower();
     await refreshLoss();
     once = true;
   },
-  () => CHART_MS,
+  () => (power?.by === "sketch" ? SKETCH_MS : CHART_MS),
 );
