@@ -146,6 +146,17 @@ def _whole(data: bytes, damaged: list[str], name: str, offset: int = 0) -> Itera
         offset = after
 
 
+def first_schema(path: Path) -> str | None:
+    """The schema of a ledger as its first frame tells it, known here or not; None where that frame is damaged."""
+    with open(path, "rb") as file:
+        frame = _frame_at(file.read(TAIL), 0)
+    if frame is None or frame.kind != HEADER:
+        return None
+    if frame.version > VERSION:  # its payload may be anything
+        return f"{SCHEMA.rpartition('/')[0]}/{frame.version}"
+    return str(json.loads(frame.payload).get("schema"))
+
+
 def _frame_at(data: bytes, offset: int) -> Frame | None:
     start = offset + HEAD.size
     if start > len(data):

@@ -18,6 +18,7 @@ from typing import Any
 from energy.accounting.merge import merge
 from energy.records.record import FILE_NAME
 from energy.run_holder import is_held
+from energy.run_version import require_known as require_known_run
 from energy.runs import RunFolder
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
@@ -103,6 +104,11 @@ def read_entry(path: Path) -> Entry:
         start_unix_s=None if created is None else float(created),
         end_unix_s=run.get("ended_unix_s"),
     )
+    try:
+        require_known_run(path)
+    except ValueError as newer:
+        entry.note = str(newer)
+        return entry
     try:
         record = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
         require_known(record)
@@ -212,14 +218,17 @@ def overlaps(entries: Sequence[Entry]) -> dict[str, float]:
     """
     twice: dict[str, list[float]] = {}
     for cluster in clusters(entries):
-        merged = merge(RunFolder(entry.path) for entry in cluster)
-        overlap_kwh = merged.overlap_j / JOULE_PER_KWH
-        parts = _sum(cluster)
-        if not overlap_kwh or not parts["energy_it_kwh"]:
-            continue
+        overlap_kwh: dict[int, float] = {}  # by how many of the cluster's runs have the figure: each has fewer
         for key in ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq"):
-            if parts[key] is not None and not parts[f"{key}_unknown_runs"]:
-                twice.setdefault(key, []).append(overlap_kwh * parts[key] / parts["energy_it_kwh"])
+            summed = [entry for entry in cluster if getattr(entry, key) is not None]
+            if len(summed) < 2:
+                continue  # the sum has one of them alone, and nothing twice
+            if len(summed) not in overlap_kwh:
+                merged = merge(RunFolder(entry.path) for entry in summed)
+                overlap_kwh[len(summed)] = merged.overlap_j / JOULE_PER_KWH
+            parts = _sum(summed)
+            if overlap_kwh[len(summed)] and parts["energy_it_kwh"]:
+                twice.setdefault(key, []).append(overlap_kwh[len(summed)] * parts[key] / parts["energy_it_kwh"])
     return {key: math.fsum(values) for key, values in twice.items()}
 
 

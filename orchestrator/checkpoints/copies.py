@@ -1,8 +1,13 @@
 """Copies of checkpoints on any storage that pyarrow reaches: S3, Google Cloud Storage, HDFS, another file system.
 
 Each rank copies the files that it wrote. The manifest is copied last: without it there is no copy.
+
+The key of a storage is never in its URI, which the spec and the record show to all who read them: pyarrow takes it from
+the environment of the ranks (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of S3) or from the machine's own role. An
+S3 other than AWS's is named in the URI, ?endpoint_override=HOST:PORT&scheme=http, or by AWS_ENDPOINT_URL.
 """
 
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +19,20 @@ from orchestrator.checkpoints.saved import MANIFEST, outdated, step_of
 
 PIECE_BYTES = 8 * 2**20
 PROBE = ".probe"
+# What S3 says, and what its user can do about it.
+_WHAT_NEXT = (
+    (r"Bucket '.*' not found", "make the bucket first, or correct its name"),
+    (
+        r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|FORBIDDEN|credentials",
+        "give the ranks a key that may write there, by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment "
+        "of `hoofprint run`, of `ray start` on each node, or of `hoofprint submit --env`",
+    ),
+    (
+        r"NETWORK_CONNECTION|resolve host|connect to",
+        "nothing answers there: name an S3 other than AWS's by ?endpoint_override=HOST:PORT&scheme=http behind the "
+        "URI, or by AWS_ENDPOINT_URL",
+    ),
+)
 
 
 class Copies:
@@ -38,7 +57,8 @@ class Copies:
                 probe.write(b"hoofprint")
             self._storage.delete_file(f"{self._root}/{PROBE}")
         except OSError as refusal:
-            raise ValueError(f"checkpoint.copy_to {self.uri} cannot be written: {refusal}") from None
+            advice = next((f"; {said}" for pattern, said in _WHAT_NEXT if re.search(pattern, str(refusal))), "")
+            raise ValueError(f"checkpoint.copy_to {self.uri} cannot be written: {refusal}{advice}") from None
 
     def put(self, checkpoint: Path, names: Iterable[str]) -> None:
         """Copies files of a checkpoint, in this order."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from energy.run_version import CHECKPOINT_SCHEMA
+
 MANIFEST = "manifest.json"
 
 
@@ -75,7 +77,7 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"files": dict(sorted(files.items()))}, file, indent=1)
+        json.dump({"schema": CHECKPOINT_SCHEMA, "files": dict(sorted(files.items()))}, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -1,8 +1,8 @@
 """Writes checkpoints while the training goes on, and gives one its name only when every file of it is whole.
 
-Between two steps the state is copied into main memory; a thread writes the copy. Its collectives have a group of their
-own (gloo), because they run beside the training's. A rank that cannot write tells the others with its next step
-(`failed`), so that all of them end at the same one.
+Between two steps the state is copied into main memory, all that the training waits for; a thread does the rest. Its
+collectives have a group of their own (gloo), because they run beside the training's. A rank that cannot write tells the
+others with its next step (`failed`), so that all of them end at the same one.
 """
 
 import shutil
@@ -53,8 +53,7 @@ class CheckpointWriter:
         self._group = dist.new_group(backend="gloo")
         if copies is not None and self._rank == 0:
             copies.require_writable()
-        # Pinned memory, kept from one checkpoint to the next: a GPU copies into it several times as fast.
-        self._stager = BlockingAsyncStager(cache_staged_state_dict=on_gpu) if asynchronous else None
+        self._stager = _stager(on_gpu) if asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._written: list[dict[str, Any]] = []
@@ -64,14 +63,11 @@ class CheckpointWriter:
 
         CheckpointNotSaved, on every rank and with the same words, when one of them could not write the one before.
         """
-        began_s = time.monotonic()
+        called_s = time.monotonic()
         self.finish()
+        began_s = time.monotonic()
         final = self._folder / f"step-{step:08d}"
-        if self._rank == 0:
-            shutil.rmtree(partial_of(final), ignore_errors=True)
-            partial_of(final).mkdir(parents=True)
-        dist.barrier(self._group)
-        cost = {"step": step, "began_s": began_s}
+        cost = {"step": step, "began_s": began_s, "waited_s": began_s - called_s}
         self._written.append(cost)
         if self._stager is None:
             self._write({"app": state}, final, cost)
@@ -103,8 +99,9 @@ class CheckpointWriter:
             self._thread.join(LAST_WORDS_S)
 
     def written(self) -> list[dict[str, Any]]:
-        """Once for each whole checkpoint: {step, seconds, blocked_s, bytes}: from its beginning until it was whole, and
-        how much of that the training waited. With copies also `copied_s`, or `not_copied`, which says why.
+        """Once for each whole checkpoint: {step, waited_s, seconds, blocked_s, bytes}: how long it waited for the one
+        before, then from its beginning until it was whole, and for how much of that the training stood still. With
+        copies also `copied_s`, or `not_copied`, which says why.
         """
         done = []
         while self._written and "bytes" in self._written[0]:
@@ -116,6 +113,9 @@ class CheckpointWriter:
     def _write(self, state: dict[str, Any], final: Path, cost: dict[str, Any]) -> None:
         step = cost["step"]
         try:
+            refused = self._refusal(lambda: self._make_room(final))
+            if refused is not None:
+                self._refuse(refused, final, step)
             try:
                 dcp.save(state, checkpoint_id=partial_of(final), process_group=self._group)
             except CheckpointException as error:  # dcp raises it on every rank, whichever failed
@@ -128,6 +128,11 @@ class CheckpointWriter:
             self._error = error
             return
         cost["bytes"] = size  # at last: see `written`
+
+    def _make_room(self, final: Path) -> None:
+        if self._rank == 0:
+            shutil.rmtree(partial_of(final), ignore_errors=True)
+            partial_of(final).mkdir(parents=True)
 
     def _copy(self, copies: "Copies", final: Path, mine: list[str]) -> dict[str, Any]:
         """Copies the checkpoint; a storage that refuses costs the copy and not the training."""
@@ -179,3 +184,22 @@ class CheckpointWriter:
         # Nobody leaves before rank 0 has cleaned up: the first rank that fails takes the others down.
         dist.broadcast_object_list(said, group=self._group)
         raise CheckpointNotSaved(said[0])
+
+
+class _KeptCopy(BlockingAsyncStager):
+    """Copies on the CPU into the memory of the copy before: new memory costs a page fault every 4 KB, and the first
+    copy of a DTensor copies it twice."""
+
+    def __init__(self) -> None:
+        super().__init__(cache_staged_state_dict=True)
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        if self.state_dict_cache is None:
+            self.state_dict_cache = BlockingAsyncStager().stage(state_dict)  # not pinned: there is no GPU to gain by it
+            return self.state_dict_cache
+        return super().stage(state_dict)
+
+
+def _stager(on_gpu: bool) -> BlockingAsyncStager:
+    # Pinned memory, kept from one checkpoint to the next: a GPU copies into it several times as fast.
+    return BlockingAsyncStager(cache_staged_state_dict=True) if on_gpu else _KeptCopy()

@@ -11,6 +11,7 @@ nodes go on: a restart may move a rank there.
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from energy.runs import RunFolder, write_json
 
 LIVE_EVERY_S = 1.0  # how often a node's figures for screens are written
 PLACEMENT_EVERY_S = 2.0  # how often Ray is asked where the ranks are
+TELL_LAST_S = 10.0
 RANK_CLASS = "RayTrainWorker"
 
 
@@ -102,10 +104,16 @@ def _attempts(run_dir: str) -> list[Any]:
 
 
 class Meters(list[Any]):
-    """The meter actors of a run. A thread tells them where its ranks are, until `tell_last`."""
+    """The meter actors of a run. A thread tells them where its ranks are, and starts one on each node that joins, until
+    `tell_last`: after a loss the ranks may go on there.
 
-    def __init__(self, actors: list[Any]):
-        super().__init__(actors)
+    start(node_id, name): a meter on a node.
+    """
+
+    def __init__(self, start: Callable[[str, str], Any]):
+        super().__init__()
+        self._start, self._metered = start, set[str]()
+        self._meet()
         self._told: dict[str, int] = {}
         self._stopped = threading.Event()
         self._teller = threading.Thread(target=self._tell, name="meter-placement", daemon=True)
@@ -118,6 +126,8 @@ class Meters(list[Any]):
     def _tell_once(self, last: bool = False) -> str | None:
         """What went wrong, if anything did."""
         try:
+            if not last:
+                self._meet()
             ranks = rank_counts()
             # A node that had a rank once keeps it: dead actors may be forgotten.
             ranks = {node: max(ranks.get(node, 0), self._told.get(node, 0)) for node in {*ranks, *self._told}}
@@ -129,24 +139,31 @@ class Meters(list[Any]):
             return f"Ray did not say where the ranks were ({type(error).__name__}): what it last said stands, else all"
         return None
 
+    def _meet(self) -> None:
+        """Starts a meter on each live node that had none. One that was away has another of Ray's ids, and its name."""
+        for node_id, name in node_names(ray.nodes()).items():
+            if node_id not in self._metered:
+                self._metered.add(node_id)
+                self.append(self._start(node_id, name))
+
     def tell_last(self) -> str | None:
         self._stopped.set()
-        self._teller.join()
+        self._teller.join(TELL_LAST_S)
+        if self._teller.is_alive():  # a cluster that falls apart may answer none of its calls
+            return f"Ray did not say within {TELL_LAST_S:.0f} s where the ranks were: what it last said stands, else all"
         return self._tell_once(last=True)
 
 
 def start_meters(run_dir: Path, meter: dict[str, Any], shared: bool) -> list[Any]:
-    """A running meter on every live node of the cluster. `meter`: interval_s, attempt, declared. shared: others may use
-    the cluster too, so that only where the ranks are is the run's."""
+    """A running meter on every live node of the cluster, and on those that join. `meter`: interval_s, attempt,
+    declared. shared: others may use the cluster too, so that only where the ranks are is the run's."""
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2)(MeterActor)
-    return Meters(
-        [
-            actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-                str(run_dir), name, dict(meter), shared
-            )
-            for node_id, name in node_names(ray.nodes()).items()
-        ]
-    )
+
+    def start(node_id: str, name: str) -> Any:
+        here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return actor.options(scheduling_strategy=here).remote(str(run_dir), name, dict(meter), shared)
+
+    return Meters(start)
 
 
 def joined() -> bool:

@@ -135,6 +135,8 @@ def status(
 
     if follow_it and (run is None or address is None):
         raise click.UsageError("--follow needs a RUN and the --address of its cluster (a local run: hoofprint top RUN)")
+    if follow_it and as_json:
+        raise click.UsageError("--follow shows a log, and --json one document: give one of them")
     if address is None:
         here = [each for each in running(runs_dir) if run in (None, each.run)]
         there: list[jobs.Job] = []
@@ -249,8 +251,9 @@ def _jobs_table(rows: "list[Job]") -> "Table":
 @RUNS
 @ADDRESS
 @click.option("--no-wait", is_flag=True, help="Only ask; do not wait for the end.")
+@JSON
 @click.option("-v", "--verbose", is_flag=True, help="Of an error, also the traceback.")
-def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, verbose: bool) -> None:
+def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, as_json: bool, verbose: bool) -> None:
     """Lets RUN end in order: it checkpoints, writes its record and report, and ends at its next step.
 
     RUN is a run's name in --runs or its folder, in whatever process it runs; with --address, a run or job of that
@@ -264,14 +267,17 @@ def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, verbose: 
         click.echo(
             f"asked {asked.folder.path} to stop{who}: it ends after its next step, with checkpoint and report", err=True
         )
-        if no_wait:
-            return
-        try:
-            ended = stopping.wait_for_end(asked)
-        except KeyboardInterrupt:
-            click.echo("the request stands: the run ends without us waiting for it", err=True)
-            return
-        click.echo(_how_it_ended(asked.folder, ended))
+        if not no_wait:
+            try:
+                stopping.wait_for_end(asked)
+            except KeyboardInterrupt:
+                click.echo("the request stands: the run ends without us waiting for it", err=True)
+                no_wait = True
+        stands = stopping.as_it_stands(asked)
+        if as_json:
+            print_json(stands)
+        elif not no_wait:
+            click.echo(_how_it_ended(stands))
         return
     from orchestrator.jobs import server as jobs
 
@@ -281,20 +287,20 @@ def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, verbose: 
         raise ValueError(f"the job {job.id} is not at work: it is {job.ending}")
     click.echo(f"asking {job.id} to stop: it ends after its next step, with checkpoint and report", err=True)
     stopping.ask_job(client, job, lambda text: click.echo(f"  {text}", err=True))
-    if no_wait:
-        return
-    try:
-        ended_job = jobs.follow(client, job.id, lambda text: click.echo(text, nl=False, err=True), ATTACHED_LINES)
-    except KeyboardInterrupt:
-        click.echo("the request stands: the job ends without us waiting for it", err=True)
-        return
-    click.echo(f"{job.id}: {ended_job.ending}")
+    if not no_wait:
+        try:
+            jobs.follow(client, job.id, lambda text: click.echo(text, nl=False, err=True), ATTACHED_LINES)
+        except KeyboardInterrupt:
+            click.echo("the request stands: the job ends without us waiting for it", err=True)
+            no_wait = True
+    job = jobs.find(client, job.id)
+    if as_json:
+        print_json(_as_json(job))
+    elif not no_wait:
+        click.echo(f"{job.id}: {job.ending}")
 
 
-def _how_it_ended(folder: Any, run: dict[str, Any]) -> str:
-    from orchestrator.checkpoints.saved import newest_complete, step_of
-
-    newest = newest_complete(folder.path / "checkpoints")
-    saved = f"checkpoint of step {step_of(newest):,}" if newest else "no checkpoint"
-    report = folder.path / "report.html"
-    return f"{folder.path.name}: {run.get('status')}, {saved}" + (f", report: {report}" if report.exists() else "")
+def _how_it_ended(stands: dict[str, Any]) -> str:
+    step, report = stands["checkpoint_step"], stands["report"]
+    saved = "no checkpoint" if step is None else f"checkpoint of step {step:,}"
+    return f"{stands['run']}: {stands['status']}, {saved}" + (f", report: {report}" if report else "")

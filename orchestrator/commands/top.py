@@ -26,6 +26,7 @@ def top(run: Path, runs_dir: Path, as_json: bool, once: bool) -> None:
 
     RUN is a run's folder, or its name in --runs. Not on a terminal: a line of key=value a minute.
     """
+    from energy.run_version import require_known
     from energy.runs import RunFolder
     from orchestrator.live import state as live_state
     from orchestrator.screens import top as screen_top
@@ -36,6 +37,7 @@ def top(run: Path, runs_dir: Path, as_json: bool, once: bool) -> None:
         raise click.UsageError(
             f"{path} is not a run: it has no run.json; `hoofprint runs --runs DIR` lists those there"
         )
+    require_known(path)
     if as_json:
         print_json(screen_top.as_json(live_state.read(folder)))
         return

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from energy.run_version import require_known
 from energy.runs import SERIES, RunFolder, replace_file, require_run_name
 from orchestrator.checkpoints.saved import remove_partial
-from orchestrator.driver.run_lock import RunLock, require_known_version
+from orchestrator.driver.run_lock import RunLock
 from orchestrator.driver.skipped import keep_skipped
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, load_experiment
@@ -110,7 +111,7 @@ def resumable(experiment: Experiment, path: Path) -> tuple[RunFolder, list[str]]
     spec = path / "experiment.yaml"
     if not spec.exists():
         raise BadInput(f"{path} is not a run: it has no experiment.yaml")
-    require_known_version(RunFolder(path))
+    require_known(path)
     before = _flat(load_experiment(spec).model_dump(mode="json"))
     now = _flat(experiment.model_dump(mode="json"))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

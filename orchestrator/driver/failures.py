@@ -39,7 +39,9 @@ class Failure:
         failures = getattr(error, "worker_failures", None) or {}
         dead = sorted(rank for rank, why in failures.items() if _is_death(why))
         if dead:
-            return cls(f"{_processes(dead, folder, attempt)} killed, or the machine is gone", True)
+            memory = any("low on memory" in str(failures[rank]) for rank in dead)
+            how = "killed by Ray, because the machine ran low on memory" if memory else "killed, or the machine is gone"
+            return cls(f"{_processes(dead, folder, attempt)} {how}", True)
         if not failures and _is_death(error):
             return cls("the controller of Ray Train was killed, or its machine is gone", True)
         if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
@@ -58,6 +60,6 @@ def _processes(ranks: Iterable[int], folder: RunFolder, attempt: int) -> str:
 
 def _is_death(error: Any) -> bool:
     """Whether Ray says that a process is gone, and not that it raised something."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError  # the former: Ray ended it, to keep its machine alive
 
-    return isinstance(getattr(error, "health_check_failure", error), RayActorError)
+    return isinstance(getattr(error, "health_check_failure", error), (RayActorError, OutOfMemoryError))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from energy import run_holder
 from energy.run_holder import Holder, holder, silence_s, touched_ns
-from energy.runs import LOCK, RunFolder
+from energy.runs import LOCK
 from orchestrator.spec.file import BadInput
 
 SIGN_EVERY_S = 5.0
@@ -99,24 +99,6 @@ def ray_job() -> str | None:
         return str(config["metadata"]["job_submission_id"])
     except (KeyError, ValueError, TypeError):
         return None
-
-
-def require_known_version(folder: RunFolder) -> None:
-    """BadInput for a run that a newer hoofprint wrote: its files may mean what this one does not know.
-
-    The first two numbers of a version change when what lies in a run folder does.
-    """
-    from importlib.metadata import version
-
-    from packaging.version import Version
-
-    wrote = (folder.read_run().get("versions") or {}).get("hoofprint") if folder.run_file.exists() else None
-    mine = version("hoofprint")
-    if wrote is not None and Version(wrote).release[:2] > Version(mine).release[:2]:
-        raise BadInput(
-            f"{folder.path} was written by hoofprint {wrote}, and this is {mine}: go on with {wrote} or a later one "
-            f"(pip install 'hoofprint>={wrote}'); nothing was changed"
-        )
 
 
 def _gives_signs(path: Path, say: Callable[[str], None]) -> bool:

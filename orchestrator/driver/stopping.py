@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from energy.run_holder import Holder, holder, is_held
 from energy.runs import LOCK, STOP_FILE, RunFolder
+from orchestrator.checkpoints.saved import newest_complete, step_of
 from orchestrator.jobs.server import POLL_S, Job, list_jobs
 from orchestrator.spec.file import BadInput
 
@@ -54,11 +55,25 @@ def ask_folder(run: str, runs_dir: Path) -> Asked:
     return Asked(folder, holder(folder.path))
 
 
-def wait_for_end(asked: Asked) -> dict:
-    """run.json of the run once its driver has let go of it, with record and report written."""
+def wait_for_end(asked: Asked) -> None:
+    """Until its driver has let go of the run, with record and report written."""
     while is_held(asked.folder.path):
         time.sleep(POLL_S)
-    return asked.folder.read_run()
+
+
+def as_it_stands(asked: Asked) -> dict[str, Any]:
+    """{run, path, status, error, checkpoint_step, report}: of a run that was not waited for, as it is so far. The step
+    is that of its newest whole checkpoint, `report` the path of the report; None where there is none."""
+    folder = asked.folder
+    told, newest, report = folder.read_run(), newest_complete(folder.path / "checkpoints"), folder.path / "report.html"
+    return {
+        "run": folder.path.name,
+        "path": str(folder.path),
+        "status": told.get("status"),
+        "error": told.get("error"),
+        "checkpoint_step": None if newest is None else step_of(newest),
+        "report": str(report) if report.exists() else None,
+    }
 
 
 def ask_job(client: "JobSubmissionClient", job: Job, say: Callable[[str], None]) -> None:

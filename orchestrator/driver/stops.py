@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a run, by how far it is."""
+"""What Ctrl-C, SIGTERM and a closed terminal (SIGHUP) do to a run, by how far it is."""
 
 import os
 import signal
@@ -34,7 +34,9 @@ class Stops:
             signal.signal(number, handler)
 
     def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: the run is to outlast its terminal
             replaced = signal.signal(number, self._handle)
             self._old.setdefault(number, replaced)
 

@@ -1,5 +1,7 @@
 """What the terminal shows of a run: a live view, or key=value lines; Ray's own words go to a file."""
 
+import errno
+import io
 import os
 import sys
 import textwrap
@@ -57,12 +59,25 @@ class RayLog:
             os.write(2, text.encode())
 
 
+class _Terminal(io.FileIO):
+    """A terminal or pipe whose reader may go away while the run goes on: what is said then, nobody misses."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            return len(data)
+
+
 class RunScreen:
     """Everything a run says to the user goes through here, on stderr."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False):
-        self._terminal = os.dup(2)
-        self._console = Console(file=os.fdopen(self._terminal, "w", buffering=1), highlight=False)
+        self._terminal = _Terminal(os.dup(2), "w")
+        stream = io.TextIOWrapper(io.BufferedWriter(self._terminal), errors="replace", line_buffering=True)
+        self._console = Console(file=stream, highlight=False)
         self._quiet, self._verbose = quiet, verbose
         self._live: Live | None = None
         self._stage = ""
@@ -176,11 +191,11 @@ class RunScreen:
     def release(self) -> None:
         """Gives the terminal back as it was, for an end without goodbye."""
         if self._console.is_terminal:
-            os.write(self._terminal, b"\x1b[?25h\r\n")
+            self._terminal.write(b"\x1b[?25h\r\n")
 
     def blurt(self, text: str) -> None:
         """A line past all buffers: for a signal handler, which may have interrupted a drawing."""
-        os.write(self._terminal, f"{text}\n".encode())
+        self._terminal.write(f"{text}\n".encode())
 
     def _say(self, text: Text) -> None:
         self._console.print(text, soft_wrap=not self._console.is_terminal)
@@ -194,7 +209,7 @@ class RunScreen:
     def _width(self) -> int:
         """Columns of the terminal as it is now; stdout, which rich would ask, may be a file."""
         try:
-            return os.get_terminal_size(self._terminal).columns
+            return os.get_terminal_size(self._terminal.fileno()).columns
         except OSError:
             return self._console.width
 

@@ -1,7 +1,9 @@
 """What the keys of a spec say of each other: each rule yields where in its section the fault is, and what is wrong."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from energy.carbon.grid import intensity as grid_intensity
 from model.config import RopeScaling, default_ffn_hidden
@@ -23,6 +25,9 @@ TOLD_BY_ONE_OF = {
     "the grid's intensity": ("grid", "intensity"),
     "the grid's intensity by the hour": ("grid_series", "grid_zone"),
 }
+
+# Of a URI's query: what is nobody's business but its holder's.
+_SECRET = re.compile(r"secret|password|token|key|signature", re.IGNORECASE)
 
 
 def nearest(value: int, step: int) -> str:
@@ -107,7 +112,12 @@ def fewest_workers(cluster: Any) -> Iterator[Fault]:
 
 
 def copies_keep_no_secrets(checkpoint: Any) -> Iterator[Fault]:
-    if checkpoint.copy_to is not None and "@" in checkpoint.copy_to.split("://", 1)[1].split("/")[0]:
+    if checkpoint.copy_to is None:
+        return
+    parts = urlsplit(checkpoint.copy_to)
+    user, at, _ = parts.netloc.rpartition("@")  # abfs://container@account and hdfs://user@host hold no secret
+    named = [key for key, _ in parse_qsl(parts.query) if _SECRET.search(key)]
+    if (at and (parts.scheme == "s3" or ":" in user)) or named:
         yield ("copy_to",), "copy_to holds a name or a password, which all would read here: give it in the environment"
 
 

@@ -1,4 +1,4 @@
-"""A full disk and a kill -9, for real: what was saved stays, the cause is named, and the run goes on."""
+"""A full disk, a kill -9, a machine taken away, for real: what was saved stays, the cause is named, the run goes on."""
 
 import json
 import os
@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from driver import Driver, reached
+from driver import left_over as left_over
 from tiny import write_spec
+
+from energy.runs import RESIZE_FILE
+from orchestrator.checkpoints.saved import newest_complete
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
 
@@ -63,3 +68,34 @@ def test_a_full_disk_then_more_room_then_a_kill(tmp_path: Path, small_disk: Path
     first = int(kept[-1].removeprefix("step-")) + 1
     second = [json.loads(line) for line in metrics.read_text().splitlines() if '"attempt": 2' in line]
     assert next(event["step"] for event in second if event["event"] == "step") == first
+
+
+def test_ranks_that_are_told_to_end_make_a_checkpoint_first(tmp_path: Path, left_over: list[Driver]) -> None:
+    spec = write_spec(tmp_path, workers=2, steps=3000)
+    run = tmp_path / "runs" / "one"
+    options = ["--set", "training.checkpoint_every_steps=3000"]  # so that every checkpoint is one of a notice
+    driver = Driver(run, str(spec), "--runs", str(run.parent), "--name", run.name, *options)
+    left_over.append(driver)
+    driver.wait_for(reached(1, 20))
+    told = driver.pid_of(1)
+    os.kill(told, signal.SIGTERM)  # one machine of several
+    driver.wait_for(reached(2, 1))
+    [first, second] = driver.folder.read_run()["attempts"]
+    assert (first["status"], second["status"]) == ("stopped", "running")
+    said = driver.said.read_text()
+    assert f"process {told}) was asked to end (SIGTERM), as before its machine is taken away" in said
+    steps = [(event["attempt"], event["step"]) for event in driver.folder.steps()]
+    saved = max(step for attempt, step in steps if attempt == 1)
+    assert f"attempt 2 goes on from step {saved}" in said and (2, saved + 1) in steps  # none was lost, none done again
+    assert not (run / RESIZE_FILE).exists()
+
+    driver.wait_for(reached(2, saved + 20))
+    for pid in (driver.pid_of(0), driver.pid_of(1), driver.process.pid):  # the machine with the driver
+        os.kill(pid, signal.SIGTERM)
+    assert driver.end() == 130, driver.said.read_text()
+    done = driver.folder.read_run()
+    assert [attempt["status"] for attempt in done["attempts"]] == ["stopped", "stopped"]
+    steps = [event["step"] for event in driver.folder.steps()]
+    assert steps == list(range(1, len(steps) + 1))  # over both attempts
+    assert newest_complete(run / "checkpoints") == run / "checkpoints" / f"step-{len(steps):08d}"
+    assert (run / "report.html").exists()

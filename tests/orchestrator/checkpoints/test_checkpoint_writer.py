@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,12 @@ def _goes_on(rank: int, folder: Path) -> None:
     weight, state = _state(3.0)
     kept = weight.detach().clone()
     held, may_write = writer._write, threading.Event()
+    copies = []
 
-    def late(*arguments: Any) -> None:
+    def late(copy: dict[str, Any], *arguments: Any) -> None:
+        copies.append(copy["app"]["model"]["weight"].data_ptr())
         may_write.wait(60)
-        held(*arguments)
+        held(copy, *arguments)
 
     writer._write = late  # type: ignore[method-assign, assignment]
     writer.save(state, 1)
@@ -74,13 +77,22 @@ def _goes_on(rank: int, folder: Path) -> None:
     _step(weight, state)
     state.progress["step"] = 2
     assert writer.written() == []
-    may_write.set()
+    second = weight.detach().clone()
+    threading.Timer(0.3, may_write.set).start()
+    began_s = time.monotonic()
+    writer.save(state, 2)  # waits for the first
+    passed_s = time.monotonic() - began_s
+    _step(weight, state)
     writer.finish()
-    loaded_weight, loaded = _state(0.0)
-    checkpoint.load(loaded, folder / "step-00000001")
-    assert torch.equal(loaded_weight, kept) and loaded.progress == {"step": 1}
-    [cost] = writer.written()
-    assert cost["step"] == 1 and cost["bytes"] > 3 * 256 * 256 * 4 and cost["blocked_s"] < cost["seconds"]
+    for step, weights in ((1, kept), (2, second)):
+        loaded_weight, loaded = _state(0.0)
+        checkpoint.load(loaded, folder / f"step-{step:08d}")
+        assert torch.equal(loaded_weight, weights) and loaded.progress == {"step": step}
+    assert copies[0] == copies[1] != weight.data_ptr()  # memory is taken once
+    first, after = writer.written()
+    assert (first["step"], after["step"]) == (1, 2) and first["bytes"] > 3 * 256 * 256 * 4
+    assert first["blocked_s"] < first["seconds"]
+    assert after["waited_s"] > 0.2 and after["waited_s"] + after["blocked_s"] <= passed_s  # told apart
     assert writer.written() == []
 
 

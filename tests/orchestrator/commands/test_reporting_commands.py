@@ -182,7 +182,7 @@ def test_the_list_of_runs(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "broken" in result.stderr and "photos: not a run" in result.stderr
     failed = next(line for line in result.stdout.splitlines() if " failed " in line)
-    assert "0.0129" in failed and "2025-06-15" in failed
+    assert "12.9" in failed and "2025-06-15" in failed and " Wh " in result.stdout.splitlines()[0]
     assert "\x1b" not in result.stdout
     assert "no embodied figure" in result.stdout
     document = json.loads(call(runs, "--runs", tmp_path, "--total", "--json").stdout)

@@ -5,9 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from tiny import write_spec
 
+from orchestrator.driver.attempts import resumable
 from orchestrator.driver.endings import advice, cause
 from orchestrator.driver.stops import Stops
+from orchestrator.spec.file import dump_experiment, load_experiment
 
 
 class RanksFailed(Exception):
@@ -30,7 +33,7 @@ TRACE = 'Traceback (most recent call last):\n  File "worker.py", line 1, in save
             RanksFailed(
                 {0: TRACE + "orchestrator.checkpoints.state.CheckpointNotSaved: No space left on device: step 8"}
             ),
-            "No space left: step 8",
+            "No space left on device: step 8",
         ),
         (
             RanksFailed(
@@ -42,6 +45,14 @@ TRACE = 'Traceback (most recent call last):\n  File "worker.py", line 1, in save
             "KeyError: 'text'",
         ),
         (ValueError(""), "ValueError('')"),
+        # Only a value: without its kind it says nothing.
+        (KeyError(type), "KeyError: <class 'type'>"),
+        (ValueError("3"), "ValueError: 3"),
+        (IndexError("list index out of range"), "IndexError: list index out of range"),
+        (RanksFailed({0: KeyError(type)}), "KeyError: <class 'type'>"),
+        (RanksFailed({0: TRACE + "ValueError: 3"}), "ValueError: 3"),
+        (RanksFailed({0: FloatingPointError("at step 3 the loss is nan")}), "at step 3 the loss is nan"),
+        (RanksFailed({1: MemoryError()}), "MemoryError()"),
     ],
 )
 def test_the_cause_in_one_line(error: Exception, said: str) -> None:
@@ -59,6 +70,46 @@ def test_the_advice_names_the_checkpoint_and_the_command(tmp_path: Path) -> None
         f"free space under {tmp_path}: a checkpoint takes 3 MB",
         f"go on from step 24: hoofprint run 'my spec.yaml' --resume {tmp_path}",
     ]
+
+
+def test_a_run_without_memory_is_told_how_to_go_on_with_less(tmp_path: Path) -> None:
+    cuda = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.2 GiB"
+    killed = "the process of rank 1 (n, process 7) was killed, or the machine is gone, 4 times without a new checkpoint"
+    resume = f"hoofprint run SPEC --resume {tmp_path}"
+    assert advice(cuda, tmp_path, None)[-1].endswith(resume)  # its spec cannot be read
+    spec = write_spec(tmp_path / "spec")
+    experiment = load_experiment(spec, ["training.micro_batch_sequences=4"])
+    (tmp_path / "experiment.yaml").write_text(dump_experiment(experiment))
+    options = "--set training.micro_batch_sequences=2 --set training.activation_checkpointing=full"
+    [first, last] = advice(cuda, tmp_path, None)
+    assert first.startswith("below it goes on with less memory a step; of more workers each holds less of the model")
+    assert last.endswith(f"{resume} {options}")
+    low = (
+        "the process of rank 1 (n, process 7) was killed by Ray, because the machine ran low on memory, 4 times without"
+    )
+    assert advice(low, tmp_path, None) == [first, last]
+    [first, last] = advice(killed, tmp_path, None)
+    assert "`dmesg`" in first and first.endswith(options) and last.endswith(resume)
+    (tmp_path / "run.json").write_text("{}")
+    settings = options.replace("--set ", "").split()
+    _, changed = resumable(load_experiment(spec, settings), tmp_path)  # a run may be resumed so
+    assert len(changed) == 2
+
+    least = load_experiment(spec, ["training.micro_batch_sequences=1", "training.activation_checkpointing=full"])
+    (tmp_path / "experiment.yaml").write_text(dump_experiment(least))
+    assert advice(cuda, tmp_path, None)[0].startswith("of more workers each holds less")
+    assert advice(cuda, tmp_path, None)[-1].endswith(resume)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("Ray did not start on this machine (it needs some twenty free ports ...): timed out", "`ray stop` ends"),
+        ("Ray at 10.0.0.1:6379 could not be joined: Failed to connect", "ray status --address"),
+    ],
+)
+def test_without_a_ray_it_is_said_what_may_help(tmp_path: Path, error: str, said: str) -> None:
+    assert said in advice(error, tmp_path, None)[0]
 
 
 class Screen:

@@ -19,7 +19,7 @@ import pytest
 
 from energy import run_holder
 from energy.run_holder import is_held
-from energy.runs import LOCK, RunFolder
+from energy.runs import LOCK
 from orchestrator.driver import run_lock
 from orchestrator.driver.run_lock import RunLock
 from orchestrator.spec.file import BadInput
@@ -153,17 +153,3 @@ def test_of_two_that_write_at_once_one_has_it(
     monkeypatch.setattr(time, "sleep", lambda seconds: leave(tmp_path))
     with pytest.raises(BadInput, match="host elsewhere"):
         RunLock(tmp_path)
-
-
-@pytest.mark.parametrize(("wrote", "refused"), [("0.1.7", False), ("0.2.0", True), ("1.0.0", True), (None, False)])
-def test_a_run_of_a_newer_version(
-    wrote: str | None, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.0")
-    folder = RunFolder(tmp_path)
-    folder.write_run({"versions": {} if wrote is None else {"hoofprint": wrote}})
-    if not refused:
-        run_lock.require_known_version(folder)
-        return
-    with pytest.raises(BadInput, match=rf"was written by hoofprint {wrote}, and this is 0\.1\.0"):
-        run_lock.require_known_version(folder)

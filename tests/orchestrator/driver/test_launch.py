@@ -47,3 +47,14 @@ def test_an_error_that_cannot_travel_keeps_its_words(monkeypatch: pytest.MonkeyP
         with pytest.raises(kind, match=words) as raised:
             launch._train_function({"job": asdict(job), "own_cluster": False})
         ray.cloudpickle.dumps(raised.value)
+
+
+def test_a_training_that_cannot_be_set_up_failed_and_was_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(own_cluster: bool) -> Any:
+        raise ModuleNotFoundError("No module named 'ray.train.torch'")
+
+    monkeypatch.setattr(launch, "_trainer_class", refuse)
+    training = launch.Training(Job("run", "corpus", {"cluster": {}}, 0.0), 1, "cpu", "logs")
+    training.start()
+    training.join()
+    assert isinstance(training.error, ModuleNotFoundError) and training.complete is None

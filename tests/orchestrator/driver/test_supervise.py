@@ -1,13 +1,16 @@
 """Which failures are followed by another attempt, how many, and what is noted of the attempt that failed."""
 
 import json
+import os
+import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from tiny import write_spec
@@ -15,13 +18,15 @@ from tiny import write_spec
 from energy.accounting.account import lost_windows
 from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
 from orchestrator.cluster import capacity
-from orchestrator.driver import supervise
+from orchestrator.driver import notices, supervise
 from orchestrator.driver.failures import Failure, TrainingLost
 from orchestrator.ranks.worker import Job
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, load_experiment
 
 ECHO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+
+LOW = "Task was killed due to the node running low on memory.\nPID MEM(GB) COMMAND\nRefer to the documentation"  # Ray's
 
 
 def killed(*ranks: int) -> WorkerGroupError:
@@ -44,6 +49,11 @@ def run(tmp_path: Path) -> RunFolder:
     [
         (killed(1), "the process of rank 1 (node-b, process 77) was killed, or the machine is gone", True),
         (killed(0, 1), "the processes of ranks 0, 1 (node-b, process 77) were killed, or the machine is gone", True),
+        (
+            WorkerGroupError("gone", {0: ECHO, 1: WorkerHealthCheckFailedError("gone", OutOfMemoryError(LOW))}),
+            "the process of rank 1 (node-b, process 77) was killed by Ray, because the machine ran low on memory",
+            True,
+        ),
         (ActorDiedError(), "the controller of Ray Train was killed, or its machine is gone", True),
         (WorkerGroupError("", {0: ECHO}), "RuntimeError: " + str(ECHO), True),
         (WorkerGroupError("", {0: ECHO, 1: FloatingPointError("the loss is nan")}), "the loss is nan", False),
@@ -54,7 +64,16 @@ def run(tmp_path: Path) -> RunFolder:
             False,
         ),
     ],
-    ids=["one killed", "all killed", "controller", "echo alone", "nan", "broken device", "out of memory"],
+    ids=[
+        "one killed",
+        "all killed",
+        "low on memory",
+        "controller",
+        "echo alone",
+        "nan",
+        "broken device",
+        "out of memory",
+    ],
 )
 def test_what_would_come_again_is_told_from_what_would_not(
     run: RunFolder, error: Exception, said: str, transient: bool
@@ -237,6 +256,54 @@ def test_a_machine_that_is_announced_to_go_costs_no_step(
         "the machine of 2 of 4 ranks is to be taken away: a checkpoint, and on elsewhere",
         "attempt 2 goes on from step 9 with 2 workers instead of 4",
     ]
+
+
+def test_ranks_that_are_told_to_end_are_named_and_the_first_of_them_only(
+    supervision: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+
+        def noticed() -> bool:
+            for rank in ("1", "0"):  # as two processes would
+                monkeypatch.setenv("RANK", rank)
+                notices.listen(str(run.path))
+                signal.raise_signal(signal.SIGTERM)
+                with pytest.raises(KeyboardInterrupt):  # whoever repeats it means it
+                    signal.raise_signal(signal.SIGTERM)
+            save(run, 9, ECHO)
+            return False
+
+        result, said, begun = supervision(noticed, lambda: True)
+        assert (result, begun) == (True, [(None, 4)])
+        assert said == [
+            f"rank 1 ({socket.gethostname()}, process {os.getpid()}) was asked to end (SIGTERM), as before its machine "
+            "is taken away",
+            "attempt 2 goes on from step 9",
+        ]
+        notices.listen(str(run.path))
+        notices.be_deaf()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert not (run.path / RESIZE_FILE).exists()
+        notices.listen(str(run.path / "gone"))
+        with pytest.raises(KeyboardInterrupt):  # nobody can be asked: it ends as it would have
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_notice_that_nobody_could_answer_any_more_is_forgotten(supervision: Any, run: RunFolder) -> None:
+    def noticed_and_killed() -> Exception:
+        notices.leave(run.path, "rank 1 was asked to end")
+        return killed(1)
+
+    def trained() -> bool:
+        assert not (run.path / RESIZE_FILE).exists()  # else it would end at its first step
+        return True
+
+    result, said, _ = supervision(noticed_and_killed, trained)
+    assert result is True and len(said) == 1 and "was killed" in said[0]
 
 
 def test_a_stop_that_comes_while_it_makes_room_is_a_stop(supervision: Any, run: RunFolder) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import threading
 import time
 from pathlib import Path
 
@@ -47,7 +49,7 @@ def test_a_run_that_lives_and_one_whose_driver_died(run: RunFolder) -> None:
         1000,
     )
     assert seen["power_w"] is None and seen["energy_it_kwh"] is None  # not known is not zero
-    assert " 25.0 % " in status(run) and "1.50 min" in status(run)
+    assert " 25.0 % " in status(run) and re.search(r" [1-9]\.\d\d min ", status(run))
     lock.release()
     [seen] = json.loads(status(run, "--json"))["runs"]
     assert seen["status"] == "lost" and "ended without a word" in seen["doubt"]
@@ -70,3 +72,36 @@ def test_only_a_run_at_work_is_asked_to_stop(run: RunFolder) -> None:
         lock.release()
     with pytest.raises(BadInput, match="no run 'two' in"):
         CliRunner().invoke(cli, ["stop", "two", "--runs", str(run.path.parent)], catch_exceptions=False)
+
+
+def test_a_stop_says_in_json_what_it_came_to(run: RunFolder) -> None:
+    stop = ["stop", "one", "--runs", str(run.path.parent), "--json"]
+    asked = CliRunner()
+    lock = RunLock(run.path)
+
+    def end() -> None:
+        """As a driver does that is asked to stop."""
+        while not (run.path / "stop").exists():
+            time.sleep(0.01)
+        checkpoint = run.path / "checkpoints" / "step-00000100"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / ".metadata").touch()
+        (run.path / "report.html").touch()
+        run.update_run(status="stopped")
+        lock.release()
+
+    unanswered = asked.invoke(cli, [*stop, "--no-wait"], catch_exceptions=False)
+    before = {"run": "one", "path": str(run.path), "status": "running", "error": None, "checkpoint_step": None}
+    assert json.loads(unanswered.stdout) == before | {"report": None}
+    (run.path / "stop").unlink()
+    driver = threading.Thread(target=end)
+    driver.start()
+    done = asked.invoke(cli, stop, catch_exceptions=False)
+    driver.join()
+    ended = {"status": "stopped", "checkpoint_step": 100, "report": str(run.path / "report.html")}
+    assert done.exit_code == 0 and json.loads(done.stdout) == before | ended
+
+
+def test_a_log_is_no_json() -> None:
+    refused = CliRunner().invoke(cli, ["status", "one", "--address", "http://127.0.0.1:1", "--follow", "--json"])
+    assert refused.exit_code == 2 and "--follow shows a log" in refused.output

@@ -39,6 +39,11 @@ def test_a_deadline_is_a_duration_or_auto(tmp_path: Path) -> None:
         (["checkpoint.keep_every_steps=10"], "keep_every_steps is given without keep_last"),
         (["checkpoint.copy_to=/somewhere"], "checkpoint.copy_to"),
         (["checkpoint.copy_to=s3://key:secret@bucket/a"], "copy_to holds a name or a password"),
+        (["checkpoint.copy_to=abfs://account:key@container/a"], "copy_to holds a name or a password"),
+        (
+            ["checkpoint.copy_to=abfs://c@a.dfs.core.windows.net/a?client_secret=b"],
+            "copy_to holds a name or a password",
+        ),
         (["training.nonfinite_loss=ignore"], "stop"),
         (["checkpoint.keep=2"], "unknown key"),
     ],
