@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.stamp
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: setup demo test lint bench clean stress
+.PHONY: setup demo test lint bench stress gallery clean
 
 setup: $(STAMP)
 
@@ -21,13 +21,21 @@ $(DEV_STAMP): $(STAMP)
 demo: $(STAMP)
 	$(VENV)/bin/hoofprint run experiments/laptop.yaml
 
+# What tests need besides Python: installed where this may be done, else said.
+INSTALL := command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy
+
 test: $(DEV_STAMP)
-	@command -v cc >/dev/null || (command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy gcc libc6-dev) \
+	@command -v cc >/dev/null || ($(INSTALL) gcc libc6-dev) \
 	  || echo "no C compiler: the NVML stand-in tests will be skipped; install one with: sudo apt-get install gcc libc6-dev"
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || ($(INSTALL) chromium) \
+	  || echo "no browser: the tests of the pages in one will be skipped; install it with: sudo apt-get install chromium"
 	$(VENV)/bin/pytest
 
 stress: $(DEV_STAMP)
 	$(VENV)/bin/pytest -m stress
+
+gallery: $(DEV_STAMP)
+	$(VENV)/bin/python docs/gallery.py
 
 lint: $(DEV_STAMP)
 	$(VENV)/bin/ruff check .
@@ -40,6 +48,8 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python benchmarks/overhead.py
 	$(VENV)/bin/python benchmarks/metering/run.py
 	$(VENV)/bin/python benchmarks/metering/scale.py
+	$(VENV)/bin/python benchmarks/resilience/run.py
+	$(VENV)/bin/python benchmarks/dashboard/run.py
 
 clean:
 	rm -rf $(VENV) runs .cache

@@ -18,6 +18,8 @@ from energy.records.record import FILE_NAME, series_of, write_record
 from energy.runs import RunFolder, replace_file
 
 TEMPLATES = Path(__file__).with_name("templates")
+MOST_ROWS = 128  # of sensors, and of warnings: a page of thousands of GPUs is neither read nor under 2 MB
+SKIPS_NAMED = 4  # steps that were skipped; the rest is counted
 LABELS = {
     "device_hours": "device-hours",
     "energy_it_kwh": "IT energy (kWh)",
@@ -128,7 +130,26 @@ def _overhead(record: dict[str, Any]) -> str:
     return f"The metering itself took {human.human_time(told['cpu_s'])} of CPU time{counts}{energy}."
 
 
-def _environment() -> Environment:
+def _skipped(record: dict[str, Any]) -> str:
+    """The steps that changed nothing because their loss was not finite, the first of them by name; '' without any."""
+    data = record["data"]
+    count = data.get("steps_skipped") or 0
+    if not count:
+        return ""
+    named = [
+        f"step {each['step']:,} ({each['reason']}; sequences {each['first_sequence']:,} to {each['last_sequence']:,})"
+        for each in data["skipped"][:SKIPS_NAMED]
+    ]
+    more = f" and {count - len(named):,} more, in footprint.json" if count > len(named) else ""
+    steps = "1 step" if count == 1 else f"{count:,} steps"
+    return (
+        f"{steps} ({human.human_count(data['tokens_skipped'])} tokens) changed nothing, for want of a finite loss or "
+        f"gradient: {', '.join(named)}{more}"
+    )
+
+
+def template_environment() -> Environment:
+    """Templates of reports, with what they say of quantities as filters."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html.j2"]),
@@ -234,6 +255,9 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "plan": _outcome(run),
         "beyond": _beyond(record),
         "overhead": _overhead(record),
+        "skipped": _skipped(record),
+        "doubts": record["quality"]["warnings"] + [f"damaged ledger: {each}" for each in record["quality"]["damaged"]],
+        "most_rows": MOST_ROWS,
         "not_counted": [
             *(
                 f"{name}: {_reason(record[part])}"
@@ -265,7 +289,7 @@ def figures(run: RunFolder) -> dict[str, str]:
 def write_report(run: RunFolder | str | os.PathLike[str]) -> tuple[Path, Path]:
     """Writes report.html and report.md beside footprint.json (made first if missing); returns both paths."""
     run = run if isinstance(run, RunFolder) else RunFolder(run)
-    context, environment = _context(run, _read_record(run)), _environment()
+    context, environment = _context(run, _read_record(run)), template_environment()
     html_path, markdown_path = Path(run.path) / "report.html", Path(run.path) / "report.md"
     replace_file(html_path, environment.get_template("report.html.j2").render(**context, figures=figures(run)))
     replace_file(markdown_path, environment.get_template("report.md.j2").render(**context))

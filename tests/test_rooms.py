@@ -37,7 +37,9 @@ def test_arrows(room: str) -> None:
 def test_orchestrator_knows_only_what_the_dashboards_give_out() -> None:
     for path in (ROOT / "orchestrator").rglob("*.py"):
         names = {name for name in imported(path) if name.split(".")[0] == "dashboards"}
-        assert names <= {f"dashboards.{part}" for part in ("report", "server", "figures", "comparison")}, path
+        assert names <= {f"dashboards.{part}" for part in ("report", "server", "figures", "comparison", "summaries")}, (
+            path
+        )
 
 
 def test_the_loop_knows_neither_ray_nor_energy_nor_torch() -> None:

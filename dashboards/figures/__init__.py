@@ -13,6 +13,7 @@ from dashboards.figures.drawing import FORMATS, Drawing, Missing
 from dashboards.figures.loss import AXES, loss_drawing
 from dashboards.figures.pareto import pareto_drawing
 from dashboards.figures.phases import phases_drawing
+from dashboards.figures.planned import read_plan
 from dashboards.figures.power import power_drawing
 from energy.carbon.series import IntensitySeries
 
@@ -28,6 +29,7 @@ __all__ = [
     "pareto_drawing",
     "phases_figure",
     "power_figure",
+    "read_plan",
 ]
 
 Row = Mapping[str, Any]

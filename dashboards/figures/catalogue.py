@@ -13,13 +13,16 @@ from typing import Any
 import yaml
 
 from dashboards.figures.drawing import Drawing, Missing
+from dashboards.figures.fan import fan_drawing
 from dashboards.figures.loss import loss_drawing
 from dashboards.figures.paper import paper_drawing
 from dashboards.figures.phases import phases_drawing
 from dashboards.figures.places import places_drawing
+from dashboards.figures.planned import Plan
 from dashboards.figures.power import gpu_heat_drawing, power_drawing
 from dashboards.figures.rates import rates_drawing
 from dashboards.figures.spent import budget_of, spent_drawing
+from dashboards.figures.tornado import tornado_drawing
 from energy.accounting.account import LOST, Account, account_run, lost_windows
 from energy.carbon.series import IntensitySeries
 from energy.records.record import FILE_NAME, compute_record, series_of
@@ -86,6 +89,13 @@ class Source:
             raise ValueError(f"{path}: not a JSON object ({error})") from None
         return found if isinstance(found, dict) else None
 
+    def planned(self) -> dict[str, Any]:
+        """What was planned before the run. Missing where it has no plan."""
+        plan = self.read_json("plan.json", "plan")
+        if plan is None:
+            raise Missing("it has no plan (plan.json): it was started by something other than `hoofprint run`")
+        return plan
+
     def spec(self) -> dict[str, Any]:
         path = Path(self.run.path) / "experiment.yaml"
         if not path.exists():
@@ -99,11 +109,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure of the catalogue: what it shows, what it needs; make: None for one that needs no single run."""
+    """A figure of the catalogue: what it shows, what it needs; make: None for one that needs no single run.
+
+    of_plan: how it is made of a plan alone, where it can be.
+    """
 
     shows: str
     needs: str
     make: Callable[[Source], Drawing] | None
+    of_plan: Callable[[Plan], Drawing] | None = None
 
 
 def _power(source: Source) -> Drawing:
@@ -140,6 +154,11 @@ def _places(source: Source) -> Drawing:
     return places_drawing(source.account, source.record, own | dict(source.more_series))
 
 
+def _fan(source: Source) -> Drawing:
+    plan = source.planned()  # first, because a run without one has nothing to be held against
+    return fan_drawing(plan, source.account, source.record, source.steps)
+
+
 FIGURES: dict[str, Entry] = {
     "power": Entry("power by node or device, events, the grid's intensity", "meter readings", _power),
     "phases": Entry("where the energy went: by phase, useful and lost", "meter readings", _phases),
@@ -158,13 +177,24 @@ FIGURES: dict[str, Entry] = {
         "power of each GPU over time", "readings of GPUs", lambda source: gpu_heat_drawing(source.metered())
     ),
     "places": Entry("carbon by place and hour of the start", "a grid series (--series), PUE", _places),
+    "tornado": Entry(
+        "which assumption moves the plan's time, energy, carbon most", "a plan: PLAN.json, or a run with one",
+        lambda source: tornado_drawing(source.planned()), tornado_drawing,
+    ),
+    "fan": Entry(
+        "the plan's low to high over time, and what happened", "a plan: PLAN.json, or a run with one", _fan,
+        fan_drawing,
+    ),
     "llama-paper": Entry("Table 15 of the LLaMA paper and other grids", "no run", None),
     "pareto": Entry("loss against energy of several runs", "hoofprint compare RUN RUN", None),
 }  # fmt: skip
 
 
-def make_figure(name: str, source: Source | None) -> Drawing:
-    """The figure called `name`. ValueError for an unknown one, with near names; Missing where its data is not there."""
+def make_figure(name: str, source: Source | None, plan: Plan | None = None) -> Drawing:
+    """The figure called `name` of a run, or of a plan alone.
+
+    ValueError for an unknown one, with near names; Missing where its data is not there.
+    """
     if name not in FIGURES:
         close = difflib.get_close_matches(name.lower(), [*FIGURES], n=3, cutoff=0.4)
         close += [known for known in FIGURES if name.lower() in known and name and known not in close]
@@ -172,11 +202,20 @@ def make_figure(name: str, source: Source | None) -> Drawing:
         raise ValueError(f"--figure {name!r}: no such figure; {hint}")
     if name == "llama-paper":
         return paper_drawing()
-    make = FIGURES[name].make
+    make, of_plan = FIGURES[name].make, FIGURES[name].of_plan
+    if plan is not None:
+        if of_plan is None:
+            plans = " and ".join(each for each, entry in FIGURES.items() if entry.of_plan is not None)
+            raise ValueError(f"--figure {name} is not of a plan: of a plan there are {plans}")
+        try:
+            return of_plan(plan)
+        except Missing as error:
+            raise Missing(f"--figure {name} of the plan of {plan.get('name')}: {error}") from None
     if make is None:
         raise ValueError(f"--figure {name} is of several runs: hoofprint compare RUN RUN --figure {name} -o FILE")
     if source is None:
-        raise ValueError(f"--figure {name} is of a run: name its folder")
+        of = "a run" if of_plan is None else "a plan or a run"
+        raise ValueError(f"--figure {name} is of {of}: name its {'folder' if of_plan is None else 'file or folder'}")
     try:
         return make(source)
     except Missing as error:

@@ -112,7 +112,9 @@ def spent_drawing(
         axes.fill_between(x, measured, y, facecolor="none", edgecolor=COLOURS[1], hatch=HATCH, linewidth=0)
         axes.plot(x, y, color=COLOURS[0])
         axes.set_xlim(0, float(x[-1]))
-        axes.set_ylim(0, top / factor * 1.1)
+        far = [f"{name} {said(value)}, {digits(100 * end / value)} % of it used" for name, value in
+               (("budget", budget), ("plan", planned[0])) if value is not None and value > FAR * end]  # fmt: skip
+        axes.set_ylim(0, top / factor * (1.28 if far else 1.1))
         ends = [(float(y[-1]), f"{said(end)} in all", COLOURS[0])]
         modelled = end - float(spent.measured[-1])
         if modelled > 0.005 * end:
@@ -122,10 +124,8 @@ def spent_drawing(
             axes.axhline(budget / factor, color=COLOURS[5], linewidth=1.4, linestyle=(0, (6, 2)))
             ends.append((budget / factor, f"budget {said(budget)}", COLOURS[5]))
         label_right(axes, ends, 0.085)
-        far = [f"{name} {said(value)}, {digits(100 * end / value)} % of it used" for name, value in
-               (("budget", budget), ("plan", planned[0])) if value is not None and value > FAR * end]  # fmt: skip
         if far:
-            axes.annotate("↑ " + "; ".join(far), (0.01, 0.93), xycoords="axes fraction", va="top")
+            axes.annotate("↑ " + "; ".join(far), (0.01, 0.98), xycoords="axes fraction", va="top")
         co2 = " CO₂eq" if of == "carbon" else ""
         axes.set_title(f"{spent.what} so far ({unit}{co2}); hatched: modelled or assumed")
         axes.set_xlabel(f"time since the meter started ({time_unit})")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.commands import JSON, RUNS, print_json
+from orchestrator.commands.printing import FORMS, require_place, write_page
 
 if TYPE_CHECKING:
     from dashboards.figures import Drawing, Source
@@ -19,6 +20,7 @@ OUTPUT = click.option(
 def _source(run: Path, runs_dir: Path) -> "Source":
     """A run by its folder, or by its name in --runs."""
     from dashboards.figures import Source
+    from energy.run_version import require_known
     from energy.runs import RunFolder
 
     path = run if (run / "run.json").exists() or not (runs_dir / run).exists() else runs_dir / run
@@ -27,6 +29,7 @@ def _source(run: Path, runs_dir: Path) -> "Source":
         raise click.UsageError(
             f"{path} is not a run: it has no run.json; `hoofprint runs --runs DIR` lists those there"
         )
+    require_known(path)
     return Source(folder)
 
 
@@ -66,7 +69,7 @@ def _series(given: tuple[str, ...]) -> "dict[str, IntensitySeries]":
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN|PLAN.json]")
 @RUNS
 @click.option("--figure", "name", help="Which figure; --list names them.")
 @OUTPUT
@@ -80,10 +83,14 @@ def plot(
 ) -> None:  # fmt: skip
     """Draws one figure of RUN into a file: SVG, PNG or PDF, the same bytes for the same run.
 
-    RUN is a run's folder, or its name in --runs. Hatched is what was modelled or assumed, not measured. A figure whose
-    data the run lacks is not drawn: the message says what is missing (exit code 2).
+    RUN is a run's folder, or its name in --runs; tornado and fan also take PLAN.json, which `hoofprint plan --json`
+    prints. Hatched is what was modelled or assumed, not measured. A figure whose data is not there is not drawn: the
+    message says what is missing (exit code 2).
     """
+    of_plan = run is not None and run.is_file()
     if as_list:
+        if of_plan:
+            raise click.UsageError(f"--list is of a run, and {run} is a file; of a plan there are tornado and fan")
         _list(None if run is None else _source(run, runs_dir), as_json)
         return
     if as_json:
@@ -97,14 +104,14 @@ def plot(
         raise click.UsageError(f"--x is for --figure loss, not {name}")
     if series and name != "places":
         raise click.UsageError(f"--series is for --figure places, not {name}")
-    from dashboards.figures import AXES, make_figure
+    from dashboards.figures import AXES, make_figure, read_plan
 
     if x is not None and x not in AXES:
         raise click.UsageError(f"--x {x}: expected one of {', '.join(AXES)}")
-    source = None if run is None else _source(run, runs_dir)
+    source = None if run is None or of_plan else _source(run, runs_dir)
     if source is not None:
         source.x, source.more_series = x or AXES[0], _series(series)
-    drawing = make_figure(name, source)
+    drawing = make_figure(name, source, read_plan(run) if run is not None and of_plan else None)
     _write(drawing, output)
     for damage in source.account.damaged if source is not None and name != "llama-paper" else []:
         click.echo(f"note: {damage}", err=True)
@@ -143,13 +150,16 @@ def _list(source: "Source | None", as_json: bool) -> None:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
 @RUNS
 @click.option("--figure", "name", is_flag=False, flag_value="pareto", help="The figure that -o writes: pareto.")
+@click.option("--format", "form", type=click.Choice(FORMS), help="A report of the comparison, into -o FILE.")
 @OUTPUT
 @JSON
-def compare(runs: tuple[Path, ...], runs_dir: Path, name: str | None, output: Path | None, as_json: bool) -> None:
+def compare(
+    runs: tuple[Path, ...], runs_dir: Path, name: str | None, form: str | None, output: Path | None, as_json: bool
+) -> None:
     """Puts runs side by side: their figures, the change against the first, and what does not compare.
 
     RUN is a run's folder, or its name in --runs. With -o also a figure: loss against energy, and which runs no other
-    beats in both.
+    beats in both. With --format html (or pdf) a report instead: one file, which opens offline and prints.
     """
     if len(runs) < 2:
         raise click.UsageError("a comparison needs two runs or more")
@@ -157,11 +167,24 @@ def compare(runs: tuple[Path, ...], runs_dir: Path, name: str | None, output: Pa
         raise click.UsageError(f"--figure {name}: of several runs there is pareto (loss against energy)")
     if name is not None and output is None:
         raise click.UsageError("--figure needs -o FILE.svg (or .png, .pdf)")
-    if output is not None:
+    if form is not None:
+        if output is None or name is not None or as_json:
+            raise click.UsageError(
+                "a report of a comparison is written by --format html (or pdf) -o FILE, and is alone"
+            )
+        require_place(form, output)
+    elif output is not None:
         _form(output)
     from dashboards.comparison import compare as compare_runs
 
-    found = compare_runs([_source(run, runs_dir) for run in runs])
+    sources = [_source(run, runs_dir) for run in runs]
+    found = compare_runs(sources)
+    if form is not None and output is not None:
+        from dashboards.summaries import comparison_html
+
+        write_page(comparison_html(found, sources), form, output)
+        click.echo(output)
+        return
     if as_json:
         print_json(found.as_json())
     else:

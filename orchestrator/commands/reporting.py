@@ -1,7 +1,5 @@
 """Commands around the record of a run: report in every format, and verify."""
 
-import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.commands import JSON, print_json
+from orchestrator.commands.printing import printed, require_place
 
 if TYPE_CHECKING:
     from energy.records.verify import Verification
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 FILES = ("html", "markdown", "pdf")  # made from the run's report; the others from its record alone
 FORMATS = (*FILES, "json", "csv", "huggingface", "eu-form", "cyclonedx", "spdx", "sci", "latex", "sentence")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-PDF_S = 120.0
 WIDTH = 79
 
 RUN = click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -44,11 +41,13 @@ def report(
     before is kept under records/. Where files that it was computed from are missing, it needs a --reason.
     """
     _require_sense(form, output, card, as_json)
+    from energy.run_version import require_known
     from energy.runs import RunFolder
 
     folder = RunFolder(run.resolve())
     if not folder.run_file.exists():
         raise click.UsageError(f"{run} is not a run: it has no run.json")
+    require_known(run)
     record = _record(folder, reason)
     if card is not None:
         _write_card(card, record)
@@ -75,10 +74,7 @@ def _require_sense(form: str | None, output: Path | None, card: Path | None, as_
         raise click.UsageError("-o needs --format: it is for one form of the report")
     if as_json and (form is not None or card is not None):
         raise click.UsageError("--json prints the record; with --format take --format json")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise click.UsageError(f"-o {output}: there is no folder {output.absolute().parent}")
-    if form == "pdf":
-        _browser()
+    require_place(form, output)
 
 
 def _note(text: str) -> None:
@@ -138,33 +134,11 @@ def _give_file(folder: "RunFolder", form: str, output: Path | None) -> None:
         else:
             _give(html.read_text(encoding="utf-8"), output)
     else:
-        click.echo(_print_pdf(html, output or html.with_suffix(".pdf")))
+        from energy.runs import replace_file
 
-
-def _browser() -> str:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        raise click.UsageError(
-            "a PDF is printed by Chromium, and none is on the PATH: install it (Debian, Ubuntu: apt install chromium; "
-            "macOS: brew install --cask chromium), or open report.html in any browser and print it"
-        )
-    return found
-
-
-def _print_pdf(html: Path, output: Path) -> Path:
-    output = output.absolute()
-    command = [
-        _browser(), "--headless", "--disable-gpu", "--no-sandbox", "--no-pdf-header-footer",
-        f"--print-to-pdf={output}", html.absolute().as_uri(),
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PDF_S)
-    except subprocess.TimeoutExpired:
-        raise click.ClickException(f"{command[0]} did not print {html} within {PDF_S:.0f} s") from None
-    if done.returncode or not output.exists():
-        lines = done.stderr.strip().splitlines()
-        raise click.ClickException(f"{command[0]} could not print {html}: {lines[-1] if lines else 'it said nothing'}")
-    return output
+        output = output or html.with_suffix(".pdf")
+        replace_file(output, printed(html))
+        click.echo(output)
 
 
 def _write_card(card: Path, record: dict[str, Any]) -> None:
@@ -195,8 +169,10 @@ def verify(run: Path, as_json: bool) -> None:
     that says of itself that a figure is implausible holds (0): what it says is shown, and --json has it as implausible.
     """
     from energy.records.verify import verify_run
+    from energy.run_version import require_known
     from energy.runs import RunFolder
 
+    require_known(run)
     result = verify_run(RunFolder(run.resolve()))
     if as_json:
         print_json(result.as_json())

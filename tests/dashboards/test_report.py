@@ -227,6 +227,33 @@ def test_both_forms_say_what_the_metering_took_and_which_factor_has_a_range(fold
     assert not any("metering itself" in each.read_text() for each in report.write_report(folder))
 
 
+def test_both_forms_name_the_steps_that_were_skipped(folder: RunFolder) -> None:
+    path = folder.path / "footprint.json"
+    record = json.loads(path.read_text())
+    skips = [
+        {"step": 12 + n, "reason": "the loss is <nan>", "first_sequence": 8 * n, "last_sequence": 8 * n + 7}
+        for n in range(1000)  # what the record names of 1234
+    ]
+    record["data"] |= {"steps_skipped": 1234, "tokens_skipped": 1234 * 8192, "skipped": skips}
+    path.write_text(canonical(record))
+    html, markdown = (each.read_text() for each in report.write_report(folder))
+    assert "<nan>" not in html
+    for text in (html.replace("&lt;", "<").replace("&gt;", ">"), markdown):
+        assert (
+            "1,234 steps (10.1 M tokens) changed nothing, for want of a finite loss or gradient: step 12 (the" in text
+        )
+        assert "step 15 (the loss is <nan>; sequences 24 to 31) and 1,230 more, in footprint.json" in text
+        assert "step 16" not in text
+
+    record["data"] |= {"steps_skipped": 1, "tokens_skipped": 8192, "skipped": skips[:1]}
+    path.write_text(canonical(record))
+    assert all("1 step (8,192 tokens) changed nothing" in each.read_text() for each in report.write_report(folder))
+    for key in ("steps_skipped", "tokens_skipped", "skipped"):
+        del record["data"][key]
+    path.write_text(canonical(record))
+    assert not any("changed nothing" in each.read_text() for each in report.write_report(folder))
+
+
 def test_report_is_written_the_same_twice(folder: RunFolder) -> None:
     first = [path.read_bytes() for path in report.write_report(folder)]
     assert first == [path.read_bytes() for path in report.write_report(folder)]
@@ -248,3 +275,20 @@ def test_the_causes_are_ratios_of_actual_to_planned(folder: RunFolder) -> None:
     for text in (html, markdown):
         assert "Each cause is a ratio of actual to planned" in text and "throughput" not in text
     assert "purpose: a test" in html
+
+
+def test_thousands_of_gpus_stay_under_two_megabytes_and_the_rest_is_counted(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = make_account()
+    _, times, watts = account.power[0]
+    account.devices = [device(f"GPU-{n:04d}", "NVIDIA H200", 1.0, node=f"n{n // 8}") for n in range(2048)]
+    account.power = [(d.uuid, times, watts) for d in account.devices]
+    monkeypatch.setattr(report, "account_run", lambda run: account)
+    record = make_footprint(RUN, account, STEPS, EVALUATIONS)
+    (folder.path / "footprint.json").write_text(canonical(record))
+    html, markdown = report.write_report(folder)
+    assert html.stat().st_size < 2_000_000
+    for path in (html, markdown):
+        text = path.read_text()
+        assert text.count("GPU-0") < 3 * 128 and "And 1920 more devices: footprint.json has each." in text
