@@ -27,7 +27,7 @@ from energy.runs import RunFolder
 
 Array = NDArray[np.float64]
 POINTS = 200
-FEWEST, LOOKS = 60, 30_000  # points at the least, and places in all ledgers together: a third of a second
+FEWEST, LOOKS = 60, 20_000  # points at the least, and places in all ledgers together: a fifth of a second
 WINDOW = 1 << 13  # of a ledger, what is read whole at its start, at its end, and where another stretch begins
 NOTE = "drawn from {points} rows of each ledger while all are read; then the lowest and highest power will be known too"
 BY = "sketch"

@@ -1,0 +1,229 @@
+"""The dashboard beside CodeCarbon's board, TensorBoard and MLflow: cold loads in headless Chromium.
+
+    python benchmarks/dashboard/run.py [--cache FOLDER] [--only GROUP ...] [--draws 3] [--no-peers] [--pictures FOLDER]
+
+Installs the peers into venvs under the cache folder (what cannot be installed is recorded as such), makes the data
+there (5 GB; kept for the next time), and writes benchmarks/results/dashboard.json and dashboard.md. With --only the
+rows of other groups stay as they were. The first time takes about a quarter of an hour, most of it for the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from browse import Load, busy_share, chromium, load
+from data import DAYS, GPUS, NODES, ROOT, STEPS, big_run, compared_runs, many_runs
+from live import live_run
+from playwright.sync_api import Browser
+from servers import Board, Peer, hoofprint, install, peer, peer_data
+from table import Cell, load_cell, markdown, row
+
+sys.path.append(str(ROOT / "benchmarks"))
+from report import RESULTS, machine  # noqa: E402
+
+Rows = list[dict[str, Any]]
+LIST = {"list": "document.querySelectorAll('#list tbody tr').length >= 300"}
+CHARTS = {
+    "numbers": "document.querySelectorAll('.numbers .value').length >= 5",
+    "power": "power && power.edges_unix_s.length > 50",
+    "loss": "losses && losses.loss.length > 100",
+}
+# What of a peer's page shows that the runs are there, which each draws its own way.
+PEER_LIST = {
+    "codecarbon": "document.querySelectorAll('.js-plotly-plot .main-svg').length > 0",
+    "tensorboard": "document.body.innerText.includes('run-00')",
+    "mlflow": "document.body.innerText.includes('run-00')",
+}
+PEER_LONG = {
+    "tensorboard": "document.querySelectorAll('line-chart, scalar-card canvas').length > 1",
+    "mlflow": "document.querySelectorAll('.js-plotly-plot .main-svg, canvas').length > 1",
+}
+
+
+@dataclass
+class Bench:
+    browser: Browser
+    peers: dict[str, Peer]
+    data: Path
+    draws: int
+    pictures: Path | None
+
+    def ours(self, board: Board, path: str, shown: dict[str, str], name: str) -> list[Load]:
+        print(f"  {name} ...", flush=True)
+        pictures = [self.picture(name), *[""] * (self.draws - 1)]
+        return [load(self.browser, board.address + path, shown, picture=each) for each in pictures]
+
+    def theirs(self, folder: str, count: int, shown: dict[str, str], long: bool) -> dict[str, Cell]:
+        """Each peer over the same runs, once it has read its data and rests."""
+        cells: dict[str, Cell] = {}
+        for name, about in self.peers.items():
+            if name == "hoofprint":
+                continue
+            if about.missing or name not in shown:
+                cells[name] = {"text": about.missing or "cannot show it"}
+                continue
+            try:
+                data = peer_data(name, about.python, self.data / f"{name}-{folder}", count, long)
+                with peer(name, about.python, data) as board:
+                    settled_s = board.settle()
+                    path = _peer_path(name, data, long)
+                    print(f"  {name} ...", flush=True)
+                    pictures = [self.picture(f"{name}-{folder}"), *[""] * (self.draws - 1)]
+                    seen = {"shown": shown[name]}
+                    loads = [load(self.browser, board.address + path, seen, picture=each) for each in pictures]
+                    cells[name] = load_cell(loads, "shown", board.memory_mb()) | {"settled_s": settled_s}
+            except Exception as error:  # of a peer: said in its cell, and the others are still measured
+                cells[name] = {"text": f"failed: {str(error).splitlines()[0][:120]}"}
+        return cells
+
+    def picture(self, name: str) -> str:
+        return str(self.pictures / f"{name}.png") if self.pictures else ""
+
+
+def _peer_path(name: str, data: Path, long: bool) -> str:
+    if name == "tensorboard":
+        return "/#timeseries" if long else "/"
+    if name == "mlflow":
+        if long:
+            experiment, run = (data / "long.txt").read_text().split()
+            return f"/#/experiments/{experiment}/runs/{run}/model-metrics"
+        return "/#/experiments/1/runs"
+    return "/"
+
+
+def run_list(bench: Bench) -> Rows:
+    rows = []
+    runs = many_runs(bench.data / "runs-1000", 1000)
+    with hoofprint(runs) as board:
+        board.settle()
+        cell = load_cell(bench.ours(board, "/", LIST, "list of 1,000 runs"), "list", board.memory_mb())
+    cell["ready_s"] = board.ready_s
+    cell["text"] += f"; first answer {board.ready_s:.1f} s after the server's start"
+    met = cell["worst_s"] is not None and cell["worst_s"] <= 1.0 and cell["kb"] < 400
+    cells = {"hoofprint": cell} | bench.theirs("1000", 1000, PEER_LIST, False)
+    rows.append(row("run list of 1,000 runs", "<= 1.0 s, < 400 kB", cells, met))
+    runs = many_runs(bench.data / "runs-10000", 10_000)
+    with hoofprint(runs) as board:
+        board.settle()
+        cell = load_cell(bench.ours(board, "/", LIST, "list of 10,000 runs"), "list", board.memory_mb())
+    cell["ready_s"] = board.ready_s
+    cell["text"] += f"; first answer {board.ready_s:.1f} s after the server's start"
+    rows.append(
+        row("run list of 10,000 runs (500 a page)", "is shown", {"hoofprint": cell}, cell["worst_s"] is not None)
+    )
+    return rows
+
+
+def long_run(bench: Bench) -> Rows:
+    runs = big_run(bench.data / "big")
+    with hoofprint(runs) as board:
+        board.settle()  # it has listed the run, and looked at nothing of it
+        print("  the run of 21 days, the first time ...", flush=True)
+        first = [
+            load(bench.browser, board.address + "/run/llama-65b/", CHARTS, picture=bench.picture("long-run-first"))
+        ]
+        read_s = board.settle()
+        loads = bench.ours(board, "/run/llama-65b/", CHARTS, "long-run")
+        memory_mb = board.memory_mb()
+    cold, warm = load_cell(first, "power", None), load_cell(loads, "power", memory_mb)
+    for cell, of in ((cold, first), (warm, loads)):
+        cell["text"] += f"; loss {max(each.shown_s.get('loss', float('nan')) for each in of):.2f} s"
+    warm["read_s"] = read_s
+    warm["text"] += f"; the ledgers were read beside the pages in {read_s:.0f} s"
+    name = f"page of a run of {DAYS} days on {NODES * GPUS:,} GPUs ({STEPS:,} steps)"
+    target = "<= 1.5 s"
+    rows = [
+        row(f"{name}: the first time, power from a sketch", target, {"hoofprint": cold}, _within(cold, 1.5)),
+        row(
+            f"{name}: once its ledgers were read",
+            target,
+            {"hoofprint": warm} | bench.theirs("long", 0, PEER_LONG, True),
+            _within(warm, 1.5),
+        ),
+        row(
+            "memory of the server after that, at most", "< 400 MB", {"hoofprint": {"text": f"{memory_mb:.0f} MB"}},
+            memory_mb < 400,
+        ),
+    ]  # fmt: skip
+    return rows
+
+
+def live(bench: Bench) -> Rows:
+    with live_run(bench.data) as (runs, name), hoofprint(runs) as board:
+        print("  live ...", flush=True)
+        shown = "power && power.edges_unix_s.length > 5 && document.querySelector('#now .value')"
+        shares = [busy_share(bench.browser, f"{board.address}/run/{name}/", shown, 20.0) for _ in range(bench.draws)]
+        if bench.pictures:
+            load(bench.browser, f"{board.address}/run/{name}/", {"power": shown}, picture=bench.picture("live"))
+    cell = {"text": f"{100 * max(shares):.1f} %", "shares": shares}
+    name = "live page: share of the browser's main thread, over 20 s"
+    return [row(name, "< 5 %", {"hoofprint": cell}, max(shares) < 0.05)]
+
+
+def compare(bench: Bench) -> Rows:
+    runs = compared_runs(bench.data / "compared")
+    query = "&".join(f"run=try-{number}" for number in range(8))
+    drawn = "document.querySelectorAll('main table th').length >= 9 && document.querySelector('main svg, main canvas')"
+    shown = {"compared": drawn}
+    with hoofprint(runs) as board:
+        board.settle()
+        cell = load_cell(bench.ours(board, f"/compare?{query}", shown, "compare"), "compared", board.memory_mb())
+    return [row("compare 8 runs of 2,000 steps", "<= 1.5 s", {"hoofprint": cell}, _within(cell, 1.5))]
+
+
+def _within(cell: Cell, seconds: float) -> bool:
+    return cell["worst_s"] is not None and cell["worst_s"] <= seconds
+
+
+GROUPS: dict[str, Callable[[Bench], Rows]] = {"list": run_list, "long": long_run, "live": live, "compare": compare}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache", help="where the peers' venvs and the data are")
+    parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--no-peers", action="store_true", help="of the others, keep what was measured before")
+    parser.add_argument("--pictures", type=Path, help="a folder for screenshots of what was measured")
+    options = parser.parse_args()
+    about = machine()
+    data = options.cache.resolve() / "bench-dashboard"
+    data.mkdir(parents=True, exist_ok=True)
+    peers = install(options.cache.resolve() / "peers")
+    for each in peers.values():
+        print(f"{each.name}: {each.version or each.missing}")
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / "dashboard.json"
+    with chromium() as browser:
+        about["browser"] = f"Chromium {browser.version}"
+        measured = {"hoofprint": peers["hoofprint"]} if options.no_peers else peers
+        bench = Bench(browser, measured, data, options.draws, options.pictures)
+        for group in options.only:
+            print(group, flush=True)
+            load_now = os.getloadavg()[0]
+            made = [{"group": group, "load_before": load_now, **one} for one in GROUPS[group](bench)]
+            before: Rows = json.loads(file.read_text())["rows"] if file.exists() else []
+            rows = {each: [one for one in before if one["group"] == each] for each in GROUPS}
+            if options.no_peers:
+                kept = {one["row"]: one["peers"] for one in rows[group]}
+                made = [one | {"peers": kept.get(one["row"], {})} for one in made]
+            rows[group] = made
+            # after each group, so that what was measured is not lost with the last
+            versions = {name: each.version or each.missing for name, each in peers.items()}
+            result = {"machine": about, "versions": versions, "rows": [one for part in rows.values() for one in part]}
+            RESULTS.mkdir(exist_ok=True)
+            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            file.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    print(file.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
