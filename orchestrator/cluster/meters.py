@@ -150,7 +150,9 @@ class Meters(list[Any]):
         self._stopped.set()
         self._teller.join(TELL_LAST_S)
         if self._teller.is_alive():  # a cluster that falls apart may answer none of its calls
-            return f"Ray did not say within {TELL_LAST_S:.0f} s where the ranks were: what it last said stands, else all"
+            return (
+                f"Ray did not say within {TELL_LAST_S:.0f} s where the ranks were: what it last said stands, else all"
+            )
         return self._tell_once(last=True)
 
 

@@ -11,9 +11,9 @@ CLIENT_PORT = 10001
 GCS_PORT = 6379
 
 
-def require_cluster(address: str | None) -> None:
+def require_cluster(address: str | None, given_as: str = "cluster.address") -> None:
     """BadInput when nothing listens at the address of the spec or of RAY_ADDRESS; no address is a local Ray."""
-    source = "cluster.address" if address else "RAY_ADDRESS"
+    source = given_as if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS")
     if not address or address in ("local", "auto"):
         return

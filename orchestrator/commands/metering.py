@@ -169,8 +169,33 @@ def _close_streams() -> None:
 @click.command()
 @RUNS
 @JSON
-def doctor(runs_dir: Path, as_json: bool) -> None:
-    """Says which sensors, devices and factors work on this machine, what is missing, and what to do about it."""
+@click.option("--cluster", is_flag=True, help="Of every node of a Ray cluster, and what it computes, sends, writes.")
+@click.option("--address", metavar="HOST:PORT", help="Of the cluster; default: RAY_ADDRESS, else a local Ray.")
+@click.option("--slow-below", type=click.FloatRange(0, 1, min_open=True), default=0.85, show_default=True,
+              help="A node or GPU is slow below this share of the median of its like.")  # fmt: skip
+@click.option("--limit-s", type=click.FloatRange(1), default=120.0, show_default=True,
+              help="For each answer of a node of the cluster.")  # fmt: skip
+@click.pass_context
+def doctor(
+    context: click.Context,
+    runs_dir: Path,
+    as_json: bool,
+    cluster: bool,
+    address: str | None,
+    slow_below: float,
+    limit_s: float,
+) -> None:
+    """Says which sensors, devices and factors work on this machine, what is missing, and what to do about it.
+
+    With --cluster, of each node too: matmul rate, all-reduce bandwidth, disk writes, power caps and clocks. A node that
+    is slow or lacks something is named; the exit code is then 1.
+    """
+    if cluster:
+        _doctor_cluster(address, runs_dir, slow_below, limit_s, as_json)
+        return
+    for name, option in (("address", "--address"), ("slow_below", "--slow-below"), ("limit_s", "--limit-s")):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} is of a cluster: give --cluster too")
     from energy.metering.doctor import examine, is_broken
 
     checks = examine(runs_dir)
@@ -183,6 +208,24 @@ def doctor(runs_dir: Path, as_json: bool) -> None:
 
         print_checks(checks, Console(highlight=False))
     sys.exit(1 if is_broken(checks) else 0)
+
+
+def _doctor_cluster(address: str | None, runs_dir: Path, slow_below: float, limit_s: float, as_json: bool) -> None:
+    from orchestrator.preflight.before_run import PreflightFailed, examine_cluster
+
+    try:
+        result = examine_cluster(address, runs_dir, slow_below, limit_s)
+    except PreflightFailed as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(result)
+    else:
+        from rich.console import Console
+
+        from orchestrator.screens.preflight import print_preflight
+
+        print_preflight(result, Console(highlight=False))
+    sys.exit(0 if result["ok"] else 1)
 
 
 @click.command()

@@ -16,7 +16,7 @@ _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?(\w*(?:Error|Exception|NotSave
 _ERRNO = re.compile(r"^\[Errno \d+\] ")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # These say all there is to say, unless it is a bare value; of another kind of error the name is half of the message.
-_PLAIN = ("OSError", "ValueError", "BadInput", "CheckpointNotSaved", "FloatingPointError")
+_PLAIN = ("PreflightFailed", "OSError", "ValueError", "BadInput", "CheckpointNotSaved", "FloatingPointError")
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 # What orchestrator.driver.launch says where there is no Ray, and what may help.
 _NO_RAY = (

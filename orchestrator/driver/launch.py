@@ -40,6 +40,7 @@ OWN_RAY_ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the ranks of one machine are few
 }
 # Ray Train starts an actor for each: one looks every second whether the controller lives, to free its placement group,
 # which ends with a Ray of our own in any case; one hands out data sets, of which there are none.
@@ -62,7 +63,12 @@ KEEP_PRIORITY = ("ray::RayTrainWorker", "ray::MeterActor", "raylet", "gcs_server
 
 def start_ray(experiment: Experiment) -> None:
     """Joins the cluster of the spec, or starts a local one with a slot for each worker; RuntimeError if it cannot."""
-    address = _cluster_address(experiment.cluster.address)
+    open_ray(experiment.cluster.address, experiment.cluster.workers)
+
+
+def open_ray(address: str | None, slots: int = 1) -> None:
+    """Joins the cluster at the address, or starts a local one of at least so many slots; RuntimeError if it cannot."""
+    address = _cluster_address(address)
     for key, value in (RAY_ENVIRONMENT | ({} if address else OWN_RAY_ENVIRONMENT)).items():
         os.environ.setdefault(key, value)
     import ray
@@ -74,7 +80,7 @@ def start_ray(experiment: Experiment) -> None:
         # A laptop with fewer cores than workers still trains; Ray only counts slots.
         options.update(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, experiment.cluster.workers),
+            num_cpus=max(os.cpu_count() or 1, slots),
             include_dashboard=False,
             object_store_memory=128 * 2**20,
         )
@@ -100,33 +106,36 @@ class Training(threading.Thread):
         self._job, self._workers, self._device, self._storage = job, workers, device, storage
         self.complete: bool | None = None
         self.error: Exception | None = None
+        self._own_cluster = _cluster_address(job.experiment["cluster"].get("address")) is None
+        self._environment = {"PYTHONWARNINGS": "ignore"} | (CPU_RANK_ENVIRONMENT if device == "cpu" else {})
 
     def run(self) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig
+        try:
+            self.complete = self._trainer().fit().return_value
+        except Exception as error:
+            self.error = error
 
-        environment = {"PYTHONWARNINGS": "ignore"} | (CPU_RANK_ENVIRONMENT if self._device == "cpu" else {})
-        own_cluster = _cluster_address(self._job.experiment["cluster"].get("address")) is None
-        trainer = _trainer_class(own_cluster)(
+    def _trainer(self) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+        from orchestrator.driver.notices import NoticingConfig
+
+        return _trainer_class(self._own_cluster)(
             _train_function,
             train_loop_config={
                 "job": asdict(self._job),
-                "own_cluster": own_cluster,
+                "own_cluster": self._own_cluster,
             },
-            torch_config=TorchConfig(backend="nccl" if self._device == "cuda" else "gloo"),
+            torch_config=NoticingConfig("nccl" if self._device == "cuda" else "gloo", self._job.run_dir),
             scaling_config=ScalingConfig(num_workers=self._workers, use_gpu=self._device == "cuda"),
             run_config=RunConfig(
                 name="ray-train",
                 storage_path=self._storage,
-                worker_runtime_env={"env_vars": environment},
+                worker_runtime_env={"env_vars": self._environment},
                 # Whoever starts an attempt decides about the next (orchestrator.driver.supervise).
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
-        try:
-            self.complete = trainer.fit().return_value
-        except Exception as error:
-            self.error = error
 
     def abandon(self) -> None:
         """Ends a training that still runs, by its controller, with which its workers end.

@@ -28,6 +28,7 @@ from orchestrator.driver.skipped import keep_skipped
 from orchestrator.driver.stops import Stops
 from orchestrator.jobs import inside as inside_job
 from orchestrator.models.folder import ModelFolder, initial_weights
+from orchestrator.preflight.before_run import before_training
 from orchestrator.screens.run import RayLog, RunScreen
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, dump_experiment
@@ -213,6 +214,7 @@ def _train(
         earlier = folder.read_run()["hosts"] if ending.attempt > 1 else []
         hosts = list(dict.fromkeys([*earlier, *(meter["node"] for meter in described)]))
         run = folder.update_run(meters=described, hosts=hosts, world_size=workers, device_type=device)
+        before_training(experiment, folder, device, screen)
         watch = RunWatch(experiment, folder, run, screen.note, shared)
         screen.opening(experiment, run)
         start_from = None if weights is None else str(weights.checkpoint)

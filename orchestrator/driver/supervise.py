@@ -92,6 +92,7 @@ class Supervision:
         if failure:
             close_attempt(self._folder, self._attempt, started)
         remove_partial(self._folder.path / "checkpoints")
+        (self._folder.path / RESIZE_FILE).unlink(missing_ok=True)  # of ranks that were killed before they answered it
         self._attempt += 1
         self._job = replace(self._job, started_unix_s=started)
         since = f"step {self._step}" if self._step else "the start, for want of a checkpoint"
@@ -122,7 +123,10 @@ class Supervision:
         """Whether a training that ended in order did so for other machines, and not because the run is to stop."""
         resize = self._folder.path / RESIZE_FILE
         asked = resize.exists()
+        why = resize.read_text(encoding="utf-8").strip() if asked else ""  # of a rank: see driver.notices
         resize.unlink(missing_ok=True)
+        if why and not self._asked_to_stop:
+            self._say(why)
         return asked and not self._asked_to_stop
 
     def abandon(self) -> None:

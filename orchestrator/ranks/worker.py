@@ -225,7 +225,7 @@ class Rank:
                 if self.evaluation_compiles:
                     self.evaluation_compiles = False
                     recorder.within(COMPILE, began_s, time.time())
-                # Of a tensor-parallel group, each rank has the loss of its own positions.
+                # Of a tensor-parallel group, each rank has an equal share of the loss.
                 shared[1] += int(counted.sum()) * (chunk.shape[1] - 1) / self.layout.tensor
         dist.all_reduce(shared)
         return (shared[0] / shared[1]).item()
@@ -258,7 +258,7 @@ class Rank:
         return pack(inputs, self.bos_id, form, self.device, self.dtype)
 
     def _loss_sum(self, batch: np.ndarray) -> torch.Tensor:
-        """The summed loss of the sequences; under tensor parallelism, of this rank's positions in them."""
+        """The summed loss of the sequences; under tensor parallelism, an equal share of it on each rank."""
         tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64))
         packing = self._packing(tokens[:, :-1])
         tokens = tokens.to(self.device)

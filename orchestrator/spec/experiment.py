@@ -43,6 +43,16 @@ def _auto_or_duration(value: Any) -> Any:
     return value if value == "auto" else quantity(value, DURATION, "auto, or 10 min")
 
 
+def _off_is_a_word(value: Any) -> Any:
+    """YAML reads off as false."""
+    return "off" if value is False else value
+
+
+# What to do before the first step: look at every node of the cluster (`hoofprint doctor --cluster`), or not.
+Preflight = Annotated[
+    Literal["off", "warn", "stop"],
+    BeforeValidator(_off_is_a_word, json_schema_input_type=Literal["off", "warn", "stop", False]),
+]
 Deadline = Annotated[Literal["auto"] | Annotated[DurationS, Field(gt=0)], BeforeValidator(_auto_or_duration)]
 
 
@@ -85,7 +95,7 @@ class ModelSpec(Section):
 
 
 class TokenizerSpec(Section):
-    """`path` loads a SentencePiece `tokenizer.model`; without it one is trained on the data."""
+    """`path` loads a `tokenizer.model` (SentencePiece's, Llama 3's) or a `tokenizer.json`; without, one is trained."""
 
     vocab_size: Annotated[Count, Field(ge=300)] = 32000
     path: Path | None = None
@@ -185,6 +195,8 @@ class ClusterSpec(Section):
     max_failures: Annotated[Whole, Field(ge=0)] = 3
     # How long a step may take before it counts as hung; auto: ten times what steps take, and at least five minutes.
     step_deadline: Deadline = "auto"
+    # Measures every node before the first step, which takes half a minute: names the slow ones, or also stops.
+    preflight: Preflight = "off"
 
     rules = (sense.workers_form_a_grid, sense.fewest_workers)
 

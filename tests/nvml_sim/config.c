@@ -27,6 +27,7 @@ static const struct {
     NUM(counter, 1), NUM(counter_period, 0.1), NUM(counter_offset, 0), NUM(counter_start, 1e6), NUM(counter_step, 0.001),
     NUM(update, 0.1), NUM(window, 0.025), NUM(offset, 0), NUM(power_step, 0.001), NUM(average, 1), NUM(instant, 1),
     NUM(usage_average, 0), NUM(gain, 1), NUM(limit, 400), NUM(stamp_call, 0),
+    NUM(default_limit, 0), NUM(clock, 1410), NUM(max_clock, 1410), NUM(reasons, 0),
     NUM(flaky, 0), NUM(latency, 0), NUM(stale, 0), SPAN_(lost), SPAN_(hang), SPAN_(nopower), NUM(reset, INFINITY),
 };
 enum { KEYS = sizeof keys / sizeof *keys };

@@ -306,9 +306,12 @@ int nvmlDeviceGetFieldValues(Device *g, int n, FieldValue *values) {
 }
 int nvmlDeviceGetEnforcedPowerLimit(Device *g, unsigned *mw) { return answer(g, mw, (unsigned)(g->limit * 1e3)); }
 int nvmlDeviceGetPowerManagementLimit(Device *g, unsigned *mw) { return answer(g, mw, (unsigned)(g->limit * 1e3)); }
-int nvmlDeviceGetPowerManagementDefaultLimit(Device *g, unsigned *mw) { return answer(g, mw, (unsigned)(g->limit * 1e3)); }
+static double default_limit_w(const Device *g) { return g->default_limit > 0 ? g->default_limit : g->limit; }
+int nvmlDeviceGetPowerManagementDefaultLimit(Device *g, unsigned *mw) {
+    return answer(g, mw, (unsigned)(default_limit_w(g) * 1e3));
+}
 int nvmlDeviceGetPowerManagementLimitConstraints(Device *g, unsigned *least_mw, unsigned *most_mw) {
-    *most_mw = (unsigned)(g->limit * 1e3);
+    *most_mw = (unsigned)(default_limit_w(g) * 1e3);
     return answer(g, least_mw, 100000);
 }
 
@@ -328,8 +331,11 @@ int nvmlDeviceGetTemperature(Device *g, int sensor, unsigned *celsius) { (void)s
 int nvmlDeviceGetTemperatureV(Device *g, unsigned version_sensor_celsius[3]) {
     return answer(g, &version_sensor_celsius[2], 60);
 }
-int nvmlDeviceGetClockInfo(Device *g, int type, unsigned *mhz) { (void)type; return answer(g, mhz, 1410); }
-int nvmlDeviceGetMaxClockInfo(Device *g, int type, unsigned *mhz) { (void)type; return answer(g, mhz, 1410); }
+int nvmlDeviceGetClockInfo(Device *g, int type, unsigned *mhz) { (void)type; return answer(g, mhz, (unsigned)g->clock); }
+int nvmlDeviceGetMaxClockInfo(Device *g, int type, unsigned *mhz) {
+    (void)type;
+    return answer(g, mhz, (unsigned)g->max_clock);
+}
 int nvmlDeviceGetPowerState(Device *g, unsigned *state) { return answer(g, state, 0); }
 int nvmlDeviceGetArchitecture(Device *g, unsigned *architecture) { *architecture = 7; return known(g) ? OK : INVALID; }
 int nvmlDeviceGetCudaComputeCapability(Device *g, int *major, int *minor) {
@@ -341,5 +347,10 @@ int nvmlDeviceGetComputeMode(Device *g, unsigned *mode) { return answer(g, mode,
 int nvmlDeviceGetComputeRunningProcesses_v3(Device *g, unsigned *n, void *infos) { (void)infos; return answer(g, n, 0); }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(Device *g, unsigned *n, void *infos) { (void)infos; return answer(g, n, 0); }
 int nvmlDeviceGetC2cModeInfoV(Device *g, void *info) { (void)info; return known(g) ? NOT_SUPPORTED : INVALID; }
-int nvmlDeviceGetCurrentClocksEventReasons(Device *g, unsigned long long *reasons) { *reasons = 0; return check(g); }
-int nvmlDeviceGetCurrentClocksThrottleReasons(Device *g, unsigned long long *reasons) { *reasons = 0; return check(g); }
+int nvmlDeviceGetCurrentClocksEventReasons(Device *g, unsigned long long *reasons) {
+    *reasons = (unsigned long long)g->reasons;
+    return check(g);
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(Device *g, unsigned long long *reasons) {
+    return nvmlDeviceGetCurrentClocksEventReasons(g, reasons);
+}

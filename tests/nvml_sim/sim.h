@@ -34,6 +34,8 @@ struct Device {
     double update, window, offset, power_step, average, usage_average, instant;
     /* both */
     double gain, limit, stamp_call;
+    /* settings: W, MHz, bits of nvmlClocksEventReasons */
+    double default_limit, clock, max_clock, reasons;
     /* faults */
     double flaky, latency, stale;
     double reset;

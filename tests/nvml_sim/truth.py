@@ -20,6 +20,7 @@ NUMBERS = {
     "counter": 1.0, "counter_period": 0.1, "counter_offset": 0.0, "counter_start": 1e6, "counter_step": 0.001,
     "update": 0.1, "window": 0.025, "offset": 0.0, "power_step": 0.001, "average": 1.0, "instant": 1.0,
     "usage_average": 0.0, "gain": 1.0, "limit": 400.0, "stamp_call": 0.0,
+    "default_limit": 0.0, "clock": 1410.0, "max_clock": 1410.0, "reasons": 0.0,
     "flaky": 0.0, "latency": 0.0, "stale": 0.0, "reset": math.inf,
 }  # fmt: skip
 SPANS = ("lost", "hang", "nopower")

@@ -1,5 +1,6 @@
 """On a cluster that was joined, each node's meter learns from Ray how many ranks its node has, those that ended too."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
         meters = start_meters(run.path, {"interval_s": 0.2, "attempt": 1, "declared": {}}, joined())
         described = describe_meters(meters)
         assert len(described) == 2
+        cluster.add_node(num_cpus=0, node_ip_address="127.0.0.3")  # it came later, and is metered from then on
+        until = time.monotonic() + 60
+        while not [path for path in run.ledgers() if path.stem.endswith("127.0.0.3")]:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert len(meters) == 3
         home = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == "127.0.0.2")
         strategy = NodeAffinitySchedulingStrategy(home, soft=False)
         ranks = [RayTrainWorker.options(scheduling_strategy=strategy).remote() for _ in range(2)]
@@ -63,7 +70,7 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
         noted[path.stem] = (event["ranks"], event["shared"], event["on_gpus"], session.ended)
     [own] = [name for name in noted if name.endswith("127.0.0.2")]
     assert noted.pop(own) == (2, True, False, True)
-    assert list(noted.values()) == [(0, True, False, True)]
+    assert list(noted.values()) == [(0, True, False, True)] * 2
     account = account_run(run)
     assert {device.node for device in account.devices} == {own}
     assert any("no rank of this run was on that node" in text for text in account.warnings)

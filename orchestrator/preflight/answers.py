@@ -1,0 +1,56 @@
+"""What actors on many nodes were asked, with a time limit: one that fails or hangs is named, the others' stand."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, TypeVar
+
+import ray
+
+from orchestrator.driver.endings import last_line
+
+POLL_S = 0.25
+LONGEST_REASON = 200  # characters of what went wrong on a node
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Answers(Generic[Key]):
+    """Results by key, and faults in words of those that have none."""
+
+    def __init__(self, asked: Mapping[Key, Any], limit_s: float, tick: Callable[[int, int], None]):
+        """asked: Ray's references by key. tick(answered, of): called while it waits."""
+        self._waiting = {reference: key for key, reference in asked.items()}
+        self._limit_s, self._until, self._tick = limit_s, time.monotonic() + limit_s, tick
+        self._asked = len(asked)
+        self.results: dict[Key, Any] = {}
+        self.faults: dict[Key, str] = {}
+
+    def wait(self, longest_s: float | None = None) -> Answers[Key]:
+        """Until all have answered, the limit is over, which then is their fault, or `longest_s` is, which is not."""
+        until = self._until if longest_s is None else min(self._until, time.monotonic() + longest_s)
+        self._tick(self._asked - len(self._waiting), self._asked)
+        while self._waiting and (left := until - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(self._waiting), timeout=min(POLL_S, left))
+            for reference in ready:
+                self._take(self._waiting.pop(reference), reference)
+            self._tick(self._asked - len(self._waiting), self._asked)
+        if time.monotonic() >= self._until:
+            self.faults |= {key: f"no answer within {self._limit_s:g} s" for key in self._waiting.values()}
+            self._waiting.clear()
+        return self
+
+    def _take(self, key: Key, reference: Any) -> None:
+        try:
+            self.results[key] = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self.faults[key] = reason(error)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong on a node, in one line."""
+    said = last_line(str(error)) or repr(error)
+    if isinstance(error, ray.exceptions.ActorDiedError) and "Error: " not in said:
+        said = f"its process died: {said}"
+    return textwrap.shorten(said, LONGEST_REASON, placeholder=" ...")
