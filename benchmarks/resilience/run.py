@@ -1,0 +1,80 @@
+"""How well runs survive: kills, recovery, the stall of a checkpoint, many meters.
+
+    python benchmarks/resilience/run.py [--only kills recovery checkpoints meters] [--kills 100] [--seed 1]
+        [--first-run 0] [--minutes M] [--output NAME]
+
+Writes benchmarks/results/resilience.json and resilience.md after each part; with --only the other parts stay as they
+were. All of it takes about an hour on two cores, which should have nothing else to do for `recovery`, `checkpoints`
+and `meters`. A run of `kills` that was not as it should be is repeated by its seed and number:
+`--only kills --seed S --first-run N --kills 5 --output again`.
+
+What the meters, Ray and the checkpoints cost a training together is in benchmarks/overhead.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "shared"), str(ROOT / "tests" / "nvml_sim")]
+
+from benchmarks.report import RESULTS, machine  # noqa: E402
+from benchmarks.resilience import checkpoints, kills, meters, recovery  # noqa: E402
+from benchmarks.resilience.table import markdown  # noqa: E402
+
+STEPS = 800
+Part = Callable[[argparse.Namespace, Path], dict[str, Any]]
+
+
+def _kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    reference = kills.uninterrupted(work, STEPS)
+    return kills.many(options.kills, options.seed, reference, work, options.first_run, options.minutes)
+
+
+PARTS: dict[str, Part] = {
+    "kills": _kills,
+    "recovery": lambda options, work: recovery.measure(work, options.times),
+    "checkpoints": lambda options, work: checkpoints.measure(work),
+    "meters": lambda options, work: meters.measure(work),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no run of `kills` is begun")
+    parser.add_argument("--seed", type=int, default=1, help="of the kills")
+    parser.add_argument("--first-run", type=int, default=0, help="number of the first run of `kills`")
+    parser.add_argument("--times", type=int, default=4, help="recoveries")
+    parser.add_argument("--output", default="resilience", help="name of the files under benchmarks/results")
+    options = parser.parse_args()
+    file = RESULTS / f"{options.output}.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    for name in options.only:
+        print(name, flush=True)
+        work = Path(tempfile.mkdtemp(prefix=f"resilience-{name}-"))
+        about = machine() | {"load_before": os.getloadavg()[0], "ray": importlib.metadata.version("ray")}
+        result[name] = {"machine": about, **PARTS[name](options, work)}
+        RESULTS.mkdir(exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        file.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+        if result[name]["met"]:
+            shutil.rmtree(work, ignore_errors=True)
+        else:
+            print(f"the target of {name} is not met; its files: {work}")
+    print(file.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
