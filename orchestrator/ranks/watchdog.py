@@ -32,6 +32,7 @@ USUAL_OF = 20
 LOOK_S = 0.25
 GRACE_S = 3.0  # from the first rank's line to the end of its process: time for the others' lines
 EXIT_CODE = 75
+_ABOVE = Path(__file__).parents[2]  # the rooms lie in it
 _LIBRARIES = ("/torch/", "/ray/")
 
 
@@ -146,7 +147,9 @@ def where(frame: FrameType) -> str:
 
 def _place(frame: FrameType) -> str:
     path = Path(frame.f_code.co_filename)
-    return f"{frame.f_code.co_name} ({path.parent.name}/{path.name}:{frame.f_lineno})"
+    ours = any(path.is_relative_to(_ABOVE / room) for room in ("orchestrator", "model"))
+    shown = path.relative_to(_ABOVE) if ours else f"{path.parent.name}/{path.name}"
+    return f"{frame.f_code.co_name} ({shown}:{frame.f_lineno})"
 
 
 def hang_of(folder: RunFolder, attempt: int) -> str | None:

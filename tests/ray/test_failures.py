@@ -55,6 +55,7 @@ def test_a_killed_worker_and_one_that_hangs(tmp_path: Path, left_over: list[Driv
     assert footprint["data"]["tokens_processed"] - footprint["data"]["tokens_trained"] == 256 * again
 
 
+@pytest.mark.stress
 def test_a_driver_that_is_asked_to_end_and_then_killed_twice(tmp_path: Path, left_over: list[Driver]) -> None:
     spec = write_spec(tmp_path, workers=2, steps=90)
     run = tmp_path / "runs" / "one"

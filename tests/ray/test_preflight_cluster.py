@@ -90,7 +90,8 @@ def test_each_node_is_measured_and_the_bad_ones_are_named(cluster: Cluster, tmp_
     assert f"sensors not measured: no answer within {LIMIT_S} s" in found[hung, None, "not measured"]["said"]
     assert nodes["127.0.0.3"]["checks"] is None and nodes["head"]["checks"]
     assert not [key for key in found if key[0] == sound and key[2] not in ("matmul", "disk write", "all-reduce")]
-    slowest = min(nodes.values(), key=lambda node: node["matmul_tflop_per_s"])["node"]
+    alike = [node for node in nodes.values() if node["checks"]]  # of the other one nobody knows which CPU it has
+    slowest = min(alike, key=lambda node: node["matmul_tflop_per_s"])["node"]
     assert [key[0] for key in found if key[2] == "matmul"] == [slowest]
     for width in (80, 120):
         console = Console(width=width, record=True, file=open(os.devnull, "w"))

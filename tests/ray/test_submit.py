@@ -142,7 +142,7 @@ def test_code_spec_and_data_travel_and_the_exit_code_comes_back(cluster: Cluster
     copy = tmp_path / "code"
     for room in ROOMS:
         shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / "orchestrator" / "worker.py").open("a") as worker:  # code that is nowhere on the cluster
+    with (copy / "orchestrator" / "ranks" / "worker.py").open("a") as worker:  # code that is nowhere on the cluster
         worker.write(
             "\n_as_it_was = run_rank\n\n\ndef run_rank(job):\n"
             "    Path(job.run_dir, 'by-the-code-that-travelled').touch()\n    return _as_it_was(job)\n"
