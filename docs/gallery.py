@@ -29,8 +29,7 @@ MOST_BYTES = 200_000
 H200 = ROOT / "tests" / "dashboards" / "sample_run"  # a real run on one H200
 NOTES = {
     "cpu-": "real runs of `sample/small.yaml` on two CPU cores without counters: all of their energy is modelled",
-    "sim-4-gpus": "such a run beside four simulated GPUs, which pynvml reads from the stand-in in `tests/nvml_sim`; "
-    "its terminal went away near its end, and it failed",
+    "sim-4-gpus": "such a run beside four simulated GPUs, which pynvml reads from the stand-in in `tests/nvml_sim`",
     "llama-h200": "a real run on one NVIDIA H200",
 }
 

@@ -111,8 +111,8 @@ def watched(name: str, folder: Path, env: dict[str, str]) -> None:
         over.set()
         beside.join()
     assert code == 0 and live, ended.text()
-    (screens / "run.ansi").write_text(live[2 * len(live) // 3] + "\n", encoding="utf-8")
-    (screens / "run-ended.ansi").write_text(ended.text() + "\n", encoding="utf-8")
+    for file, shown in (("run.ansi", live[2 * len(live) // 3]), ("run-ended.ansi", ended.text())):
+        (screens / file).write_text(shown.replace(f"{folder}/", "") + "\n", encoding="utf-8")
 
 
 def keep(run: Path, to: Path) -> None:
