@@ -153,14 +153,6 @@ def _memory(plan: Plan) -> dict[str, Any]:
                 "width": round(100 * parts["total"] / largest, 1) if usable else None,
             }
         )
-    parts = memory["choices"][memory["checkpointing"]]
-    made_of = {
-        "sharded state": parts["parameters"] + parts["gradients"] + parts["optimizer"],
-        "unreduced gradients": parts["accumulated_gradients"],
-        "gathered": parts["gathered"],
-        "activations": parts["activations"],
-        "loss": parts["logits"],
-    }
     fewest, hint = memory.get("fewest_workers"), ""
     if memory["fits"] is False:
         none = "It fits on no number of workers: lower micro_batch_sequences."
@@ -172,7 +164,9 @@ def _memory(plan: Plan) -> dict[str, Any]:
         "batch": f"{memory['micro_batch_tokens']:,} tokens at a time{often}",
         "choices": choices,
         "limit": round(100 * usable / largest, 1) if usable else None,
-        "made_of": [f"{name} {human.digits(size * scale)} {unit}" for name, size in made_of.items() if size],
+        "made_of": [
+            f"{name} {human.digits(size * scale)} {unit}" for name, size in memory["made_of_gb"].items() if size
+        ],
         "hint": hint,
     }
 

@@ -50,6 +50,7 @@ def memory_plan(
                 break
     fastest = next((name for name in CHECKPOINTING if choices[name]["fits"]), "none" if usable is None else "full")
     chosen = wanted or fastest
+    parts = choices[chosen]
     return {
         "checkpointing": chosen,
         "gradient_reduction": choices[chosen]["gradient_reduction"],
@@ -60,6 +61,13 @@ def memory_plan(
         "micro_batch_tokens": batch.micro_tokens,
         "micro_batches": batch.micro_batches,
         "choices": choices,
+        "made_of_gb": {  # the chosen one's parts, as people read them
+            "sharded state": parts["parameters"] + parts["gradients"] + parts["optimizer"],
+            "unreduced gradients": parts["accumulated_gradients"],
+            "gathered": parts["gathered"],
+            "activations": parts["activations"],
+            "loss": parts["logits"],
+        },
     }
 
 

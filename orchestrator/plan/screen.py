@@ -141,15 +141,7 @@ def _memory(plan: Plan, console: Console) -> None:
         drawn = bar(parts["total"] / usable, style) if usable else ""
         table.add_row(label, f"{digits(parts['total'] * scale)} {unit}", drawn, says)
     console.print(indented(table))
-    parts = memory["choices"][memory["checkpointing"]]
-    made_of = {
-        "sharded state": parts["parameters"] + parts["gradients"] + parts["optimizer"],
-        "unreduced gradients": parts["accumulated_gradients"],
-        "gathered": parts["gathered"],
-        "activations": parts["activations"],
-        "loss": parts["logits"],
-    }
-    text = ", ".join(f"{name} {digits(size * scale)}" for name, size in made_of.items() if size)
+    text = ", ".join(f"{name} {digits(size * scale)}" for name, size in memory["made_of_gb"].items() if size)
     text += "; gradients reduced with each micro-batch" if memory["gradient_reduction"] == EACH and batches > 1 else ""
     console.print(indented(Text(text, style="dim")))
     if memory["fits"] is False:
