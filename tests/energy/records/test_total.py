@@ -12,7 +12,7 @@ from record_fakes import START, make_run
 from energy.carbon.formula import preset
 from energy.factors import read_table
 from energy.records.record import write_record
-from energy.records.total import Entry, clusters, project_total, read_runs, roll_up
+from energy.records.total import Entry, clusters, overlaps, project_total, read_runs, roll_up
 from energy.runs import LOCK
 
 
@@ -76,6 +76,24 @@ def test_runs_that_metered_the_same_devices_at_once_count_each_joule_once(tmp_pa
     assert overlap["energy_it_kwh"] == pytest.approx(64 * 360 / 3.6e6, rel=0.02)
     assert overlap["carbon_tco2eq"] == pytest.approx(overlap["energy_it_kwh"] * 1.1 * 385 / 1e6)
     assert total["total"]["energy_it_kwh"] == pytest.approx(4 * alone_kwh - overlap["energy_it_kwh"])
+
+
+def test_of_facility_energy_only_the_runs_that_have_it_share_joules(tmp_path: Path) -> None:
+    for name, start in (("a", START), ("b", START + 65), ("c", START + 65)):
+        write_record(make_run(tmp_path / name, start=start))
+    entries = read_runs(tmp_path).entries
+    whole = overlaps(entries)
+    entries[2].energy_facility_kwh = entries[2].carbon_tco2eq = None  # it has no PUE: the sums leave it out
+    found = overlaps(entries)
+    assert found["energy_it_kwh"] == whole["energy_it_kwh"]
+    pair = overlaps(entries[:2])
+    assert found["energy_facility_kwh"] == pytest.approx(pair["energy_facility_kwh"])
+    assert (
+        found["carbon_tco2eq"] == pytest.approx(pair["carbon_tco2eq"])
+        and pair["carbon_tco2eq"] < whole["carbon_tco2eq"]
+    )
+    entries[1].energy_facility_kwh = None
+    assert "energy_facility_kwh" not in overlaps(entries)
 
 
 def test_only_runs_that_share_a_device_and_time_are_read_again() -> None:

@@ -25,6 +25,7 @@ def test_what_is_known_to_fit(name: str, workers: int, fits: bool) -> None:
     plan = make_plan(spec(name, f"cluster.workers={workers}"))
     assert plan["fits"] is fits
     assert plan["memory"]["choices"][plan["memory"]["checkpointing"]]["total"] == plan["memory_gb_per_gpu"]
+    assert sum(plan["memory"]["made_of_gb"].values()) == pytest.approx(plan["memory_gb_per_gpu"])
 
 
 def test_the_fastest_choice_that_fits_is_planned() -> None:
