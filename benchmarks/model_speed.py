@@ -2,8 +2,8 @@
 
     python benchmarks/model_speed.py [--repeats 9]
 
-float32, one process, the same number of threads, the same fused AdamW and `sdpa` attention for both; whole steps
-are timed.
+float32, one process, the same number of threads, the same fused AdamW for both; transformers has `sdpa` attention.
+Whole steps are timed.
 Each turn gives one ratio; the median of them is the result. Three more figures say what a ratio is made of:
 - `products_share`: the step's matrix products and its attention, timed alone on arrays that are reused, as a share of
   our step. Neither model can be faster than these, so a share near 1 bounds any ratio near 1.
@@ -29,9 +29,11 @@ import torch.nn.functional as F
 import transformers
 from report import machine, write_result
 
+from model import native
 from model.config import LlamaConfig
 from model.init import init_weights
 from model.kernels import product
+from model.kernels_attention import causal_attention
 from model.optim import make_optimizer
 from model.transformer import Llama
 from model.weights.hf_config import config_dict
@@ -87,7 +89,8 @@ def seconds(work: Callable[[], Any]) -> float:
 def products_s(config: LlamaConfig, batch: int) -> float:
     """Seconds of a step's matrix products and attention, forward and backward, each timed alone and warm.
 
-    Of the products those of the faster library, PyTorch's default or the one that our model asks for.
+    Of the products those of the faster library, PyTorch's default or the one that our model asks for; of attention the
+    faster of PyTorch's kernel and ours.
     """
     rows, d = batch * config.sequence_length, config.dim
     shapes = {  # (inputs, outputs): how many layers of that shape
@@ -119,7 +122,11 @@ def products_s(config: LlamaConfig, batch: int) -> float:
     def attention() -> None:
         torch.autograd.grad(F.scaled_dot_product_attention(*qkv, is_causal=True), qkv, grad)
 
-    return total + config.n_layers * statistics.median(seconds(attention) for _ in range(5))
+    def in_c() -> None:
+        torch.autograd.grad(causal_attention(*qkv), qkv, grad)
+
+    kernels = (attention, in_c) if native.computes(grad) else (attention,)
+    return total + config.n_layers * min(statistics.median(seconds(one) for _ in range(5)) for one in kernels)
 
 
 def faults() -> int:

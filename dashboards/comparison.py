@@ -18,7 +18,7 @@ from dashboards.figures.catalogue import Source
 from dashboards.figures.curves import energy_at
 from dashboards.figures.drawing import Drawing
 from dashboards.figures.pareto import pareto_drawing
-from energy.human import human_energy, percent
+from energy.human import digits, human_energy, percent
 from energy.units import JOULE_PER_KWH
 
 FIGURES = (
@@ -28,6 +28,7 @@ FIGURES = (
 TOTALS = ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "gpu_hours")
 OF_ENERGY = ("energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq")
 SHARE_APART = 0.2  # shares of measured energy that differ by more are worth a word
+AS_FACTOR = 4.0  # so many times more is said as a factor: 2,843 % more is hard to think of
 UNTIMED = ("name",)  # keys of a spec that say nothing of what was trained
 
 
@@ -225,6 +226,8 @@ class Comparison:
             how = f"{percent(abs(change))} {'more' if change > 0 else 'less'} energy than"
             if abs(change) < 0.005:
                 how = "the same energy as"
+            elif change >= AS_FACTOR:
+                how = f"{digits(after / before)} times the energy of"
             found.append(
                 f"{other.name} reached validation loss {loss:.3f} with {how} {first.name} "
                 f"({human_energy(after)} against {human_energy(before)}, at their evaluations)"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
+from dashboards.templating import template_environment, utc
 from energy import human
 from energy.accounting.account import account_run
 from energy.boundaries import METHODS, boundary_text
@@ -90,10 +90,6 @@ def state_line(record: dict[str, Any]) -> str:
     return f"partial: {done} ({run['status']})"
 
 
-def _utc(unix_s: float | None) -> str:
-    return "" if unix_s is None else datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
 def _plain(value: Any) -> str:
     """A cell: numbers with a thousands separator, everything else as it is, nothing as a dash."""
     if value is None or value == "":
@@ -148,32 +144,20 @@ def _skipped(record: dict[str, Any]) -> str:
     )
 
 
-def template_environment() -> Environment:
+def report_environment() -> Environment:
     """Templates of reports, with what they say of quantities as filters."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment(TEMPLATES, keep_trailing_newline=True)
     environment.filters |= {
-        "energy": human.human_energy,
-        "carbon": human.human_carbon,
-        "seconds": human.human_time,
         "flop": human.human_flop,
         "count": human.human_count,
-        "utc": _utc,
+        "second": lambda unix_s: utc(unix_s, "%Y-%m-%d %H:%M:%S UTC"),
         "plain": _plain,
         "factor": _factor,
         "method": lambda name: METHODS[name],
         "origin": _origin,
         "label": lambda key: LABELS.get(key, str(key).replace("_", " ")),
-        "percent": human.percent,
         "joule": human.human_joule,
         "ratio": lambda value: "–" if value is None else f"{value:.3g}",
-        "words": lambda name: str(name).replace("_", " "),
         "cell": lambda text: str(text).replace("|", "\\|"),
     }
     return environment
@@ -289,7 +273,7 @@ def figures(run: RunFolder) -> dict[str, str]:
 def write_report(run: RunFolder | str | os.PathLike[str]) -> tuple[Path, Path]:
     """Writes report.html and report.md beside footprint.json (made first if missing); returns both paths."""
     run = run if isinstance(run, RunFolder) else RunFolder(run)
-    context, environment = _context(run, _read_record(run)), template_environment()
+    context, environment = _context(run, _read_record(run)), report_environment()
     html_path, markdown_path = Path(run.path) / "report.html", Path(run.path) / "report.md"
     replace_file(html_path, environment.get_template("report.html.j2").render(**context, figures=figures(run)))
     replace_file(markdown_path, environment.get_template("report.md.j2").render(**context))

@@ -1,17 +1,18 @@
-"""Reports of several runs, each one HTML file that opens offline and prints: a project's total, and a comparison."""
+"""Reports of several runs: a project's total, and a comparison. HTML of one file, which opens offline and prints, or
+Markdown, which has no figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dashboards.comparison import Comparison
-from dashboards.figures import Missing, Source
+from dashboards.figures import Drawing, Missing, Source
 from dashboards.figures.project import project_drawing
-from dashboards.report import template_environment
+from dashboards.report import report_environment
 from dashboards.server.compare_table import figure_rows, phase_rows, state_of
+from dashboards.templating import day
 from energy import human
 from energy.records.record import FILE_NAME
 from energy.records.total import Entry, RunList
@@ -25,27 +26,28 @@ def total_html(runs: RunList, total: Mapping[str, Any], title: str) -> str:
 
     The runs that took most are listed first; how many are not listed is said.
     """
+    drawn = _inline(lambda: project_drawing(total["by_purpose"], measured_kwh(runs.entries)))
+    return _render("total.html.j2", **_of_total(runs, total, title), **drawn)
+
+
+def total_markdown(runs: RunList, total: Mapping[str, Any], title: str) -> str:
+    """As `total_html`."""
+    return _render("total.md.j2", **_of_total(runs, total, title))
+
+
+def _of_total(runs: RunList, total: Mapping[str, Any], title: str) -> dict[str, Any]:
     entries = sorted(runs.entries, key=lambda entry: (-(entry.energy_it_kwh or 0.0), entry.name))
     times = [entry.start_unix_s for entry in entries if entry.start_unix_s is not None]
-    try:
-        figure = project_drawing(total["by_purpose"], measured_kwh(entries)).inline()
-    except Missing as missing:
-        figure, lacks = "", str(missing)
-    else:
-        lacks = ""
-    return _render(
-        "total",
-        title=title,
-        total=total,
-        headline=_headline(total),
-        entries=entries[:MOST_RUNS],
-        more=max(0, len(entries) - MOST_RUNS),
-        figure=figure,
-        lacks=lacks,
-        left_out=runs.left_out,
-        most_names=MOST_NAMES,
-        days=list(dict.fromkeys(_day(each) for each in (min(times), max(times)))) if times else [],
-    )
+    return {
+        "title": title,
+        "total": total,
+        "headline": _headline(total),
+        "entries": entries[:MOST_RUNS],
+        "more": max(0, len(entries) - MOST_RUNS),
+        "left_out": runs.left_out,
+        "most_names": MOST_NAMES,
+        "days": list(dict.fromkeys(day(each) for each in (min(times), max(times)))) if times else [],
+    }
 
 
 def measured_kwh(entries: Sequence[Entry]) -> dict[str, float]:
@@ -91,32 +93,38 @@ def _mass(tonnes: float) -> str:
 
 def comparison_html(found: Comparison, sources: Sequence[Source]) -> str:
     """The report of a comparison; sources: of the same runs, in the same order, for their phases."""
-    try:
-        figure, lacks = found.figure().inline(), ""
-    except Missing as missing:
-        figure, lacks = "", str(missing)
+    return _render("compare.html.j2", **_of_comparison(found, sources), **_inline(found.figure))
+
+
+def comparison_markdown(found: Comparison, sources: Sequence[Source]) -> str:
+    """As `comparison_html`."""
+    return _render("compare.md.j2", **_of_comparison(found, sources))
+
+
+def _of_comparison(found: Comparison, sources: Sequence[Source]) -> dict[str, Any]:
     names = [run.name for run in found.runs]
-    return _render(
-        "compare",
-        title=f"{', '.join(names[:-1])} and {names[-1]}",
-        runs=[{"name": run.name, "state": state_of(run), "purpose": run.purpose, "partial": run.partial}
-              for run in found.runs],
-        rows=figure_rows(found),
-        phases=phase_rows([source.record["energy"]["phases"] for source in sources]),
-        sentences=found.sentences(),
-        caveats=found.caveats(),
-        changed=found.changed_keys(),
-        figure=figure,
-        lacks=lacks,
-    )  # fmt: skip
+    return {
+        "title": f"{', '.join(names[:-1])} and {names[-1]}",
+        "runs": [{"name": run.name, "state": state_of(run), "purpose": run.purpose, "partial": run.partial}
+                 for run in found.runs],
+        "rows": figure_rows(found),
+        "phases": phase_rows([source.record["energy"]["phases"] for source in sources]),
+        "sentences": found.sentences(),
+        "caveats": found.caveats(),
+        "changed": found.changed_keys(),
+    }  # fmt: skip
 
 
-def _day(unix_s: float | None) -> str:
-    return "–" if unix_s is None else datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d")
+def _inline(draw: Callable[[], Drawing]) -> dict[str, str]:
+    """The figure of a page, or what it lacks."""
+    try:
+        return {"figure": draw().inline(), "lacks": ""}
+    except Missing as missing:
+        return {"figure": "", "lacks": str(missing)}
 
 
 def _render(name: str, **context: Any) -> str:
-    made = template_environment()
-    made.filters |= {"day": _day, "mass": _mass}
+    made = report_environment()
+    made.filters |= {"mass": _mass}
     made.globals["say"] = {"digits": human.digits, "energy": human.human_energy, "carbon": _mass}
-    return made.get_template(f"{name}.html.j2").render(**context)
+    return made.get_template(name).render(**context)

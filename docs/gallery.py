@@ -5,6 +5,8 @@ Needs Chromium for the pages and a C compiler for the simulated GPUs. Every pict
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -40,6 +42,20 @@ def commanded(command: str, folder: Path, env: Mapping[str, str]) -> str:
     if done.returncode:
         raise RuntimeError(f"$ {command}\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def made_up_series(folder: Path) -> None:
+    """Two grids that are nobody's, sunny.csv and windy.csv, for the day after the run that the picture is of."""
+    run = json.loads((folder / "runs" / "cpu-high-lr" / "run.json").read_text(encoding="utf-8"))
+    first = int(run["created_unix_s"]) // 3600 - 1
+    grids = {
+        "sunny": lambda hour: 320 - 230 * max(0.0, math.cos((hour % 24 - 12) * math.pi / 12)),
+        "windy": lambda hour: 180 + 60 * math.sin((hour - first) / 5),
+    }
+    for name, intensity in grids.items():
+        rows = [f"{3600 * hour},{intensity(hour):.0f}" for hour in range(first, first + 27)]
+        text = "\n".join(["start_unix_s,intensity_g_per_kwh", *rows])
+        (folder / f"{name}.csv").write_text(f"{text}\n", encoding="utf-8")
 
 
 def draw_terminal(picture: Picture, shown: str) -> None:
@@ -114,6 +130,7 @@ def main() -> None:
         plain, simulated = environment(), environment(Path(text) / "nvml")
         commanded("hoofprint report runs/llama-h200", folder, plain)
         (folder / "plan.json").write_text(commanded(PLAN, folder, plain), encoding="utf-8")
+        made_up_series(folder)
         for picture in (*RECORDED, *LIVE):
             if not stored(picture).exists():
                 print(f"left out: {picture.name}, which the sample lacks: docs/make_sample.py makes it")

@@ -26,10 +26,12 @@ import webpages  # noqa: E402
 from build import build  # noqa: E402
 from pictures import LIVE  # noqa: E402
 
+from energy.records.record import write_record  # noqa: E402
+from energy.runs import LOCK, RunFolder  # noqa: E402
+
 SAMPLE = ROOT / "docs" / "sample"
 COLUMNS = 96
-KEPT = ("run.json", "experiment.yaml", "plan.json", "footprint.json", "records.jsonl", "live.json", "metrics",
-        "energy", "grid")  # fmt: skip
+KEPT = ("run.json", "experiment.yaml", "plan.json", "live.json", "metrics", "energy", "grid")
 # Steps of training with a checkpoint now and then; the third draws less, the fourth is lost for a while.
 GPUS = """
 gpu uuid=GPU-51000001-0000-0000-0000-000000000001 trace=steps low=95 mid=240 high=385 step=0.9 every=14 dip=2.5
@@ -116,7 +118,7 @@ def watched(name: str, folder: Path, env: dict[str, str]) -> None:
 
 
 def keep(run: Path, to: Path) -> None:
-    """What the pictures need of a run, without where it was made."""
+    """What the pictures need of a run, without where it was made; its record is computed again, from what is kept."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir()
     for name in KEPT:
@@ -127,6 +129,8 @@ def keep(run: Path, to: Path) -> None:
             for place, said in ((str(run.parents[1]), "."), (sysconfig.get_path("stdlib"), "lib/python")):
                 text = text.replace(place, said)
             (to / name).write_text(text, encoding="utf-8")
+    write_record(RunFolder(to))
+    (to / LOCK).unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -68,6 +68,8 @@ TERMINAL = [
             "hoofprint runs --total"),
     Picture("compare", "Runs side by side, and what does not compare.",
             "hoofprint compare cpu-low-lr cpu-high-lr cpu-killed"),
+    Picture("model-card", "A model card: the Hub's YAML in grams, and a paragraph; --write README.md puts it into one.",
+            "hoofprint report runs/cpu-high-lr --format huggingface", 96),
     Picture("verify", "A record, recomputed from its ledgers.", "hoofprint verify runs/llama-h200"),
 ]  # fmt: skip
 FIGURES = [
@@ -80,6 +82,11 @@ FIGURES = [
             simulated=True),
     Picture("energy-spent", "Energy so far, and the budget that stopped the run.",
             "hoofprint plot cpu-budget --figure energy-spent -o energy-spent.png"),
+    Picture("carbon-spent", "Carbon so far; what was planned lies far above.",
+            "hoofprint plot cpu-high-lr --figure carbon-spent -o carbon-spent.png"),
+    Picture("places", "Carbon by place and hour of the start, on two grids that are made up.",
+            "hoofprint plot cpu-high-lr --figure places --series 'made-up, sunny=sunny.csv' "
+            "--series 'made-up, windy=windy.csv' -o places.png"),
     Picture("loss", "What the energy bought.", "hoofprint plot cpu-high-lr --figure loss -o loss.png"),
     Picture("fan", "The plan's low to high over time, and what happened.",
             "hoofprint plot cpu-high-lr --figure fan -o fan.png"),

@@ -150,8 +150,8 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 def require_run_name(name: str) -> None:
     """ValueError for a --name that is no folder's."""
-    if name in ("", ".", "..") or "/" in name:
-        raise ValueError(f"--name {name!r}: expected a plain folder name, without slashes")
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise ValueError(f"--name {name!r}: expected a plain folder name, without slashes and line breaks")
 
 
 def _read_or_nothing(path: Path) -> bytes:

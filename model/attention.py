@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
+from model import native
 from model.cache import LayerCache
 from model.config import LlamaConfig
 from model.kernels import rotate
@@ -180,9 +181,13 @@ def backend_in_use(
     )
     with sdpa_backends(wanted, like.device), torch.enable_grad():
         if mask is None and takes(q, k):
-            return "products over blocks (CPU)"
+            return "compiled for this processor"
         choice = torch._fused_sdp_choice(
             q, k, k, attn_mask=mask, is_causal=mask is None, enable_gqa=heads[0] != heads[1]
         )
     names = {backend.value: name for name, backend in SDPA.items()}
-    return names.get(choice, f"SDPBackend {choice}") + ("" if mask is None else " with a mask")
+    name = names.get(choice, f"SDPBackend {choice}")
+    if mask is not None:
+        return f"{name} with a mask"
+    why = native.missing() if like.device.type == "cpu" and wanted == "auto" else ""
+    return f"{name} ({why})" if why else name

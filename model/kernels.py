@@ -1,11 +1,11 @@
 """Linear layers, RMSNorm, SwiGLU and the rotary turn, each with a fast path for the CPU.
 
 On a GPU, and under torch.compile, the plain formula is already fused. Eager PyTorch on the CPU runs it one
-operation at a time, each into memory of its own; autograd saves most of these arrays for the backward. There
-the traffic, and the page faults of fresh memory, cost as much as a third of the products' time. So for float32
-and bfloat16 on the CPU the functions below work in place where the formula allows, save only their inputs, and write
-the backward out by hand. The norm and the turn of bfloat16 are float32 inside, widened and rounded once each, which the
-plain formula does at every step. `tests/model/test_model_kernels.py` holds both paths to the same values and gradients.
+operation at a time, each into memory of its own; autograd saves most of these arrays for the backward. There the
+traffic, and the page faults of fresh memory, cost as much as a third of the products' time. So for float32 and bfloat16
+on the CPU the functions below go over memory once, by `model.native`, save only their inputs, and have a backward
+written out by hand. They are float32 inside, whatever the dtype, and round once, which the plain formula does at every
+step. `tests/model/test_model_kernels.py` holds both paths to the same values and gradients.
 
 Shapes: N all positions, E or H channels of the last dimension (I in, O out of a linear layer); B batch, L positions,
 D channels of a head.
@@ -18,15 +18,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import register_flop_formula
 
-_silu_backward = torch.ops.aten.silu_backward
+from model import native
+
 # float32 products are MKL's in PyTorch, and MKL uses AVX-512 on Intel's processors only. oneDNN, which PyTorch has too,
 # was measured a tenth to a fifth faster on AMD's for x @ weight.T and grad @ weight, and no faster for grad.T @ x or
 # for a few positions (generation). bfloat16 products are oneDNN's already, at the same speed.
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 _ONEDNN_FROM_POSITIONS = 256
+_CHUNKS = 64  # of the positions, whose shares of a norm's gradient are added up by themselves
+_SHARED_FROM = 2**15  # numbers: to wake a thread takes as long as some ten thousand of them
 _onednn_linear = torch.ops.mkldnn._linear_pointwise
 
 
@@ -52,7 +54,7 @@ def product(x_NI: torch.Tensor, weight_IO: torch.Tensor) -> torch.Tensor:
 
 def _by_onednn(x: torch.Tensor) -> bool:
     enough = x.numel() >= _ONEDNN_FROM_POSITIONS * x.shape[-1]
-    return _ONEDNN and x.dtype == torch.float32 and enough and by_hand(x)
+    return _ONEDNN and x.dtype == torch.float32 and enough and native.eager_cpu(x)
 
 
 def _onednn(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
@@ -61,14 +63,14 @@ def _onednn(x_NI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 def rms_norm(x: torch.Tensor, weight_E: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; float32 inside, whatever the dtype of `x`."""
-    if by_hand(x):
+    if native.computes(x):
         return _RMSNorm.apply(x, weight_E, eps)
     return F.rms_norm(x, weight_E.shape, weight_E, eps)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up (Shazeer 2020), elementwise."""
-    return _SwiGLU.apply(gate, up) if by_hand(gate) else F.silu(gate) * up
+    return _SwiGLU.apply(gate, up) if native.computes(gate) else F.silu(gate) * up
 
 
 def rotate(x_BLHD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -76,16 +78,10 @@ def rotate(x_BLHD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
     cos and sin, (L, 1, D/2) or (B, L, 1, D/2) in float32, get no gradient.
     """
-    if by_hand(x_BLHD):
+    if native.computes(x_BLHD):
         return _Rotate.apply(x_BLHD, cos, sin)
     first, second = x_BLHD.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x_BLHD)
-
-
-def by_hand(x: torch.Tensor) -> bool:
-    # A DTensor (a norm under tensor parallelism) knows how each operator spreads over ranks, not how these do.
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not isinstance(x, DTensor)
-    return plain and not torch.compiler.is_compiling()
 
 
 class _Linear(torch.autograd.Function):
@@ -106,42 +102,43 @@ class _Linear(torch.autograd.Function):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_E: torch.Tensor, eps: float) -> torch.Tensor:
-        x_NE = x.reshape(-1, x.shape[-1])
-        high_NE = _high(x_NE)
-        # vector_norm reads x once; x.pow(2).mean(-1) would write an array of its size and read that.
-        norm_N1 = torch.linalg.vector_norm(high_NE, dim=-1, keepdim=True)
-        rms_inverse_N1 = norm_N1.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x_NE, weight_E, rms_inverse_N1)
-        scaled_NE = high_NE * rms_inverse_N1 if high_NE is x_NE else high_NE.mul_(rms_inverse_N1)
-        return scaled_NE.mul_(weight_E).to(x.dtype).view(x.shape)
+        x_NE, high_weight_E = x.reshape(-1, x.shape[-1]).contiguous(), weight_E.float().contiguous()
+        out_NE, rms_inverse_N = torch.empty_like(x_NE), x_NE.new_empty(len(x_NE), dtype=torch.float32)
+        native.call("rms_norm_forward", x_NE, high_weight_E, out_NE, rms_inverse_N, *x_NE.shape, *_how(x_NE), eps)
+        ctx.save_for_backward(x_NE, weight_E, rms_inverse_N)
+        return out_NE.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        # With r = 1 / rms: dw = sum_N g x r, and dx = r g w - x r^3 / E * sum_E(g w x).
-        x_NE, weight_E, rms_inverse_N1 = ctx.saved_tensors
-        grad_NE, high_NE, high_weight_E = _high(grad.reshape(x_NE.shape)), _high(x_NE), _high(weight_E)
-        buffer_NE = grad_NE * high_NE
-        grad_weight_E = torch.mv(buffer_NE.t(), rms_inverse_N1.squeeze(1)).to(weight_E.dtype)
-        coefficient_N1 = torch.mv(buffer_NE, high_weight_E).unsqueeze(1).mul_(rms_inverse_N1.pow(3))
-        grad_x_NE = torch.mul(grad_NE, high_weight_E, out=buffer_NE).mul_(rms_inverse_N1)
-        grad_x_NE.addcmul_(high_NE, coefficient_N1.div_(x_NE.shape[1]), value=-1)
-        return grad_x_NE.to(x_NE.dtype).view(grad.shape), grad_weight_E, None
+        x_NE, weight_E, rms_inverse_N = ctx.saved_tensors
+        grad_NE, high_weight_E = grad.reshape(x_NE.shape).contiguous(), weight_E.float().contiguous()
+        assert grad_NE.dtype == x_NE.dtype
+        grad_x_NE, chunks = torch.empty_like(x_NE), min(_CHUNKS, max(1, len(x_NE)))
+        sums_CE = x_NE.new_empty(chunks, x_NE.shape[1], dtype=torch.float32)
+        inputs = (grad_NE, x_NE, high_weight_E, rms_inverse_N)
+        native.call("rms_norm_backward", *inputs, grad_x_NE, sums_CE, chunks, *x_NE.shape, *_how(x_NE))
+        return grad_x_NE.view(grad.shape), sums_CE.sum(0).to(weight_E.dtype), None
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        assert gate.shape == up.shape and gate.dtype == up.dtype
+        gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        out = torch.empty_like(gate)
+        native.call("swiglu_forward", gate, up, out, gate.numel(), *_how(gate))
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
-        grad_silu = grad * up
-        grad_gate = _silu_backward.grad_input(grad_silu, gate, grad_input=grad_silu)
-        return grad_gate, F.silu(gate).mul_(grad)  # silu once more: cheaper than an array saved and read back
+        assert grad.dtype == gate.dtype
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        native.call("swiglu_backward", grad.contiguous(), gate, up, grad_gate, grad_up, gate.numel(), *_how(gate))
+        return grad_gate, grad_up
 
 
 class _Rotate(torch.autograd.Function):
@@ -158,18 +155,15 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x_BLHD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
-    # Over whole positions, with the halves' swap as a copy: operations on the halves in place would run over half a
-    # head at a time, and were measured three to eight times slower.
-    shape = (*cos.shape[:-2], x_BLHD.shape[2], 2 * cos.shape[-1])
-    cos_LHD = torch.cat((cos, cos), dim=-1).expand(shape).contiguous()
-    signed_LHD = torch.cat((sin * -direction, sin * direction), dim=-1).expand(shape).contiguous()
-    first, second = x_BLHD.chunk(2, dim=-1)
-    swapped_BLHD = torch.cat((second, first), dim=-1)
-    # Contiguous, also where `x` is a transposed view.
-    turned_BLHD = _high(swapped_BLHD.contiguous()).mul_(signed_LHD)
-    return turned_BLHD.addcmul_(_high(x_BLHD), cos_LHD).to(x_BLHD.dtype)
+    x_BLHD = x_BLHD.contiguous()
+    batch, length, heads, channels = x_BLHD.shape
+    out_BLHD, angles = torch.empty_like(x_BLHD), cos.numel() // cos.shape[-1]
+    tables = cos.float().contiguous(), sin.float().contiguous()
+    sizes = (batch * length, angles, heads, channels, direction)
+    native.call("rotate", x_BLHD, *tables, out_BLHD, *sizes, *_how(x_BLHD))
+    return out_BLHD
 
 
-def _high(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself where its dtype is wide enough to compute in, otherwise a copy in float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _how(x: torch.Tensor) -> tuple[int, int]:
+    """What every routine is told: whether its arrays are bfloat16, else float32, and how many threads are worth it."""
+    return int(x.dtype == torch.bfloat16), torch.get_num_threads() if x.numel() >= _SHARED_FROM else 1

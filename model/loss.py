@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from model import native
 from model.kernels import product
 
 IGNORE = -100  # a target to leave out
@@ -130,6 +131,8 @@ def _loss_and_gradient(
 
     d loss / d logits = softmax - one-hot of the target; nothing where the target is left out.
     """
+    if native.computes(logits_CV) and high == torch.float32:
+        return _loss_and_gradient_in_place(logits_CV, targets_C, differentiate)
     valid_C = targets_C != IGNORE
     index_C1 = targets_C.where(valid_C, 0).unsqueeze(1)
     log_probs_CV = logits_CV.log_softmax(-1, dtype=high)
@@ -138,6 +141,17 @@ def _loss_and_gradient(
         return loss, log_probs_CV
     weight_C1 = valid_C.to(high).unsqueeze(1)
     return loss, log_probs_CV.exp_().mul_(weight_C1).scatter_add_(1, index_C1, -weight_C1).to(logits_CV.dtype)
+
+
+def _loss_and_gradient_in_place(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, differentiate: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same on the CPU, where the gradient takes the place of the logits; float32 inside."""
+    logits_CV, targets_C = logits_CV.contiguous(), targets_C.contiguous()
+    loss_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
+    how = int(logits_CV.dtype == torch.bfloat16), torch.get_num_threads()
+    native.call("cross_entropy", logits_CV, targets_C, loss_C, *logits_CV.shape, IGNORE, int(differentiate), *how)
+    return loss_C.sum(), logits_CV
 
 
 def _loss_and_gradient_in_one_pass(

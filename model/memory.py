@@ -35,7 +35,7 @@ and a stored attention matrix. For this model's block (no dropout, fused attenti
 backward are, in elements per token: the block's input (d), its norm (d, the input of wq, wk and wv), q (d), k and v
 (2 d_kv), the attention output (d, the input of wo), the residual after it (d), its norm (d), gate, up and the product
 of silu(gate) and up (3 h); 6d + 2 d_kv + 3h in all, 4 bytes x H for the softmax's log-sum-exp and 8 for the norms.
-  none       all of that in every block; silu(gate) too (h) where neither a compiler nor `model.kernels` computes it
+  none       all of that in every block; silu(gate) too (h) where neither a compiler nor `model.native` computes it
              again. Compiled float8 keeps no inputs of products, which it makes again to scale them: 4d + 2 d_kv + 2h
   selective  block input (d) and the outputs of linear layers and attention: q, k, v, attention, wo, gate, up
              (3d + 2 d_kv + 2h), and down (d) where no compiler sees that it is not needed; one block whole, while it
@@ -43,9 +43,10 @@ of silu(gate) and up (3 h); 6d + 2 d_kv + 3h in all, 4 bytes x H for the softmax
   full       block input (d); one block whole, while it is redone
 A block's backward works in the gradients of its output (d) and of the feed-forward's two halves (2 h).
 The head keeps the input and output of the last norm and the gradient of the latter (3 d b). The loss works in chunks
-of positions (`model.loss`). Of one chunk there are, per position and word, the logits and their gradient in b; where
-they are not compiled, the logits in b and, widened, in fp32, and the fp32 log-probabilities. Beside it stand the fp32
-gradient of the output matrix (4 V d), a chunk's own in b before it is added, and of a single worker the matrix in b.
+of positions (`model.loss`). Of one chunk there are, per position and word, the logits and their gradient in b; on the
+CPU the one takes the other's place (`model.native`), and on a GPU, where they are not compiled, there are the logits in
+b and, widened, in fp32, and the fp32 log-probabilities. Beside it stand the fp32 gradient of the output matrix (4 V d),
+a chunk's own in b before it is added (on the CPU widened, too), and of a single worker the matrix in b.
 
 GB of 1e9 bytes, as the allocator counts what is in use; the driver's context and what fragmentation leaves come on top.
 `tests/model/test_model_memory.py` holds it to what was measured on an H200 and on the CPU.
@@ -142,11 +143,12 @@ def _moments(
     head = b * d * (2 + 2 * t if t > 1 else 3)
     chunk = min(batch.micro_tokens, max(1, CHUNK_BYTES["cpu" if compute.cpu else "cuda"] // (MASTER_BYTES * vocab)))
     narrow = b if b < MASTER_BYTES else 0
-    of_logits = 2 * b if compute.compiled and not compute.cpu else b + MASTER_BYTES * (2 if narrow else 1)
+    of_logits = b if compute.cpu else 2 * b if compute.compiled else b + MASTER_BYTES * (2 if narrow else 1)
     if t > 1:  # not compiled, and widened as it is written
         of_logits = b + MASTER_BYTES + narrow
     cast = b * matrix if casts else 0
-    loss = MASTER_BYTES * matrix + cast + max(chunk * vocab * of_logits, chunk * vocab * b + narrow * matrix)
+    added = narrow + MASTER_BYTES if narrow and compute.cpu else narrow  # there widened before it is added
+    loss = MASTER_BYTES * matrix + cast + max(chunk * vocab * of_logits, chunk * vocab * b + added * matrix)
 
     def at(gradients: float, gathered: float, activations: float, logits: float) -> dict[str, float]:
         return {

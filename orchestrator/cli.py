@@ -78,7 +78,8 @@ def main() -> None:
     except OSError as error:
         place = f": {error.filename}" if error.filename and error.strerror else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _tell(f"{error.strerror or error}{place}" + ("; free some space there and try again" if full else ""))
+        todo = f"; free some space{' there' if place else ''} and try again" if full else ""
+        _tell(f"{error.strerror or error}{place}{todo}")
         sys.exit(1)
     except Exception as error:
         if isinstance(error, ValueError) and _is_ours(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -122,4 +123,32 @@ def compared_runs(folder: Path, count: int = 8, steps: int = 2000) -> Path:
                 event |= {"loss": loss_at(step) + 0.01 * number, "time_unix_s": at_s}
                 file.write(json.dumps(event) + "\n")
         write_record(run)
+    return folder
+
+
+def long_runs(folder: Path, big: Path, count: int = 8) -> Path:
+    """A runs folder of `count` runs of 21 days on 2,048 GPUs: each with metrics of its own, and the ledgers of one."""
+    if (folder / f"long-{count - 1}" / FILE_NAME).exists():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    source = RunFolder(big / "llama-65b")
+    for number in range(count):
+        run = RunFolder(folder / f"long-{number}")
+        run.energy_dir.mkdir(parents=True)
+        for path in source.ledgers():
+            os.link(path, run.energy_dir / path.name)  # 5 GB of each
+        shutil.copy(source.path / "experiment.yaml", run.path)
+        run.write_run(source.read_run() | {"run_id": run.path.name})
+        record = json.loads((source.path / FILE_NAME).read_text())
+        record["run"]["run_id"] = run.path.name
+        record["data"]["validation_loss"] += 0.01 * number
+        (run.path / FILE_NAME).write_text(json.dumps(record))
+        run.metrics_dir.mkdir()
+        with source.metrics_file(0).open() as lines, run.metrics_file(0).open("w") as file:
+            for line in lines:
+                event = json.loads(line)
+                for key in ("loss", "validation_loss"):
+                    if key in event:
+                        event[key] += 0.01 * number
+                file.write(json.dumps(event) + "\n")
     return folder

@@ -1,9 +1,10 @@
 """The dashboard beside CodeCarbon's board, TensorBoard and MLflow: cold loads in headless Chromium.
 
     python benchmarks/dashboard/run.py [--cache FOLDER] [--only GROUP ...] [--draws 3] [--no-peers] [--pictures FOLDER]
+                                        [--results FOLDER]
 
 Installs the peers into venvs under the cache folder (what cannot be installed is recorded as such), makes the data
-there (5 GB; kept for the next time), and writes benchmarks/results/dashboard.json and dashboard.md. With --only the
+there (8 GB; kept for the next time), and writes benchmarks/results/dashboard.json and dashboard.md. With --only the
 rows of other groups stay as they were. The first time takes about a quarter of an hour, most of it for the data.
 """
 
@@ -12,18 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from browse import Load, busy_share, chromium, load
-from data import DAYS, GPUS, NODES, ROOT, STEPS, big_run, compared_runs, many_runs
+from data import BIG_START, DAYS, GPUS, NODES, ROOT, STEPS, big_run, compared_runs, long_runs, many_runs
 from live import live_run
+from peers import Cell, row
 from playwright.sync_api import Browser
 from servers import Board, Peer, hoofprint, install, peer, peer_data
-from table import Cell, load_cell, markdown, row
+from table import load_cell, markdown
+from wide import HOURS, NAME, POWER_W, SPIKE_S, SPIKE_W, wide_live, wide_run
 
 sys.path.append(str(ROOT / "benchmarks"))
 from report import RESULTS, machine  # noqa: E402
@@ -178,11 +183,79 @@ def compare(bench: Bench) -> Rows:
     return [row("compare 8 runs of 2,000 steps", "<= 1.5 s", {"hoofprint": cell}, _within(cell, 1.5))]
 
 
+def compare_long(bench: Bench) -> Rows:
+    runs = long_runs(bench.data / "long", big_run(bench.data / "big"))
+    query = "&".join(f"run=long-{number}" for number in range(8))
+    drawn = "document.querySelectorAll('main table th').length >= 9 && document.querySelector('main svg, main canvas')"
+    rows = []
+    with hoofprint(runs) as board:
+        board.settle()
+        for draws, when in ((1, "the first time"), (bench.draws, "again")):
+            loads = [
+                load(bench.browser, f"{board.address}/compare?{query}", {"compared": drawn},
+                     picture=bench.picture(f"compare-long-{when}")) for _ in range(draws)
+            ]  # fmt: skip
+            cell = load_cell(loads, "compared", board.memory_mb())
+            met = _within(cell, 1.5) and cell["memory_mb"] < 400
+            name = f"compare 8 runs of {DAYS} days on {NODES * GPUS:,} GPUs ({STEPS:,} steps each): {when}"
+            rows.append(row(name, "<= 1.5 s, < 400 MB", {"hoofprint": cell}, met))
+    return rows
+
+
+def wide(bench: Bench) -> Rows:
+    """The power of each second of hundreds of nodes: where one zooms, and at the end of a run that goes on."""
+    runs = wide_run(bench.data / "wide")
+    spike_s, rows = BIG_START + SPIKE_S, []
+    about = f"{HOURS} hours on {NODES * GPUS:,} GPUs by the second"
+    with hoofprint(runs) as board:
+        zooms = []
+        for when in ("while its ledgers are read", "once they were read"):
+            for width_s in (7200.0, 600.0, 60.0):
+                query = f"points=600&from={spike_s - width_s / 2}&to={spike_s + width_s / 2}"
+                began = time.monotonic()
+                found = board.ask(f"/run/{NAME}/power.json?{query}")
+                zooms.append({"when": when, "width_s": width_s, "seconds": time.monotonic() - began, **_peak(found)})
+                print(f"  {zooms[-1]}", flush=True)
+            board.settle()
+        near = [zoom for zoom in zooms if zoom["width_s"] <= 600]
+        text = ", ".join(
+            f"{zoom['width_s']:.0f} s wide in {zoom['seconds']:.1f} s ({zoom['step_s']:g} s a cell, {zoom['when']})"
+            for zoom in near
+        )
+        seen = all(zoom["above_w"] > 0.9 * NODES * GPUS * (SPIKE_W - POWER_W) for zoom in near)
+        cell = {"text": f"{text}; server {board.memory_mb():.0f} MB", "zooms": zooms}
+        rows.append(row(f"zoom to a spike of one second in {about}", "is seen", {"hoofprint": cell}, seen))
+    with wide_live(bench.data, runs) as live, hoofprint(live) as board:
+        board.ask(f"/run/{NAME}/power.json")
+        while board.ask(f"/run/{NAME}/power.json").get("by") == "sketch":
+            time.sleep(1.0)
+        ages, busy_s, began = [], board.cpu_s(), time.monotonic()
+        while time.monotonic() - began < 40:
+            found = board.ask(f"/run/{NAME}/power.json")
+            ages.append(time.time() - found["run"][1])
+            time.sleep(1.0)
+        share = (board.cpu_s() - busy_s) / (time.monotonic() - began)
+        text = f"{statistics.median(ages):.1f} s, at most {max(ages):.1f} s; {100 * share:.0f} % of a core, server "
+        cell = {"text": f"{text}{board.memory_mb():.0f} MB", "ages_s": ages, "said": found["remarks"]}
+        print(f"  {cell}", flush=True)
+        name = f"live run of {about}: how old the end of its curve is (a reading a second)"
+        rows.append(row(name, "<= 3 s", {"hoofprint": cell}, statistics.median(ages) <= 3.0))
+    return rows
+
+
+def _peak(found: dict[str, Any]) -> dict[str, Any]:
+    """By how much the highest cell of all nodes together is above the middle one, and how long a cell is."""
+    totals = [value for value in found["high_w"] if value is not None]
+    above_w = max(totals) - statistics.median(totals) if totals else 0.0
+    return {"above_w": above_w, "step_s": found["step_s"], "by": found["by"], "said": found["remarks"]}
+
+
 def _within(cell: Cell, seconds: float) -> bool:
     return cell["worst_s"] is not None and cell["worst_s"] <= seconds
 
 
-GROUPS: dict[str, Callable[[Bench], Rows]] = {"list": run_list, "long": long_run, "live": live, "compare": compare}
+GROUPS: dict[str, Callable[[Bench], Rows]] = {"list": run_list, "long": long_run, "live": live, "compare": compare,
+          "compare-long": compare_long, "wide": wide}  # fmt: skip
 
 
 def main() -> None:
@@ -191,6 +264,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--no-peers", action="store_true", help="of the others, keep what was measured before")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder for the table")
     parser.add_argument("--pictures", type=Path, help="a folder for screenshots of what was measured")
     options = parser.parse_args()
     about = machine()
@@ -201,7 +275,7 @@ def main() -> None:
         print(f"{each.name}: {each.version or each.missing}")
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / "dashboard.json"
+    file = options.results / "dashboard.json"
     with chromium() as browser:
         about["browser"] = f"Chromium {browser.version}"
         measured = {"hoofprint": peers["hoofprint"]} if options.no_peers else peers
@@ -219,7 +293,7 @@ def main() -> None:
             # after each group, so that what was measured is not lost with the last
             versions = {name: each.version or each.missing for name, each in peers.items()}
             result = {"machine": about, "versions": versions, "rows": [one for part in rows.values() for one in part]}
-            RESULTS.mkdir(exist_ok=True)
+            options.results.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             file.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
     print(file.with_suffix(".md").read_text())

@@ -21,7 +21,8 @@ from urllib.request import urlopen
 
 import psutil
 from data import BIG_START, DAY_S, DAYS, GPUS, NODES, ROOT, STEPS, loss_at, summary
-from peers import Peer, _call, _version  # noqa: E402
+from peers import Peer
+from peers import install as install_peers
 
 PACKAGES = {"codecarbon": "codecarbon[carbonboard]", "tensorboard": "tensorboard", "mlflow": "mlflow"}
 TITLES = {"hoofprint": "hoofprint", "codecarbon": "carbonboard", "tensorboard": "TensorBoard", "mlflow": "MLflow"}
@@ -30,20 +31,7 @@ READY_S = 120.0
 
 def install(cache: Path) -> dict[str, Peer]:
     """Ours, and each board in a venv of its own; one that cannot be installed says why."""
-    peers = {"hoofprint": Peer("hoofprint", Path(sys.executable), _version(Path(sys.executable), "hoofprint"))}
-    for name, package in PACKAGES.items():
-        folder = cache / ("carbonboard" if name == "codecarbon" else name)
-        python = folder / "bin" / "python"
-        try:
-            if not python.exists():
-                _call(sys.executable, "-m", "venv", str(folder))
-            if not _version(python, name):
-                _call(str(python), "-m", "pip", "install", "--quiet", package)
-            peers[name] = Peer(name, python, _version(python, name))
-        except (subprocess.CalledProcessError, OSError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            peers[name] = Peer(name, python, missing=f"not installed: {said.strip().splitlines()[-1][:200]}")
-    return peers
+    return install_peers(cache, PACKAGES, {"codecarbon": "carbonboard"})  # metering has one without a board
 
 
 @dataclass
@@ -58,6 +46,14 @@ class Board:
         """The most that its processes have held so far, summed over them."""
         family = [self.process, *self.process.children(recursive=True)]
         return sum(_peak_kb(each.pid) for each in family) / 1e3
+
+    def cpu_s(self) -> float:
+        return sum(self.process.cpu_times()[:2])
+
+    def ask(self, path: str) -> Any:
+        """The JSON that lies at an address."""
+        with urlopen(self.address + path, timeout=120) as answer:
+            return json.loads(answer.read())
 
     def settle(self, quiet_s: float = 3.0, limit_s: float = 300.0) -> float:
         """Waits until it has computed nothing for a while; returns how long that took."""

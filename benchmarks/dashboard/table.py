@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from browse import Load
+from peers import Cell, side_by_side
 from servers import TITLES
-
-Cell = dict[str, Any]
 
 
 def load_cell(loads: list[Load], key: str, memory_mb: float | None) -> Cell:
@@ -34,11 +33,6 @@ def load_cell(loads: list[Load], key: str, memory_mb: float | None) -> Cell:
     }
 
 
-def row(name: str, target: str, cells: dict[str, Cell], met: bool | None) -> dict[str, Any]:
-    peers = {board: cell for board, cell in cells.items() if board != "hoofprint"}
-    return {"row": name, "target": target, "met": met, "ours": cells["hoofprint"], "peers": peers}
-
-
 def markdown(result: dict[str, Any]) -> str:
     """The table for people; `result` is what dashboard.json holds."""
     about, versions = result["machine"], result["versions"]
@@ -61,12 +55,6 @@ def markdown(result: dict[str, Any]) -> str:
         f"{about['cpu']}, {about['cores']} cores, {about['browser']}, {about['date']}; load before the groups of rows "
         f"{loads[0]:.1f} to {loads[-1]:.1f}.",
         "",
-        "| | target | met | " + " | ".join(f"{title} {versions[name]}" for name, title in TITLES.items()) + " |",
-        "|---" * (3 + len(TITLES)) + "|",
+        *side_by_side(result["rows"], {name: f"{title} {versions[name]}" for name, title in TITLES.items()}),
     ]
-    for one in result["rows"]:
-        cells = {"hoofprint": one["ours"], **one["peers"]}
-        texts = [cells[name]["text"].replace("|", "/") if name in cells else "-" for name in TITLES]
-        met = {True: "yes", False: "**no**", None: "-"}[one["met"]]
-        lines.append(f"| {one['row']} | {one['target']} | {met} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"

@@ -26,8 +26,8 @@ import cost
 import crash
 from accuracy import SLOW_TRACES, TRACES, with_draws
 from harness import ROOT, library_folder, uuid
-from peers import Peer, install
-from table import COLUMNS, Cell, accuracy_cell, cost_cell, crash_cell, markdown, row
+from peers import TITLES, Cell, Peer, install, row
+from table import accuracy_cell, cost_cell, crash_cell, markdown
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from report import RESULTS, machine  # noqa: E402
@@ -72,11 +72,11 @@ def within(cell: Cell, percent: float) -> bool:
 def with_counter(bench: Bench) -> Rows:
     rows = []
     for name, trace in TRACES.items():
-        cells = bench.windows(with_draws(trace, 1), COLUMNS)
+        cells = bench.windows(with_draws(trace, 1), TITLES)
         rows.append(
             row(f"energy counter, 30 s: {name}{bench.beside}", "<= 0.15 %", cells, within(cells["hoofprint"], 0.15))
         )
-    cells = bench.windows(with_draws(TRACES["training steps"], 8), COLUMNS)
+    cells = bench.windows(with_draws(TRACES["training steps"], 8), TITLES)
     name = f"energy counter, 30 s: training steps, 8 GPUs{bench.beside}"
     rows.append(row(name, "<= 0.15 % per GPU", cells, within(cells["hoofprint"], 0.15)))
     return rows
@@ -87,7 +87,7 @@ def power_only(bench: Bench) -> Rows:
     traces = SLOW_TRACES | {"square 0.35 s": TRACES["square 0.35 s"]}
     for name, trace in traces.items():
         gpus = with_draws(trace, 1, "counter=0")
-        cells = bench.windows(gpus, COLUMNS)
+        cells = bench.windows(gpus, TITLES)
         # Zeus has another class for GPUs without a counter. It polls without pause: not beside the others.
         power = bench.windows(gpus, ("zeus_power",))["zeus_power"]
         cells["zeus"] = {"text": f"{cells['zeus']['text']}; PowerMonitor {power['text']}", "monitor": cells["zeus"],
@@ -136,7 +136,7 @@ def faults(bench: Bench) -> Rows:
 
 def kills(bench: Bench) -> Rows:
     cells = {}
-    for tool in COLUMNS:
+    for tool in TITLES:
         print(f"  {tool}: {bench.kills} kills ...", flush=True)
         cells[tool] = crash_cell(crash.many(tool, bench.kills, bench.peers, bench.folder(), bench.library))
     ours = cells["hoofprint"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accuracy import Measured
-
-COLUMNS = ("hoofprint", "codecarbon", "zeus", "carbontracker")
-Cell = dict[str, Any]
+from peers import TITLES, Cell, side_by_side
 
 
 def accuracy_cell(draws: list[Measured]) -> Cell:
@@ -55,21 +53,9 @@ def cost_cell(draws: list[Cell], key: str, form: str) -> Cell:
     return {"text": form.format(max(good)), "worst": max(good), "draws": good}
 
 
-def row(name: str, target: str, cells: dict[str, Cell], met: bool | None) -> dict[str, Any]:
-    return {
-        "row": name,
-        "target": target,
-        "met": met,
-        "ours": cells["hoofprint"],
-        "peers": {tool: cell for tool, cell in cells.items() if tool != "hoofprint"},
-    }
-
-
 def markdown(result: dict[str, Any]) -> str:
     """The table for people; `result` is what metering.json holds."""
     versions = result["versions"]
-    names = {"hoofprint": "hoofprint", "codecarbon": "CodeCarbon", "zeus": "Zeus", "carbontracker": "carbontracker"}
-    heads = [f"{names[tool]} {versions[tool]}" for tool in COLUMNS]
     lines = [
         "# Metering, side by side",
         "",
@@ -86,12 +72,6 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores, {result['machine']['date']}.",
         "",
-        "| | target | met | " + " | ".join(heads) + " |",
-        "|---" * (3 + len(heads)) + "|",
+        *side_by_side(result["rows"], {tool: f"{title} {versions[tool]}" for tool, title in TITLES.items()}),
     ]
-    for one in result["rows"]:
-        cells = {"hoofprint": one["ours"], **one["peers"]}
-        texts = [cells[tool]["text"].replace("|", "/") if tool in cells else "-" for tool in COLUMNS]
-        met = {True: "yes", False: "**no**", None: "-"}[one["met"]]
-        lines.append(f"| {one['row']} | {one['target']} | {met} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"

@@ -17,7 +17,8 @@ from benchmarks.resilience.places import METER, children_of, title_of
 from benchmarks.resilience.stand_in import ROOT, StandIn, clean_environment, percent_of_truth
 from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
-from orchestrator.driver.launch import OWN_RAY_ENVIRONMENT, RAY_ENVIRONMENT
+from orchestrator.driver.launch import RAY_ENVIRONMENT
+from orchestrator.driver.own_ray import OWN_RAY_ENVIRONMENT
 
 NODES, GPUS, SECONDS = 64, 8, 90.0
 SETTLE_S = 20.0  # after the last meter has come up

@@ -19,7 +19,7 @@ from orchestrator.driver.launch import RAY_ENVIRONMENT
 from orchestrator.live.progress import Tail
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
-RANK, METER = "ray::RayTrainWorker", "ray::MeterActor"
+RANK, METER, CONTROLLER = "ray::RayTrainWorker", "ray::MeterActor", "ray::TrainController"
 SECOND = "127.0.0.2"
 END_LIMIT_S = 300.0
 

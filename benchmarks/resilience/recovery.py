@@ -14,7 +14,7 @@ import psutil
 from tiny import write_spec
 
 from benchmarks.resilience.judge import few_lost, steps_lost
-from benchmarks.resilience.places import RANK, OwnRay, Run, wait_until
+from benchmarks.resilience.places import CONTROLLER, RANK, OwnRay, Run, wait_until
 from orchestrator.ranks.watchdog import HANGS
 
 WORKERS = 2
@@ -27,7 +27,8 @@ TARGET_S = 20.0
 PARTS = {
     "other rank ended": "Ray sees that a rank is gone, or the other rank that its peer is, and ends it",
     "next attempt begun": "Ray Train's controller ends, and the driver opens the next attempt",
-    "workers there": "the next controller, and a process for each rank",
+    "controller there": "the next controller's process",
+    "workers there": "a process for each rank",
     "training called": "imports, process group",
     "model and checkpoint loaded": "model, data, checkpoint checked and loaded",
     "first step": "the first step",
@@ -70,6 +71,7 @@ def _recovery(run: Run) -> dict[str, Any]:
         raise RuntimeError(f"attempt {attempt} did not begin: {run.log}")
     time.sleep(SOON_S)
     pids = [_process(run, rank, attempt) for rank in range(WORKERS)]
+    controllers = {each.pid for each in run.processes(CONTROLLER)}
     load = os.getloadavg()[0]
     killed_s = time.time()
     os.kill(pids[1], signal.SIGKILL)
@@ -80,8 +82,9 @@ def _recovery(run: Run) -> dict[str, Any]:
         if not _alive(pids[0]):
             seen.setdefault("other rank ended", now)
         if "other rank ended" in seen and "workers there" not in seen:
-            new = [each for each in run.processes(RANK) if each.pid not in pids]
-            if len(new) == WORKERS:
+            if any(each.pid not in controllers for each in run.processes(CONTROLLER)):
+                seen.setdefault("controller there", now)
+            if len([each for each in run.processes(RANK) if each.pid not in pids]) == WORKERS:
                 seen["workers there"] = now
         return run.newest_step()[0] > attempt
 

@@ -36,6 +36,8 @@ from benchmarks.training.systems import HOW, SYSTEMS, Case  # noqa: E402
 from benchmarks.training.table import markdown  # noqa: E402
 from benchmarks.training.turns import compare, take_turns, turn_steps  # noqa: E402
 from model.config import LlamaConfig  # noqa: E402
+from model.memory import MOMENTS_BYTES  # noqa: E402
+from model.sharding import MASTER_BYTES  # noqa: E402
 from orchestrator.driver.launch import CPU_RANK_ENVIRONMENT  # noqa: E402
 
 CACHE = ROOT / ".cache"
@@ -46,6 +48,7 @@ SIZES = {
 DTYPES = ("float32", "bfloat16")
 AT_ONCE = 3
 MEMORY_TARGET = 0.8
+STATE_BYTES = MASTER_BYTES * 2 + MOMENTS_BYTES  # of a parameter, in all systems: weight, gradient, two moments
 PARTS = (*SIZES, "memory", "scaling")
 
 
@@ -170,10 +173,11 @@ class Bench:
                     found[runner.name] = runner.ask("peak")[0]
         for cell in found.values():
             cell["step_bytes"] = cell["peak_bytes"] - cell["imported_bytes"]
+            cell["beyond_state_bytes"] = cell["step_bytes"] - STATE_BYTES * case.config.params
         ours = found.get("hoofprint")
         ratios = {
             key: {name: ours[key] / cell[key] for name, cell in found.items() if not name.startswith("hoofprint")}
-            for key in ("peak_bytes", "step_bytes")
+            for key in ("peak_bytes", "step_bytes", "beyond_state_bytes")
         } if ours else {}  # fmt: skip
         return {
             "dtype": dtype,
@@ -181,6 +185,7 @@ class Bench:
             "bytes": found,
             "ratios": ratios,
             "errors": errors,
+            "state_bytes": STATE_BYTES * case.config.params,
             "target": MEMORY_TARGET,
             "met": {name: ratio <= MEMORY_TARGET for name, ratio in ratios.get("peak_bytes", {}).items()},
         }

@@ -39,7 +39,8 @@ TITLES = {
     "torchtitan_compiled": "torchtitan, compiled",
 }
 HOW = {
-    "hoofprint": "as `hoofprint run`: float32 master weights, FSDP2 over several ranks",
+    "hoofprint": "as `hoofprint run`: float32 master weights, FSDP2 over several ranks; not compiled, the routines "
+    "in C of `model.native` (attention, norms, rotary turn, SwiGLU, softmax of the loss)",
     "transformers": "LlamaForCausalLM with sdpa; bfloat16: autocast (as its Trainer); compiled: each decoder layer",
     "torchtitan": "its Llama 3 with its own scaled dot-product attention (others do not train on a CPU) and loss; "
     "bfloat16: autocast on one device, its own FSDP over several; compiled: each block",

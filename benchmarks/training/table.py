@@ -16,7 +16,9 @@ same machine, in turns with the rest; a share is that time over the time of the 
 (FLOP/s by 6 N over the measured rate of products)."""
 HOW_MEMORY = """\
 VmHWM of a fresh process, reset before a step after the first ones; in brackets without what the libraries took when
-they were imported. Target: at most 0.8 of each peer."""
+they were imported. Target: at most 0.8 of each peer. The state is what a step cannot do without in any of the systems:
+float32 weights, their gradients and two moments, 16 bytes of a parameter; beyond it are activations, copies, and what
+the allocator keeps."""
 HOW_SCALING = """\
 Efficiency: tokens/s of two ranks over twice those of one process of one thread; in brackets its 95 % interval. Beside
 it the same over a process without FSDP, and over two processes at the same time that know nothing of each other.
@@ -89,21 +91,23 @@ def _memory(memory: Result) -> list[str]:
         "",
         HOW_MEMORY,
         "",
-        "| | | GB | hoofprint takes | met |",
-        "|---|---|---|---|---|",
+        "| | | GB | hoofprint takes | met | beyond the state, GB | hoofprint takes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for title, cell in memory.items():
         for name, name_title in TITLES.items():
             if name in cell["errors"]:
-                lines.append(f"| {title} | {name_title} | {cell['errors'][name].replace('|', '/')} | - | - |")
+                lines.append(f"| {title} | {name_title} | {cell['errors'][name].replace('|', '/')} | - | - | - | - |")
             elif name in cell["bytes"]:
                 found = cell["bytes"][name]
                 size = f"{found['peak_bytes'] / 1e9:.2f} ({found['step_bytes'] / 1e9:.2f})"
-                ratio, met = "-", "-"
+                beyond = f"{found['beyond_state_bytes'] / 1e9:.2f}"
+                ratio, met, beyond_ratio = "-", "-", "-"
                 if name in cell["ratios"].get("peak_bytes", {}):
                     whole, step = (cell["ratios"][key][name] for key in ("peak_bytes", "step_bytes"))
                     ratio, met = f"{whole:.2f} x ({step:.2f} x)", MET[whole <= 0.8]
-                lines.append(f"| {title} | {name_title} | {size} | {ratio} | {met} |")
+                    beyond_ratio = f"{cell['ratios']['beyond_state_bytes'][name]:.2f} x"
+                lines.append(f"| {title} | {name_title} | {size} | {ratio} | {met} | {beyond} | {beyond_ratio} |")
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -15,6 +15,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.offsetbox import AnnotationBbox, DrawingArea
+from matplotlib.patches import Rectangle
 
 STYLE = Path(__file__).parents[1] / "style.mplstyle"
 INK = "#101418"
@@ -22,9 +25,11 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1)), (0, (2, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCH = "////"  # modelled, assumed or not attributed: never a plain colour
+PIECE = (14.0, 8.0)  # points: of what a label names, before the label
 MOST_POINTS = 1500  # of a line: more cannot be seen in print and makes an SVG of megabytes
 FORMATS = ("svg", "png", "pdf")
 PNG_DPI = 200
+Look = Mapping[str, Any]  # how something is drawn, in matplotlib's words
 # No clock and no version in a file: the same input gives the same bytes.
 _NO_TRACE: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
@@ -96,14 +101,33 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def label_right(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:
-    """Names (y, text, colour) at the right of the axes, level with what they name; gap: as a share of the height."""
+def _piece(look: Look) -> DrawingArea:
+    width, height = PIECE
+    area = DrawingArea(width, height)
+    if "color" in look:
+        area.add_artist(Line2D([0, width], [height / 2] * 2, **look))
+        return area
+    area.add_artist(Rectangle((0, 0), width, height, facecolor=look["facecolor"], linewidth=0))
+    if "hatch" in look:  # apart, because SVG viewers give a pattern's ground the pattern's own opacity
+        area.add_artist(Rectangle((0, 0), width, height, **{**look, "facecolor": "none"}))
+    return area
+
+
+def label_right(axes: Axes, ends: Sequence[tuple[float, str, Look]], gap: float = 0.075) -> None:
+    """Names (y, text, look) at the right of the axes, level with what they name; gap: as a share of the height.
+
+    Before each name stands a piece of what it names: of a line where its look has a `color`, of an area where it has a
+    `facecolor`; so that it is found in grey too, and the letters need not be in colours that are hard to read.
+    """
     low, high = axes.get_ylim()
-    ordered = sorted(ends)
-    for y, (_, text, colour) in zip(spread([y for y, *_ in ordered], gap * (high - low)), ordered, strict=True):
-        axes.annotate(
-            text, (1.015, y), xycoords=("axes fraction", "data"), color=colour, va="center", annotation_clip=False
-        )
+    ordered = sorted(ends, key=lambda end: end[:2])
+    at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
+    for y, (_, text, look) in zip(spread([y for y, *_ in ordered], gap * (high - low)), ordered, strict=True):
+        if look:
+            axes.add_artist(AnnotationBbox(_piece(look), (1, y), xybox=(6, 0), boxcoords="offset points",
+                                           box_alignment=(0, 0.5), frameon=False, pad=0, **at))  # fmt: skip
+        left = 10 + PIECE[0] if look else 6
+        axes.annotate(text, (1, y), xytext=(left, 0), textcoords="offset points", va="center", **at)
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from dashboards.figures.curves import energy_at
-from dashboards.figures.drawing import COLOURS, HATCH, INK, Drawing, Missing, label_right, thin, time_scale
+from dashboards.figures.drawing import COLOURS, HATCH, Drawing, Look, Missing, label_right, thin, time_scale
 from dashboards.figures.planned import SAME, Plan, require_time, three
 from energy.human import digits, human_count, human_energy, human_time, scale_of
 from energy.units import JOULE_PER_KWH
@@ -131,19 +131,22 @@ def _panel(axes: Axes, fan: Fan, until: float, factor: float) -> None:
     x = at / factor
     axes.fill_between(x, least, top, facecolor=to_rgba(COLOURS[2], 0.14), linewidth=0)
     axes.fill_between(x, least, top, facecolor="none", edgecolor=to_rgba(COLOURS[2], 0.55), hatch=HATCH, linewidth=0)
-    axes.plot(x, likely, color=COLOURS[2], linestyle=(0, (5, 2)), linewidth=1.2)
+    plan: dict[str, Any] = {"color": COLOURS[2], "linestyle": (0, (5, 2)), "linewidth": 1.2}
+    axes.plot(x, likely, **plan)
     axes.plot(fan.seconds[1] / factor, fan.ends[1] / size, marker="D", color=COLOURS[2], markersize=4, linestyle="none")
     axes.set_ylim(0, most / size * 1.08)
     low, middle, high = fan.ends
     outer = [(word, end) for word, end in (("low", low), ("high", high)) if abs(end - middle) > SAME * middle]
     also = "".join(f" and {word}" for word in ("low", "high") if outer and word not in dict(outer))
-    labels = [(middle / size, f"{'likely' if outer else 'planned'}{also} {digits(middle / size)}", COLOURS[2])]
-    labels += [(end / size, f"{word} {digits(end / size)}", INK) for word, end in outer]
+    labels: list[tuple[float, str, Look]] = [
+        (middle / size, f"{'likely' if outer else 'planned'}{also} {digits(middle / size)}", plan)
+    ]
+    labels += [(end / size, f"{word} {digits(end / size)}", {}) for word, end in outer]
     if fan.happened is not None:
         seconds, amount = thin(*fan.happened)
         axes.plot(seconds / factor, amount / size, color=COLOURS[0], linewidth=1.8)
         axes.plot(seconds[-1] / factor, amount[-1] / size, marker="o", color=COLOURS[0], markersize=4)
-        labels.append((float(amount[-1]) / size, f"actual {digits(float(amount[-1]) / size)}", COLOURS[0]))
+        labels.append((float(amount[-1]) / size, f"actual {digits(float(amount[-1]) / size)}", {"color": COLOURS[0]}))
     label_right(axes, labels, 0.13)
     band = "; hatched: the plan's low to high" if np.any(top > least * (1 + SAME)) else ""
     axes.set_title(f"{fan.what} ({unit}){band}")

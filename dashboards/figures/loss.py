@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dashboards.figures.curves import energy_at
-from dashboards.figures.drawing import COLOURS, INK, Drawing, Missing, label_right, say_nothing, thin, time_scale
+from dashboards.figures.drawing import COLOURS, INK, Drawing, Look, Missing, label_right, say_nothing, thin, time_scale
 from energy.human import energy_scale, human_count, human_flop
 
 Row = Mapping[str, Any]
@@ -90,29 +90,26 @@ def loss_drawing(
                 first = (float(at[mine[0]]), float(losses[mine[0]]))
                 axes.plot(*first, marker="|", color=INK, markersize=9)
                 axes.annotate(f"attempt {attempt}", first, xytext=(3, 5), textcoords="offset points")
-        ends = [(float(losses[-1]), f"training {losses[-1]:.3f}", COLOURS[0])]
+        ends: list[tuple[float, str, Look]] = [
+            (float(losses[-1]), f"training {losses[-1]:.3f}", {"color": COLOURS[0], "linewidth": 1.2})
+        ]
         reached = float(at.max())
         if evaluations:
             checked = _places(x, account, steps, evaluations, flop_per_token) / factor
             validation = np.array([each["validation_loss"] for each in evaluations], dtype=float)
             few = len(evaluations) <= 60
+            dashed: dict[str, Any] = {"color": COLOURS[5], "linewidth": 1.0, "linestyle": (0, (4, 2))}
             of_attempt = np.array([int(each.get("attempt") or 1) for each in evaluations])
             for attempt in sorted(set(of_attempt.tolist())):
                 mine = np.flatnonzero(of_attempt == attempt)
-                axes.plot(
-                    *thin(checked[mine], validation[mine]),
-                    color=COLOURS[5],
-                    marker="o" if few else None,
-                    markersize=4,
-                    linewidth=1.0,
-                    linestyle=(0, (4, 2)),
-                )
-            ends.append((float(validation[-1]), f"validation {validation[-1]:.3f}", COLOURS[5]))
+                axes.plot(*thin(checked[mine], validation[mine]), marker="o" if few else None, markersize=4, **dashed)
+            ends.append((float(validation[-1]), f"validation {validation[-1]:.3f}", dashed))
             reached = max(reached, float(checked.max()))
         low, high = axes.get_ylim()
         if entropy_nats is not None:
-            axes.axhline(entropy_nats, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
-            ends.append((entropy_nats, f"unigram entropy {entropy_nats:.2f}", INK))
+            dotted: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (1, 2))}
+            axes.axhline(entropy_nats, **dotted)
+            ends.append((entropy_nats, f"unigram entropy {entropy_nats:.2f}", dotted))
             margin = 0.05 * (high - low)
             low, high = min(low, entropy_nats - margin), max(high, entropy_nats + margin)
         axes.set_ylim(low, high)

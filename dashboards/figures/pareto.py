@@ -87,18 +87,17 @@ def _name(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
         near = x - 0.015 * right if inward else x + 0.015 * right
         width = 0.0125 * right * len(text)
         begin, end = (near - width, near) if inward else (near, near + width)
-        at = y + 0.6 * gap  # above the bar of its interval
+        at = y - 0.75 * gap if inward else y + 0.6 * gap  # beside the bar of its interval; a path comes from above left
         while any(abs(at - other) < gap and begin < e and b < end for other, b, e in placed):
             at += gap / 4
         placed.append((at, begin, end))
-        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5} if at > y + gap else None
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (1.0 if inward else 0.0, 0.5)}
         axes.annotate(
             text,
             (x, y),
             xytext=(near, at),
-            color=colour,
             ha="right" if inward else "left",
             va="center",
             annotation_clip=False,
-            arrowprops=line,
+            arrowprops=line if at > y + gap else None,
         )

@@ -12,11 +12,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dashboards.figures.curves import bands, cumulative_j, power_series
-from dashboards.figures.drawing import COLOURS, HATCH, INK, Drawing, Missing, say_nothing, spread, time_scale
+from dashboards.figures.drawing import (
+    COLOURS,
+    HATCH,
+    INK,
+    Drawing,
+    Look,
+    Missing,
+    label_right,
+    say_nothing,
+    time_scale,
+)
 from energy.carbon.series import IntensitySeries
 from energy.human import human_time, scale_of
 
 BUCKETS = 400
+HATCHES = (HATCH, HATCH.replace("/", "\\"))  # of bands above each other in turn: they are told apart in grey
 EVENTS = ("startup", "compile", "checkpoint", "evaluation", "lost")
 NARROWEST = 1 / 350  # of the width: a mark that can still be seen in print
 MAX_ROWS, MAX_CELLS = 64, 2500  # of vector cells: more are a picture inside the SVG, which is smaller
@@ -122,7 +133,7 @@ def power_drawing(
         watts, unit_w = scale_of(float(base.max()), _POWER)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value / watts:g}")
         axes.set_xlim(0, (float(edges[-1]) - start) / factor)
-        _name_bands(axes, labels)
+        label_right(axes, labels)
         title = f"Power ({unit_w}), mean over {human_time(width)}"
         axes.grid(axis="y")
         if lanes:
@@ -141,13 +152,14 @@ def power_drawing(
 
 def _draw_bands(
     axes: Axes, account: Any, readings: Mapping[str, Any], start: float, end: float, factor: float
-) -> tuple[np.ndarray, np.ndarray, float, list[tuple[float, str, str]]]:
+) -> tuple[np.ndarray, np.ndarray, float, list[tuple[float, str, Look]]]:
     """(edges in unix s, the stack's top in W, seconds of a bucket, labels)."""
     count = int(min(BUCKETS, max(2, max(len(t) for t, _ in readings.values()) - 1)))
     edges = np.linspace(start, end, count + 1)
     width = (end - start) / count or 1.0
     x = (edges - start) / factor
-    base, labels = np.zeros(count), []
+    base = np.zeros(count)
+    labels: list[tuple[float, str, Look]] = []
     for index, (label, kind, ids) in enumerate(bands(account)):
         power = sum(
             (np.diff(cumulative_j(readings[i], edges)) / width for i in ids if i in readings),
@@ -156,24 +168,17 @@ def _draw_bands(
         colour, top = COLOURS[index % len(COLOURS)], base + power
         modelled = kind != "measured"
         area: dict[str, Any] = {"baseline": base, "fill": True, "linewidth": 0.0}
-        axes.stairs(top, x, facecolor=to_rgba(colour, 0.25 if modelled else 1.0), **area)
+        look: dict[str, Any] = {"facecolor": to_rgba(colour, 0.25 if modelled else 1.0), "linewidth": 0.0}
+        axes.stairs(top, x, facecolor=look["facecolor"], **area)
         if modelled:  # apart, because SVG viewers give a pattern's ground the pattern's own opacity
-            axes.stairs(top, x, facecolor="none", edgecolor=colour, hatch=HATCH, **area)
+            look |= {"edgecolor": colour, "hatch": HATCHES[index % 2]}
+            axes.stairs(top, x, **look | area | {"facecolor": "none"})
         else:  # a thin edge tells bands apart in grey
             axes.stairs(top, x, baseline=None, color="white", linewidth=0.4)
         tail = max(1, count // 8)
-        labels.append(((base + power / 2)[-tail:].mean(), f"{label}{f', {kind}' if modelled else ''}", colour))
+        labels.append(((base + power / 2)[-tail:].mean(), f"{label}{f', {kind}' if modelled else ''}", look))
         base = top
     return edges, base, width, labels
-
-
-def _name_bands(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    gap = axes.get_ylim()[1] * 0.075
-    for y, (_, text, colour) in zip(spread([y for y, _, _ in labels], gap), labels, strict=True):
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        place |= {"va": "center", "annotation_clip": False}
-        axes.annotate("■", (1, y), xytext=(6, 0), color=colour, **place)
-        axes.annotate(text, (1, y), xytext=(17, 0), **place)
 
 
 def gpu_heat_drawing(account: Any) -> Drawing:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dashboards.figures.curves import energy_at
-from dashboards.figures.drawing import COLOURS, Drawing, Missing, time_scale
+from dashboards.figures.drawing import COLOURS, Drawing, Missing, label_right, time_scale
 from energy.human import digits, scale_of
 
 Row = Mapping[str, Any]
@@ -101,10 +101,10 @@ def rates_drawing(account: Any, steps: Sequence[Row], record: Mapping[str, Any])
                 title += f"; {over} above the axis, up to {digits(high)}"
             if mean is not None:
                 whole = min(mean, axes.get_ylim()[1])
-                axes.axhline(whole, color=colour, linewidth=0.7, linestyle=(0, (1, 2)))
+                dotted: dict[str, Any] = {"color": colour, "linewidth": 0.7, "linestyle": (0, (1, 2))}
+                axes.axhline(whole, **dotted)
                 name = f"whole run {digits(mean)}" + ("" if mean <= axes.get_ylim()[1] else " ↑")
-                axes.annotate(name, (1.015, whole), xycoords=("axes fraction", "data"), color=colour, va="center",
-                              annotation_clip=False)  # fmt: skip
+                label_right(axes, [(whole, name, dotted)])
             axes.set_title(title, fontsize=8.8, pad=5)
             axes.grid(axis="y")
         margin = 0.01 * float(x[-1] - x[0]) or 1.0

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from dashboards.figures.curves import MEASURED, energy_at
-from dashboards.figures.drawing import COLOURS, HATCH, INK, Drawing, Missing, label_right, time_scale
+from dashboards.figures.drawing import COLOURS, HATCH, Drawing, Look, Missing, label_right, time_scale
 from energy.carbon.series import IntensitySeries
 from energy.human import digits, human_carbon, human_energy, scale_of
 from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
@@ -108,21 +108,24 @@ def spent_drawing(
         x = (spent.times - spent.times[0]) / time_factor
         y, measured = spent.amount / factor, spent.measured / factor
         axes.fill_between(x, 0, measured, facecolor=to_rgba(COLOURS[0], 0.35), linewidth=0)
-        axes.fill_between(x, measured, y, facecolor=to_rgba(COLOURS[1], 0.18), linewidth=0)
-        axes.fill_between(x, measured, y, facecolor="none", edgecolor=COLOURS[1], hatch=HATCH, linewidth=0)
+        hatched: dict[str, Any] = {"facecolor": to_rgba(COLOURS[1], 0.18), "edgecolor": COLOURS[1], "linewidth": 0}
+        hatched["hatch"] = HATCH
+        axes.fill_between(x, measured, y, facecolor=hatched["facecolor"], linewidth=0)
+        axes.fill_between(x, measured, y, **hatched | {"facecolor": "none"})
         axes.plot(x, y, color=COLOURS[0])
         axes.set_xlim(0, float(x[-1]))
         far = [f"{name} {said(value)}, {digits(100 * end / value)} % of it used" for name, value in
                (("budget", budget), ("plan", planned[0])) if value is not None and value > FAR * end]  # fmt: skip
         axes.set_ylim(0, top / factor * (1.28 if far else 1.1))
-        ends = [(float(y[-1]), f"{said(end)} in all", COLOURS[0])]
+        ends: list[tuple[float, str, Look]] = [(float(y[-1]), f"{said(end)} in all", {"color": COLOURS[0]})]
         modelled = end - float(spent.measured[-1])
         if modelled > 0.005 * end:
-            ends.append((float((y[-1] + measured[-1]) / 2), f"{said(modelled)} modelled", INK))
+            ends.append((float((y[-1] + measured[-1]) / 2), f"{said(modelled)} modelled", hatched))
         ends += _draw_plan(axes, planned, factor, end, said)
         if budget is not None and budget in drawn:
-            axes.axhline(budget / factor, color=COLOURS[5], linewidth=1.4, linestyle=(0, (6, 2)))
-            ends.append((budget / factor, f"budget {said(budget)}", COLOURS[5]))
+            dashed: dict[str, Any] = {"color": COLOURS[5], "linewidth": 1.4, "linestyle": (0, (6, 2))}
+            axes.axhline(budget / factor, **dashed)
+            ends.append((budget / factor, f"budget {said(budget)}", dashed))
         label_right(axes, ends, 0.085)
         if far:
             axes.annotate("↑ " + "; ".join(far), (0.01, 0.98), xycoords="axes fraction", va="top")
@@ -141,7 +144,7 @@ def _parts(plan: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return [plan or {}, (plan or {}).get("low") or {}, (plan or {}).get("high") or {}]
 
 
-def _draw_plan(axes: Axes, planned: list[Any], factor: float, end: float, said: Any) -> list[tuple[float, str, str]]:
+def _draw_plan(axes: Axes, planned: list[Any], factor: float, end: float, said: Any) -> list[tuple[float, str, Look]]:
     likely, low, high = planned
     if likely is None or likely > FAR * end:
         return []
@@ -150,5 +153,6 @@ def _draw_plan(axes: Axes, planned: list[Any], factor: float, end: float, said: 
         top = min(high, FAR * end) / factor
         axes.axhspan(low / factor, top, facecolor=to_rgba(COLOURS[2], 0.16), linewidth=0, zorder=0.5)
         span = f" ({digits(low / factor)} to {digits(high / factor)})"
-    axes.axhline(likely / factor, color=COLOURS[2], linewidth=1.2, linestyle=(0, (1, 1.5)))
-    return [(likely / factor, f"planned {said(likely)}{span}", COLOURS[2])]
+    dotted: dict[str, Any] = {"color": COLOURS[2], "linewidth": 1.2, "linestyle": (0, (1, 1.5))}
+    axes.axhline(likely / factor, **dotted)
+    return [(likely / factor, f"planned {said(likely)}{span}", dotted)]

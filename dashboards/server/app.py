@@ -12,7 +12,8 @@ from dashboards.server import steps
 from dashboards.server.answers import as_csv, as_json, html, plain_name
 from dashboards.server.catalog import Catalog, Query, ReadLive
 from dashboards.server.cluster import Cluster
-from dashboards.server.compare import FORMS, Compare
+from dashboards.server.compare import Compare
+from dashboards.server.figure_files import FORMS, figure_file
 from dashboards.server.pages import BROKEN, Pages
 from dashboards.server.planning import Plan, Planning
 from dashboards.server.power_store import PowerStore
@@ -45,7 +46,7 @@ class App:
         self.catalog = Catalog(directory)
         self._live = read_live
         self._power, self._steps = PowerStore(), steps.StepStore()
-        templates = environment(base)
+        self._templates = templates = environment(base)
         self._pages = Pages(self.catalog, read_live, templates)
         self._compare = Compare(self.catalog, self._power, templates)
         self._cluster = Cluster(self.catalog, read_live, templates)
@@ -61,11 +62,12 @@ class App:
         }
 
     def warm_up(self) -> None:
-        """What the first visitor would wait for: reads the list, and loads what shows records and compares them."""
+        """What the first visitor would wait for: the list, and what shows records and compares them."""
+        self.catalog.listing(whole=True)
+        for name in self._templates.list_templates():
+            self._templates.get_template(name)
         import dashboards.comparison
         import dashboards.report  # noqa: F401
-
-        self.catalog.listing()
 
     def respond(self, parts: Sequence[str], arguments: Arguments) -> Response:
         """parts: of the path, decoded; arguments: of the query."""
@@ -77,7 +79,7 @@ class App:
             case ["runs.json"]:
                 return self._runs_json(Query.of(arguments))
             case ["runs.csv"]:
-                entries = Query.of(arguments).select(self.catalog.listing().entries)
+                entries = Query.of(arguments).select(self.catalog.listing(whole=True).entries)
                 return as_csv("runs.csv", [entry.as_json() for entry in entries])
             case ["total"]:
                 return html(self._pages.total())
@@ -111,9 +113,12 @@ class App:
             return html(self._pages.missing(why or f"There is no run “{name}” in this folder (any more)."), 404)
         if what in FILES:
             return self._file(folder, what, "save" in arguments)
-        if what not in self._of_run:
+        is_figure = what.startswith("figure/")
+        if what not in self._of_run and not is_figure:
             return html(self._pages.missing("There is no such page of a run."), 404)
         try:
+            if is_figure:
+                return figure_file(folder, what.removeprefix("figure/"), arguments)
             return self._of_run[what](folder, arguments)
         except FileNotFoundError:
             return html(self._pages.missing(f"The run “{name}” was there a moment ago, and is gone."), 404)
@@ -123,7 +128,7 @@ class App:
             return html(self._pages.missing(why), 422)
 
     def _runs_json(self, query: Query) -> Response:
-        listing = self.catalog.listing()
+        listing = self.catalog.listing(whole=True)
         rows = [entry.as_json() for entry in query.select(listing.entries)]
         return as_json({"runs": rows, "left_out": listing.left_out}, "runs.json")
 
@@ -196,7 +201,7 @@ class App:
         return as_csv(f"{plain_name(folder.path.name)}-power.csv", rows)
 
     def _measured_steps(self, folder: RunFolder, quick: bool = False) -> dict[str, steps.Array]:
-        return steps.measured(folder, self._steps, self._power.overview(folder), quick)
+        return steps.measured(folder, self._steps, self._power.overview(folder), steps.POINTS if quick else 0)
 
     def _steps_json(self, folder: RunFolder, arguments: Mapping[str, str]) -> Response:
         return as_json(steps.chart(self._measured_steps(folder, "quick" in arguments)))

@@ -1,4 +1,8 @@
-"""The runs of a folder for the pages: found by themselves, each read again only when its files changed."""
+"""The runs of a folder for the pages: found by themselves, each read again only when its files changed.
+
+Thousands of runs take seconds to read, and on a shared file system minutes. They are read beside the pages, the folders
+that were changed last first, and a page that cannot wait shows those that were read and how many are left.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from energy.records.record import FILE_NAME as RECORD
 from energy.records.total import FAILED, SUMMED, Entry, overlaps, read_entry, roll_up
+from energy.run_holder import is_held
 from energy.runs import RunFolder
 
 LOOK_EVERY_S = 1.0  # the folder is listed at most so often
+WAIT_S = 0.5  # for a look that goes on; then what it found so far is shown
+TOLD_EVERY_S = 0.25  # how often that is
+ORDER_S = 0.2  # what may be spent on finding out which folders were changed last
 REST = 5  # a look that takes so long is repeated after so many times as long
 WEEK_S = 7 * 86400.0
 PER_PAGE = 500
@@ -91,12 +100,20 @@ def _text(entry: Entry) -> str:
 
 @dataclass
 class Listing:
-    """What lay in the folder when it was looked at last. `fault`: why the folder itself could not be read."""
+    """What lay in the folder when it was looked at last. `fault`: why the folder itself could not be read.
+
+    unread: names of folders that were not read so far; None before the folder was listed.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     fault: str = ""
     version: int = 0
+    unread: frozenset[str] | None = frozenset()
+
+    @property
+    def is_whole(self) -> bool:
+        return self.unread is not None and not self.unread
 
 
 class Catalog:
@@ -106,71 +123,131 @@ class Catalog:
         self.directory = directory
         self._root = directory.resolve()
         self._lock, self._summing = threading.Lock(), threading.Lock()
-        self._listing, self._again_s = Listing(), -math.inf
+        self._listing, self._again_s = Listing(unread=None), -math.inf
+        self._looking: threading.Thread | None = None
         self._read: dict[str, tuple[Stamp, Entry]] = {}
+        self._found: dict[str, Entry | str] = {}  # by the last look: runs, and why others are left out
         self._total: tuple[int, dict[str, Any]] = (-1, {})
 
-    def listing(self) -> Listing:
+    def listing(self, whole: bool = False) -> Listing:
+        """What is known of the folder now. whole: waits until every run of it was read."""
         with self._lock:
-            began = time.monotonic()
-            if began >= self._again_s:
-                before = self._listing
-                now = self._look()
-                same = (now.entries, now.left_out, now.fault) == (before.entries, before.left_out, before.fault)
-                now.version = before.version if same else before.version + 1
-                self._listing = now
-                self._again_s = time.monotonic() + max(LOOK_EVERY_S, REST * (time.monotonic() - began))
-            return self._listing
+            if self._looking is None and time.monotonic() >= self._again_s:
+                self._looking = threading.Thread(target=self._look, name="catalog", daemon=True)
+                self._looking.start()
+            looking = self._looking
+        if looking is not None:
+            looking.join(None if whole else WAIT_S)
+        if whole and not self._listing.is_whole:
+            raise RuntimeError(f"{self.directory}: a look at the folder failed; what went wrong is above")
+        return self._listing
 
     def find(self, name: str) -> RunFolder | None:
         """The run of that name; None where the folder has none."""
-        for entry in self.listing().entries:
-            if entry.name == name:
-                return RunFolder(entry.path)
-        return None
+        listing = self.listing()
+        while listing.unread is None:
+            listing = self.listing()
+        if name in listing.unread:  # it is asked for before its turn
+            found = self._taken(name)
+            return RunFolder(found.path) if isinstance(found, Entry) else None
+        return next((RunFolder(entry.path) for entry in listing.entries if entry.name == name), None)
 
     def why_not(self, name: str) -> str | None:
         """What is wrong with a folder that is listed as left out."""
-        return next((text for text in self.listing().left_out if text.startswith(f"{name}: ")), None)
+        listing = self.listing()
+        if listing.unread and name in listing.unread:
+            found = self._taken(name)
+            return found if isinstance(found, str) and found else None
+        return next((text for text in listing.left_out if text.startswith(f"{name}: ")), None)
 
     def total(self) -> dict[str, Any]:
         """What all runs took together (`energy.records.total.roll_up`), each joule once."""
-        listing = self.listing()
+        listing = self.listing(whole=True)
         with self._summing:
             if self._total[0] != listing.version:
                 self._total = (listing.version, _total(listing.entries))
             return self._total[1]
 
-    def _look(self) -> Listing:
-        found, kept = Listing(), {}
+    def _look(self) -> None:
+        """One look at the folder, in a thread of its own: `_listing` is replaced by what it finds, also on the way."""
+        began, read_s = time.monotonic(), 0.0
         try:
-            with os.scandir(self.directory) as entries:
-                places = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
+            read_s = self._look_through(self._names(began + ORDER_S))
         except OSError as error:
-            found.fault = f"{self.directory}: {error.strerror or error}"
-            return found
-        for place in places:
-            path = self.directory / place.name
-            try:
-                if not place.is_dir():
-                    continue
-                if place.is_symlink() and not path.resolve().is_relative_to(self._root):
-                    found.left_out.append(f"{path.name}: a link that leads out of the runs folder; copy the run there")
-                    continue
-                stamp = _stamp(path)
-                before = self._read.get(path.name)
-                # A run that goes on is read each time: whether it was lost is not in its files.
-                fresh = before is None or before[0] != stamp or before[1].status in ("running", "lost")
-                entry = _checked(read_entry(path)) if fresh or before is None else before[1]
-                kept[path.name] = (stamp, entry)
-                found.entries.append(entry)
-            except FileNotFoundError:
-                found.left_out.append(f"{path.name}: not a run, it has no run.json")
-            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-                text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
-                found.left_out.append(f"{path.name}: cannot be read ({text.removeprefix(f'{path}/')})")
-        self._read = kept
-        return found
+            self._tell({}, f"{self.directory}: {error.strerror or error}")
+        finally:
+            with self._lock:
+                took_s = time.monotonic() - began - read_s
+                self._again_s = time.monotonic() + max(LOOK_EVERY_S, REST * took_s)
+                self._looking = None
+
+    def _look_through(self, names: list[str]) -> float:
+        """Takes every folder; returns the seconds that went into those that were not known, which are read once."""
+        found: dict[str, Entry | str] = {}
+        before = self._found
+        read_s, told_s = 0.0, -math.inf if self._listing.unread is None else time.monotonic()
+        for place, name in enumerate(names):
+            began = time.monotonic()
+            if began - told_s > TOLD_EVERY_S:
+                told_s = began
+                rest = names[place:]
+                unread = frozenset(each for each in rest if each not in before)
+                self._tell(found | {each: before[each] for each in rest if each in before}, unread=unread)
+            found[name] = self._taken(name)
+            read_s += 0.0 if name in before else time.monotonic() - began
+        self._tell(found)
+        self._found = found
+        for gone in self._read.keys() - found.keys():
+            del self._read[gone]
+        return read_s
+
+    def _names(self, until_s: float) -> list[str]:
+        """The folders, those that were changed last first as far as there is time to ask: they are looked for most."""
+        changed: dict[str, float] = {}
+        with os.scandir(self.directory) as places:
+            for place in places:
+                if not place.name.startswith("."):
+                    changed[place.name] = 0.0
+                    if time.monotonic() < until_s:
+                        with suppress(OSError):  # it is gone, or not for us to see: said when it is read
+                            changed[place.name] = place.stat().st_mtime
+        return sorted(changed, key=lambda name: (-changed[name], name))
+
+    def _tell(self, found: dict[str, Entry | str], fault: str = "", unread: frozenset[str] = frozenset()) -> None:
+        before = self._listing
+        entries = [each for _, each in sorted(found.items()) if isinstance(each, Entry)]
+        left_out = [each for _, each in sorted(found.items()) if isinstance(each, str) and each]
+        same = (left_out, fault, unread) == (before.left_out, before.fault, before.unread)
+        same = same and len(entries) == len(before.entries)
+        same = same and all(a is b or a == b for a, b in zip(entries, before.entries, strict=True))
+        self._listing = Listing(entries, left_out, fault, before.version + (not same), unread)
+
+    def _taken(self, name: str) -> Entry | str:
+        """The run of that folder, or why it is left out; "" for what is no folder."""
+        path = self.directory / name
+        try:
+            if not path.is_dir():
+                return ""
+            if path.is_symlink() and not path.resolve().is_relative_to(self._root):
+                return f"{name}: a link that leads out of the runs folder; copy the run there"
+            stamp, before = _stamp(path), self._read.get(name)
+            if before is not None and before[0] == stamp and _as_it_was(before[1]):
+                return before[1]
+            entry = _checked(read_entry(path))
+            self._read[name] = (stamp, entry)
+            return entry
+        except FileNotFoundError:
+            return f"{name}: not a run, it has no run.json"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+            return f"{name}: cannot be read ({text.removeprefix(f'{path}/')})"
+
+
+def _as_it_was(entry: Entry) -> bool:
+    """Whether a run whose files did not change is in the same state: whether it was lost is not in its files."""
+    if entry.status not in ("running", "lost"):
+        return True
+    return is_held(entry.path, look_only=True) == (entry.status == "running")
 
 
 def _total(entries: list[Entry]) -> dict[str, Any]:
@@ -220,7 +297,7 @@ def _stamp(path: Path) -> Stamp:
     stamps = []
     for name in ("run.json", RECORD):
         try:
-            stat = (path / name).stat()
+            stat = os.stat(f"{path}/{name}")
         except FileNotFoundError:
             if name != RECORD:
                 raise

@@ -11,7 +11,8 @@ from jinja2 import Environment
 
 from dashboards.server.answers import as_csv, as_json, html
 from dashboards.server.catalog import Catalog, ReadLive
-from dashboards.server.fleet import AT_LIMIT, Device, Node, RunNow, read_fleet
+from dashboards.server.fleet import AT_LIMIT, RunNow, read_fleet
+from dashboards.server.nodes import Device, Node
 from dashboards.server.parts import HEAT_STEPS, UNKNOWN
 from dashboards.server.web import Arguments, Response
 from energy import human
@@ -53,6 +54,8 @@ class Cluster:
             "fault": listing.fault,
             "now_unix_s": now,
             "scale": [f"h{step}" for step in range(HEAT_STEPS + 1)],
+            "coloured": any(gpu.share is not None for run in shown for node in run.nodes for gpu in node.gpus),
+            "uncoloured": any(not gpu.limit_w for run in shown for node in run.nodes for gpu in node.gpus),
             "at_limit": human.percent(AT_LIMIT).replace(".0 ", " "),
         }
         template = "fleet.html.j2" if what == "now" else "cluster.html.j2"
@@ -95,7 +98,8 @@ def _run(run: RunNow) -> dict[str, Any]:
     return {
         "name": run.name,
         "doubt": run.doubt,
-        "phase": run.phase,
+        "phase": run.phase or ("a command that is measured" if run.measured else "no figures of a training yet"),
+        "trains": not run.measured,
         "step": f"step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else "",
         "power": UNKNOWN if run.power_w is None else _power(run.power_w),
         "rate": UNKNOWN if run.tokens_per_s is None else human.human_count(run.tokens_per_s),
@@ -113,7 +117,7 @@ def _limits(run: RunNow) -> list[str]:
     """Each kind of GPU of the run with its limits, and where these come from."""
     found: dict[str, set[str]] = {}
     for gpu in (gpu for node in run.nodes for gpu in node.gpus):
-        limit = "not known" if not gpu.limit_w else f"{gpu.limit_w:,.0f} W {'rated' if gpu.rated else 'in force'}"
+        limit = "limit unknown" if not gpu.limit_w else f"{gpu.limit_w:,.0f} W {'rated' if gpu.rated else 'in force'}"
         found.setdefault(gpu.name, set()).add(limit)
     return [f"{name}: {', '.join(sorted(limits))}" for name, limits in sorted(found.items())]
 
@@ -124,6 +128,7 @@ def _node(node: Node) -> dict[str, Any]:
         "name": node.name,
         "cells": [_cell(device, node.silent) for device in node.devices or []],
         "dense": len(node.devices or []) >= DENSE_FROM,
+        "no_limit": _without_limit(node),
         "listed": node.devices is not None,
         "power": UNKNOWN if node.power_w is None else _power(node.power_w),
         "per_token": UNKNOWN if node.joule_per_token is None else human.human_joule(node.joule_per_token),
@@ -131,6 +136,14 @@ def _node(node: Node) -> dict[str, Any]:
         "worse": against is not None and against > 1.05,
         **_health(node),
     }
+
+
+def _without_limit(node: Node) -> str:
+    """How many of a node's GPUs cannot be coloured, in words."""
+    count, all_ = sum(not gpu.limit_w for gpu in node.gpus), len(node.gpus)
+    if not count or node.silent:
+        return ""
+    return "power limit unknown" if count == all_ else f"power limit of {count} of {all_} GPUs unknown"
 
 
 def _power(power_w: float) -> str:
@@ -152,7 +165,7 @@ def _cell(device: Device, silent: bool) -> dict[str, str]:
         return {"label": label, "text": "?", "class": UNREAD_CLASS, "title": f"{who}: {why}"}
     said = f"{who}: {human.digits(watts)} W"
     if share is None:
-        limit = ", its limit is not known" if device.kind == "gpu" else ""
+        limit = ", limit unknown" if device.kind == "gpu" else ""
         return {"label": label, "text": f"{watts:,.0f}", "class": NO_LIMIT_CLASS, "title": said + limit}
     step = min(HEAT_STEPS, round(HEAT_STEPS * share))
     full = " full" if share >= AT_LIMIT else ""

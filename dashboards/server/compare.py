@@ -7,16 +7,18 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import numpy as np
 from jinja2 import Environment
 
 from dashboards.server import steps
 from dashboards.server.answers import as_csv, as_json, html, plain_name
 from dashboards.server.catalog import Catalog
+from dashboards.server.figure_files import DRAWING, FORMS
 from dashboards.server.pages import BROKEN
 from dashboards.server.power_store import PowerStore
 from dashboards.server.web import Arguments, Response, text
@@ -29,8 +31,11 @@ if TYPE_CHECKING:  # they bring matplotlib along, which the list does without
 FEWEST, MOST = 2, 8
 KEPT_RUNS = 24
 POINTS = 600  # of the curve of one run
+SKETCHED = (
+    "so large that its curve is drawn from some of its steps, and its energy up to each from some rows of each ledger; "
+    "its figures and evaluations are all there"
+)
 REST = 4  # a run that goes on and took so long to read is read again after so many times as long
-FORMS = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Side:
     compared: Compared
     phases: list[dict[str, Any]]
     curves: dict[str, list[Any]]
+    sketched: str = ""  # of a very large run, from what its curves are drawn
 
 
 class Compare:
@@ -48,7 +54,7 @@ class Compare:
     def __init__(self, catalog: Catalog, power: PowerStore, environment: Environment) -> None:
         self._catalog, self._power, self._environment = catalog, power, environment
         self._steps = steps.StepStore()
-        self._reading, self._drawing = threading.Lock(), threading.Lock()
+        self._reading = threading.Lock()
         self._kept: OrderedDict[Path, tuple[Any, Side, float]] = OrderedDict()
 
     def respond(self, what: str, arguments: Arguments) -> Response:
@@ -113,11 +119,16 @@ class Compare:
         from dashboards.comparison import read_compared
         from dashboards.figures import Source
 
-        source = Source(folder)
+        power, is_whole = self._power.energies(folder)
+        sketched = not is_whole or steps.is_large(folder)
+        source = Source(_Sketched(folder.path) if sketched else folder)
         compared = read_compared(source)
-        drawn = steps.chart(steps.measured(folder, self._steps, self._power.overview(folder)), POINTS)
+        columns = steps.measured(folder, self._steps, power, quick=POINTS if sketched else 0)
+        if sketched:
+            compared = replace(compared, path=_evaluations(columns))
+        drawn = steps.chart(columns, POINTS)
         curves = {key: drawn[key] for key in ("kind", "step", "attempt", "loss", *steps.AXES)}
-        return Side(compared, list(source.record["energy"]["phases"]), curves)
+        return Side(compared, list(source.record["energy"]["phases"]), curves, SKETCHED if sketched else "")
 
     def _curve(self, found: Comparison, name: str, side: Side) -> dict[str, Any]:
         first = found.runs[0]
@@ -128,7 +139,7 @@ class Compare:
         from dashboards.figures import Missing
 
         try:
-            with self._drawing:  # matplotlib draws for one at a time
+            with DRAWING:
                 body = found.figure().file(form)
         except Missing as error:
             return text(404, str(error))
@@ -158,10 +169,24 @@ class Compare:
                 "phases": compare_table.phase_rows([side.phases for side in shown]),
                 "changed": found.changed_keys(),
                 "has_loss": any(value is not None for side in shown for value in side.curves["loss"]),
+                "sketched": {name: side.sketched for name, side in sides.items() if side.sketched},
                 "running": [name for name, side in sides.items() if side.compared.status == "running"],
                 "now_unix_s": time.time(),
             }  # fmt: skip
         return html(self._environment.get_template("compare.html.j2").render(**context), status)
+
+
+class _Sketched(RunFolder):
+    """A run whose metrics and ledgers are too large to be read whole for a page."""
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        return []  # they are in the columns of `steps.measured`
+
+
+def _evaluations(columns: dict[str, steps.Array]) -> list[tuple[float, float]]:
+    """(IT kWh, validation loss) of each evaluation; [] where its energy is not known."""
+    kept = (columns["evaluation"] > 0) & np.isfinite(columns["energy_kwh"]) & np.isfinite(columns["loss"])
+    return list(zip(columns["energy_kwh"][kept].tolist(), columns["loss"][kept].tolist(), strict=True))
 
 
 def _comparison(sides: Sequence[Side]) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dashboards.comparison import Compared, Comparison
+from dashboards.comparison import AS_FACTOR, Compared, Comparison
 from dashboards.server.parts import UNKNOWN
 from energy import human
 
@@ -15,7 +15,6 @@ _TONNE: human.Scales = ((1.0, 1.0, "t"), (1e-3, 1e-3, "kg"), (1e-6, 1e-6, "g"), 
 LESS_IS_BETTER = ("loss", "energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq", "gpu_hours")
 MORE_IS_BETTER = ("mfu",)
 SAME = 5e-4  # a smaller change is none
-AS_FACTOR = 4.0  # a larger one reads better as a factor
 Say = Callable[[float], str]
 
 

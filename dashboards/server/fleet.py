@@ -13,74 +13,18 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dashboards.server.catalog import Catalog, Live, ReadLive
-from dashboards.server.pages import BROKEN
-from dashboards.server.preflight import Preflight, is_number, read_preflight
-from energy.factors import match_accelerator
+from dashboards.server.nodes import Node, number_of, read_node
+from dashboards.server.pages import BROKEN, MEASURE
+from dashboards.server.preflight import Preflight, read_preflight
 from energy.runs import RunFolder
 
-SILENT_S = 10.0  # a node whose file is older says nothing of now
-LARGEST_FILE = 4_000_000
 HEAD_BYTES = 64 * 1024  # of a rank's metrics: where it says which GPUs it holds
 AT_LIMIT = 0.98  # of its rated power: it can draw no more, and is slowed down to keep to it
 LOW_POWER = 0.85  # of the median of its kind in the run: it works less than the others
 MORE_PER_TOKEN = 1.1  # times the median node
-
-
-@dataclass(frozen=True)
-class Device:
-    """power_w: None where it was not read; limit_w: the power limit that the run's preflight saw in force, else the
-    rated power by the factor tables (`rated`), None where they lack it."""
-
-    uuid: str
-    name: str
-    kind: str
-    power_w: float | None
-    missing: str | None
-    limit_w: float | None
-    rated: bool = True
-
-    @property
-    def share(self) -> float | None:
-        """Of its limit."""
-        return None if self.power_w is None or not self.limit_w else self.power_w / self.limit_w
-
-    def as_json(self) -> dict[str, Any]:
-        told = {key: getattr(self, key) for key in ("uuid", "name", "kind", "power_w", "limit_w", "missing")}
-        source = None if self.limit_w is None else "rated power" if self.rated else "preflight"
-        return told | {"limit_source": source}
-
-
-@dataclass
-class Node:
-    """A node of a run. devices: None where its file does not list them; power_w: None where it is silent."""
-
-    name: str
-    power_w: float | None
-    age_s: float
-    devices: list[Device] | None
-    joule_per_token: float | None = None
-    against_median: float | None = None  # 1 is the median of the nodes that train the same model
-
-    @property
-    def silent(self) -> bool:
-        return self.age_s > SILENT_S
-
-    @property
-    def gpus(self) -> list[Device]:
-        return [device for device in self.devices or [] if device.kind == "gpu"]
-
-    @property
-    def unread(self) -> list[Device]:
-        return [device for device in self.devices or [] if device.missing is not None]
-
-    def as_json(self) -> dict[str, Any]:
-        told = {key: getattr(self, key) for key in ("power_w", "age_s", "silent", "joule_per_token", "against_median")}
-        devices = None if self.devices is None else [device.as_json() for device in self.devices]
-        return {"node": self.name, **told, "devices": devices}
 
 
 @dataclass
@@ -88,6 +32,7 @@ class RunNow:
     """A live run: its nodes, and `faults`: what of its files could not be read."""
 
     name: str
+    measured: bool = False  # a command, by `hoofprint measure`: nothing is trained
     doubt: str | None = None
     phase: str | None = None
     step: int | None = None
@@ -116,7 +61,11 @@ def read_fleet(catalog: Catalog, read_live: ReadLive, now: float | None = None) 
     """(the live runs by name, what is wrong with those that say that they run and are not shown)."""
     now = time.time() if now is None else now
     runs, wrong = [], []
-    for entry in sorted(catalog.listing().entries, key=lambda entry: entry.name):
+    listing = catalog.listing()
+    if not listing.is_whole:
+        left = "the runs folder is" if listing.unread is None else f"{len(listing.unread)} folders are"
+        wrong.append(f"{left} still to be read: another run that goes on may be in there")
+    for entry in sorted(listing.entries, key=lambda entry: entry.name):
         if entry.status == "lost":
             wrong.append(f"{entry.name}: its process ended without a word, what it last drew is not of now")
         if entry.status != "running":
@@ -143,12 +92,13 @@ def read_fleet(catalog: Catalog, read_live: ReadLive, now: float | None = None) 
 def _read_run(run: RunNow, folder: RunFolder, live: Live | None, now: float) -> None:
     document: Mapping[str, Any] = {} if live is None or live.document is None else live.document
     run.doubt = None if live is None else live.doubt
+    run.measured = live is not None and live.run.get("kind") == MEASURE
     try:
         own = _own_gpus(document)
         run.phase = None if document.get("phase") is None else str(document["phase"])
         run.step, run.total_steps = (_whole(document.get(key)) for key in ("step", "total_steps"))
-        run.tokens_per_s = _number(document.get("tokens_per_s"))
-        run.joule_per_token = _number(document.get("joule_per_token"))
+        run.tokens_per_s = number_of(document.get("tokens_per_s"))
+        run.joule_per_token = number_of(document.get("joule_per_token"))
         waiting = [_waiting(each) for each in document.get("stragglers") or ()]
         model = (live.run.get("model") or {}) if live is not None else {}
         run.model = (model["params"], model.get("sequence_length")) if model.get("params") else None
@@ -162,7 +112,7 @@ def _read_run(run: RunNow, folder: RunFolder, live: Live | None, now: float) -> 
     limits_w = run.preflight.limits_w if run.preflight is not None else {}
     for path in sorted((folder.path / "live").glob("*.json")):
         try:
-            run.nodes.append(_read_node(path, folder, own, limits_w, now))
+            run.nodes.append(read_node(path, folder, now, own, limits_w))
         except FileNotFoundError:
             continue  # taken away in this moment: the run has left the node
         except (OSError, *BROKEN) as error:
@@ -171,40 +121,6 @@ def _read_run(run: RunNow, folder: RunFolder, live: Live | None, now: float) -> 
     for rank, words in waiting:
         node = _node_of(rank, run, folder, document.get("attempt"))
         run.stragglers.append(f"rank {rank}{f' on {node}' if node else ', on a node that is not known,'} {words}")
-
-
-def _read_node(path: Path, folder: RunFolder, own: set[str] | None, limits_w: Mapping[str, float], now: float) -> Node:
-    if not path.resolve().is_relative_to(folder.path.resolve()):
-        raise ValueError("a link that leads out of the run")
-    stat = path.stat()
-    if stat.st_size > LARGEST_FILE:
-        raise ValueError(f"more than {LARGEST_FILE // 10**6} MB")
-    figures = json.loads(path.read_bytes())
-    # The node's clock and the storage's need not agree with ours: it is silent where both say so.
-    age_s = max(0.0, min(now - float(figures["time_unix_s"]), now - stat.st_mtime))
-    power_w = _number(figures["power_w"])
-    if figures.get("devices") is None:
-        return Node(path.stem, None if age_s > SILENT_S else power_w, age_s, None)
-    devices = []
-    for each in figures["devices"]:
-        device = _device(each, limits_w)
-        if device.kind == "gpu" and own is not None and device.uuid not in own:
-            power_w = None if power_w is None else power_w - (device.power_w or 0.0) * bool(each.get("counted"))
-            continue  # of a shared node: no rank of this run holds it
-        devices.append(device)
-    if age_s > SILENT_S or not any(device.power_w is not None for device in devices):
-        power_w = None
-    return Node(path.stem, power_w, age_s, sorted(devices, key=lambda device: device.kind != "gpu"))
-
-
-def _device(each: Mapping[str, Any], limits_w: Mapping[str, float]) -> Device:
-    uuid, kind, name = str(each["uuid"]), str(each["kind"]), str(each["name"])
-    power_w = None if each["missing"] else _number(each["power_w"])
-    missing = None if power_w is not None else str(each["missing"] or "silent")
-    if uuid in limits_w:
-        return Device(uuid, name, kind, power_w, missing, limits_w[uuid], rated=False)
-    known = match_accelerator(name) if kind == "gpu" else None
-    return Device(uuid, name, kind, power_w, missing, known.tdp_w if known else None)
 
 
 def _own_gpus(document: Mapping[str, Any]) -> set[str] | None:
@@ -284,11 +200,6 @@ def _node_of(rank: int, run: RunNow, folder: RunFolder, attempt: Any) -> str | N
     return None
 
 
-def _number(value: Any) -> float | None:
-    """None also for what is no finite number."""
-    return float(value) if is_number(value) else None
-
-
 def _whole(value: Any) -> int | None:
-    number = _number(value)
+    number = number_of(value)
     return None if number is None else round(number)

@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 from jinja2 import Environment, UndefinedError
 
 from dashboards.server.catalog import PER_PAGE, SORTS, Catalog, Live, Query, ReadLive, week
-from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards
+from dashboards.server.nodes import Node, read_nodes
+from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards, meter_cards
 from energy import human
 from energy.records.record import FILE_NAME as RECORD
 from energy.records.total import NOT_SAID, Entry
@@ -19,6 +20,7 @@ from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, UndefinedError)  # what files of another shape lead to
+MEASURE = "measure"  # kind of a run of `hoofprint measure`
 NUMERIC = ("tokens", "loss", "energy", "carbon", "hours")
 
 
@@ -79,9 +81,10 @@ class Pages:
     def _sofar(self, entry: Entry) -> dict[str, Any]:
         """Of a run that goes on, what its live state says."""
         try:
-            document = self._read_live(RunFolder(entry.path)).document
+            folder = RunFolder(entry.path)
+            document = self._read_live(folder).document
             if document is None:
-                return {"note": ""}
+                return {"note": "", **_metered(read_nodes(folder, time.time()))}
             done, planned = document["step"], document["total_steps"]
             return {
                 "sofar": f"step {done:,} of {planned:,}" if done and planned else str(document["phase"]),
@@ -97,7 +100,7 @@ class Pages:
             return {"note": f"its live state cannot be read: {error}"}
 
     def total(self) -> str:
-        listing = self._catalog.listing()
+        listing = self._catalog.listing(whole=True)
         total = self._catalog.total() if listing.entries else None
         most = 0.0
         if total:
@@ -142,6 +145,7 @@ class Pages:
     def _now(self, folder: RunFolder) -> dict[str, Any]:
         empty: dict[str, Any] = {"document": None, "status": "", "doubt": None, "is_live": False, "fault_live": ""}
         empty |= {"cells": [], "scale": "", "cards": [], "nodes_left": 0, "error": None, "budget": []}
+        empty["is_measured"] = False
         try:
             live = self._read_live(folder)
         except FileNotFoundError:
@@ -151,6 +155,7 @@ class Pages:
             return empty | {"status": str(run.get("status")), "fault_live": str(error), "error": run.get("error")}
         found = empty | {"status": live.status, "doubt": live.doubt, "error": live.run.get("error")}
         found["is_live"] = live.runs or live.at_work
+        found["is_measured"] = live.run.get("kind") == MEASURE
         try:
             found |= self._of_document(live)
         except BROKEN as error:
@@ -159,20 +164,23 @@ class Pages:
 
     def _of_document(self, live: Live) -> dict[str, Any]:
         document = live.document if live.runs or live.status == "lost" else None
-        if document is None:
+        if document is None and not live.runs:
             return self._of_last_devices(live)
-        cells, scale = heat_map(
-            (node["node"], [(d["uuid"], d["name"], d["kind"], d["power_w"], d["missing"]) for d in node["devices"]])
-            for node in document["nodes"]
-        )
-        return {
-            "document": document,
-            "cards": live_cards(document),
-            "budget": [budget_bar(each) for each in document["budget"]],
-            "cells": cells,
-            "scale": scale,
-            "nodes_left": sum(not node["devices"] for node in document["nodes"]),
-        }
+        nodes = read_nodes(live.folder, time.time()) if document is None or _unlisted(document) else None
+        if nodes is not None:  # before a training, and of many devices: each node's are in a file of its own
+            told = [(node.name, _devices(node)) for node in nodes]
+        else:
+            assert document is not None
+            told = [
+                (node["node"], [(d["uuid"], d["name"], d["kind"], d["power_w"], d["missing"]) for d in node["devices"]])
+                for node in document["nodes"]
+            ]
+        cells, scale = heat_map(told)
+        found = {"cells": cells, "scale": scale, "nodes_left": sum(not devices for _, devices in told)}
+        if document is None:
+            return found | {"cards": meter_cards(nodes or [])}
+        budget = [budget_bar(each) for each in document["budget"]]
+        return found | {"document": document, "cards": live_cards(document), "budget": budget}
 
     def _of_last_devices(self, live: Live) -> dict[str, Any]:
         """Of a run that has ended, the mean power of each device by its record."""
@@ -188,6 +196,26 @@ class Pages:
             return {}  # the page says what is wrong with the record
         cells, scale = heat_map(nodes.items())
         return {"cells": cells, "scale": f"mean of the run; {scale}" if scale else ""}
+
+
+def _unlisted(document: dict[str, Any]) -> bool:
+    """Whether a live state leaves out the devices of its nodes."""
+    return any(node["devices"] is None for node in document["nodes"])
+
+
+def _devices(node: Node) -> list[tuple[str, str, str, float | None, Any]]:
+    """Of a node as `heat_map` takes them; what one that is silent said last is not of now."""
+    silent = "its node is silent" if node.silent else None
+    return [
+        (each.uuid, each.name, each.kind, None if silent else each.power_w, silent or each.missing)
+        for each in node.devices or []
+    ]
+
+
+def _metered(nodes: list[Node]) -> dict[str, Any]:
+    """What a row of the list says of a run without figures of a training: at its start, or of `measure`."""
+    energy, power = meter_cards(nodes) or [{"value": UNKNOWN}, {"value": ""}]
+    return {"energy": energy["value"], "sofar": power["value"]}
 
 
 def _count(value: float | None) -> str:

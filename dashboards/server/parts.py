@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from energy import human
+from energy.units import JOULE_PER_KWH
+
+if TYPE_CHECKING:
+    from dashboards.server.nodes import Node
 
 UNKNOWN = "–"
 HEAT_STEPS = 9
@@ -52,6 +57,27 @@ def live_cards(document: Mapping[str, Any]) -> list[dict[str, str]]:
             "label": "Power now",
             "value": "not known" if power_w is None else f"{human.digits(power_w)} W",
             "note": f"{len(document['nodes'])} node{'s' if len(document['nodes']) != 1 else ''}",
+        },
+    ]
+
+
+def meter_cards(nodes: Sequence[Node]) -> list[dict[str, str]]:
+    """What the meters of a run tell where nothing is trained (yet): energy so far and power now; [] without a meter."""
+    if not nodes:
+        return []
+    energies = [node.energy_j for node in nodes if node.energy_j is not None]
+    powers = [node.power_w for node in nodes if node.power_w is not None]
+    silent = len(nodes) - len(powers)
+    return [
+        {
+            "label": "IT energy so far",
+            "value": human.human_energy(math.fsum(energies) / JOULE_PER_KWH) if energies else "not known",
+            "note": "since its meters began",
+        },
+        {
+            "label": "Power now",
+            "value": f"{human.digits(math.fsum(powers))} W" if powers else "not known",
+            "note": f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}" + (f", {silent} silent" if silent else ""),
         },
     ]
 

@@ -1,34 +1,24 @@
-"""Power of a run over time for charts: read from its ledgers, on one grid of cells, and cut to the width of a screen.
+"""Power of a run over time for charts: on one grid of cells, and cut to the width of a screen.
 
 A cell is a second, or a minute where the seconds files are too large together to be read whole. Each cell has the mean
 power of every node, and the lowest and highest power of all devices in it, so that cutting 36 hours to a thousand
-points (by the lowest and highest of each) loses no spike of a second. A closer look reads the ledgers between two
-moments only, at the finest distance that they hold.
+points (by the lowest and highest of each) loses no spike of a second.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from energy.accounting.curves import Curve, curve_of
-from energy.accounting.placement import RANKS, is_others, own_stretches
-from energy.ledger.readings import Session, read_sessions
-from energy.runs import RunFolder
 from energy.units import JOULE_PER_KWH
 
 Array = NDArray[np.float64]
-Found = tuple[list[Session], list[str]]  # stretches of a ledger, and what in it is damaged
-SLICE_BYTES = 4_000_000  # of a seconds file that is expanded at a time
 BANDS = 7  # as many colours as can be told apart
 STANDS_OUT = 0.25  # of all power, what the nodes that get a colour must have together: less are lines at the foot
-SLICE_S = 600.0  # at least
 SLIVER = 1e-4  # of a cell: times of this day have no more digits
 
 
@@ -51,7 +41,8 @@ class Power:
     by: str = "second"
     notes: list[str] = field(default_factory=list)
     until_unix_s: float = math.inf  # where the last cell is metered up to
-    _total_w: Array | None = field(default=None, init=False, repr=False)
+    _total_w: Array | None = field(default=None, repr=False)
+    _bands: dict[int, dict[str, NDArray[np.float32]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def cells(self) -> int:
@@ -70,7 +61,7 @@ class Power:
         if self._total_w is None:  # column by column: of hundreds of nodes over weeks a table would be large
             total: Array = np.full(self.cells, np.nan)
             for column in self.mean_w.values():
-                total = _plus(total, column)
+                total = plus(total, column)
             self._total_w = total
         return self._total_w
 
@@ -83,6 +74,11 @@ class Power:
 
     def bands(self, most: int) -> dict[str, NDArray[np.float32]]:
         """The nodes by their mean power, those after the first ones as one sum; all as one where none stands out."""
+        if most not in self._bands:
+            self._bands[most] = self._banded(most)
+        return self._bands[most]
+
+    def _banded(self, most: int) -> dict[str, NDArray[np.float32]]:
         used = {node: float(np.nan_to_num(column).sum()) for node, column in self.mean_w.items()}
         order = sorted(used, key=lambda node: (-used[node], node))
         if len(order) <= most:
@@ -92,7 +88,7 @@ class Power:
         shown = {node: self.mean_w[node] for node in sorted(order[: most - 1])}
         rest = np.full(self.cells, np.nan, np.float32)
         for node in order[most - 1 :]:
-            rest = _plus(rest, self.mean_w[node])
+            rest = plus(rest, self.mean_w[node])
         return shown | {f"{len(order) - most + 1} other nodes": rest}
 
     def cut(self, start_unix_s: float, end_unix_s: float, points: int, bands: int | None = BANDS) -> dict[str, Any]:
@@ -130,111 +126,7 @@ class Power:
         }
 
 
-def on_grid(
-    folder: RunFolder,
-    start: float,
-    end: float,
-    step_s: float,
-    fine: bool,
-    settled: float = 0.0,
-    known: Mapping[Path, Found] | None = None,
-) -> Power | None:
-    """The power between two moments (unix s) in cells of `step_s`; None where nothing was metered.
-
-    fine: by the seconds and raw files too. settled: see `Power`. known: what of this time was read from each ledger
-    already.
-    """
-    cells = math.ceil((end - start) / step_s - SLIVER)
-    ledgers = folder.ledgers()
-    if cells <= 0 or not ledgers:
-        return None
-    low, high, unread = np.full(cells, np.nan), np.full(cells, np.nan), np.zeros(cells, np.uint16)
-    nodes: dict[str, NDArray[np.float32]] = {}
-    notes: list[str] = []
-    devices: set[str] = set()
-    used: set[str] | None = None
-    for path in ledgers:
-        for begin, until in _slices(path, start, end, fine) if known is None else [(start, end)]:
-            between = (begin - 2 * step_s, until + 2 * step_s)
-            sessions, damaged = known[path] if known else read_sessions(path, fine=fine, between=between)
-            notes += damaged
-            for session in own_stretches(sessions, path.stem, []):
-                if used is None and any(event.get("event") == RANKS and event["shared"] for event in session.events):
-                    used = folder.devices_used()  # reads all metrics, and nobody else asks who used what
-                mine = [k for k, about in enumerate(session.sensors) if not is_others(about, [session], used or set())]
-                whole = [k for k in mine if session.sensors[k]["kind"] == "node"]
-                parts = [k for k in mine if session.sensors[k]["kind"] != "node"]
-                first = max(0, int((begin - start) / step_s))
-                last = min(cells, math.ceil((until - start) / step_s - SLIVER))
-                if last <= first:
-                    continue
-                edges: Array = np.minimum(start + step_s * np.arange(first, last + 1, dtype=float), end)
-                devices |= {session.sensors[k]["uuid"] for k in parts or whole}
-                found = [_device(curve_of(k, session), session, edges, step_s, fine) for k in parts]
-                if whole:  # the node's own sensor counts where it was read
-                    own = _device(curve_of(whole[0], session), session, edges, step_s, fine)
-                    told = [np.where(np.isnan(own[0]), _sum_known(_stack(found, i, own)), own[i]) for i in range(3)]
-                    lacking = np.where(np.isnan(own[0]), sum((f[3] for f in found), np.zeros(last - first)), own[3])
-                else:
-                    told = [_sum_known(_stack(found, i, None)) for i in range(3)]
-                    lacking = sum((f[3] for f in found), np.zeros(last - first))
-                node = str(session.header["node"] or path.stem)
-                column = nodes.setdefault(node, np.full(cells, np.nan, np.float32))
-                here = slice(first, last)
-                column[here] = _plus(column[here], told[0])
-                low[here], high[here] = _plus(low[here], told[1]), _plus(high[here], told[2])
-                unread[here] += lacking.astype(np.uint16)
-    if not nodes:
-        return None
-    extremes = low.astype(np.float32), high.astype(np.float32)
-    by, notes = "second" if fine else "minute", list(dict.fromkeys(notes))
-    return Power(start, step_s, nodes, *extremes, unread, settled, len(devices), by, notes, end)
-
-
-def _device(
-    curve: Curve, session: Session, edges: Array, step_s: float, fine: bool
-) -> tuple[Array, Array, Array, Array]:
-    """(mean, low, high W, 1 where it was not read) of a device in the cells between `edges`; NaN where not known."""
-    cells = len(edges) - 1
-    curve = curve.between(*session.span())
-    times, power = curve.time_unix_s, curve.power_w
-    nothing = np.full(cells, np.nan)
-    if len(times) < 2:
-        return nothing, nothing, nothing, np.zeros(cells)
-    sums = np.interp(edges, times, curve.cumulative_j)
-    inside = np.clip(edges, times[0], times[-1])
-    passed = np.diff(inside)
-    mean = np.where(passed > 0, np.diff(sums) / np.where(passed > 0, passed, 1.0), np.nan)
-    share = passed / step_s  # of a cell at the edge of a stretch, what of it was metered
-    missing = np.isnan(power[1:])
-    gone = np.interp(edges, times, np.concatenate([[0.0], np.cumsum(np.diff(times) * missing)]))
-    absent = (np.diff(gone) > 0.5 * np.where(passed > 0, passed, np.inf)).astype(float)
-    low, high = mean.copy(), mean.copy()
-    mean = np.where(absent > 0, np.nan, mean * share)
-    begun = np.floor((times[:-1] - edges[0]) / step_s + 1e-6).astype(np.int64)
-    ended = np.ceil((times[1:] - edges[0]) / step_s - 1e-6).astype(np.int64) - 1
-    least, most = (power[1:], power[1:]) if fine else (curve.power_min_w[1:], curve.power_max_w[1:])
-    # A row no longer than a cell touches two at most; a longer one is the mean of the cells inside it already.
-    for place in (begun, ended):
-        valid = (place >= 0) & (place < cells) & np.isfinite(least) & (np.diff(times) <= 2 * step_s)
-        np.fmin.at(low, place[valid], least[valid])
-        np.fmax.at(high, place[valid], most[valid])
-    low[absent > 0], high[absent > 0] = np.nan, np.nan
-    return mean, low, high, absent
-
-
-def _stack(found: list[Any], column: int, like: Any) -> Array:
-    if not found:
-        return np.full((1, len(like[0]) if like is not None else 0), np.nan)
-    return np.array([each[column] for each in found])
-
-
-def _sum_known(rows: Array) -> Array:
-    """Sums over devices; NaN where not one is known."""
-    return np.where(np.isnan(rows).all(axis=0), np.nan, np.nansum(rows, axis=0))
-
-
-def _plus(before: Any, more: Any) -> Any:
+def plus(before: Any, more: Any) -> Any:
     return np.where(np.isnan(before), more, before + np.nan_to_num(more))
 
 
@@ -250,13 +142,3 @@ def _mean(column: NDArray[np.float32], starts: NDArray[np.int64]) -> Array:
 
 def _listed(values: Any) -> list[float | None]:
     return [None if each != each else float(f"{each:.5g}") for each in np.asarray(values, float).tolist()]
-
-
-def _slices(path: Path, start: float, end: float, fine: bool) -> Iterator[tuple[float, float]]:
-    """Such parts of a long time that the rows of each fit the memory; a short one is not cut."""
-    seconds = path.with_suffix(".seconds")
-    size = seconds.stat().st_size if fine and seconds.exists() else 0
-    count = 1 + min(size // SLICE_BYTES, int((end - start) / SLICE_S))
-    edges = np.round(np.linspace(start, end, count + 1) - start) + start
-    edges[-1] = end
-    yield from zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)

@@ -22,6 +22,7 @@ from dashboards.server.power import Power
 from energy.accounting.placement import RANKS, is_others, own_stretches
 from energy.ledger import frames as ledger
 from energy.ledger.readings import Session, tick_dtype
+from energy.ledger.seek import Told
 from energy.metering.track import MISSING
 from energy.runs import RunFolder
 
@@ -30,18 +31,20 @@ POINTS = 200
 FEWEST, LOOKS = 60, 20_000  # points at the least, and places in all ledgers together: a fifth of a second
 WINDOW = 1 << 13  # of a ledger, what is read whole at its start, at its end, and where another stretch begins
 NOTE = "drawn from {points} rows of each ledger while all are read; then the lowest and highest power will be known too"
+EDGE = 1 << 11  # of its end, at first
 BY = "sketch"
 NONE = -1  # no stretch
 
 
-def sketch(folder: RunFolder, points: int = POINTS) -> Power | None:
+def sketch(folder: RunFolder, points: int = POINTS, told: dict[Path, Told] | None = None) -> Power | None:
     """The mean power of each node over the whole run in at most `points` cells; None where no row is found.
 
     low_w and high_w are not known (NaN). Devices that were not read are counted where a row that was looked at says so.
+    told: takes what was seen of each ledger's headers and events, which need not be all events.
     """
     ledgers = folder.ledgers()
     points = min(points, max(FEWEST, LOOKS // max(1, len(ledgers))))
-    stretches = {path: own_stretches(sample(path, points), path.stem, []) for path in ledgers}
+    stretches = {path: own_stretches(sample(path, points, told), path.stem, []) for path in ledgers}
     spans = [session.span() for sessions in stretches.values() for session in sessions]
     if not spans:
         return None
@@ -88,7 +91,7 @@ def _stretch(session: Session, mine: list[int], edges: Array) -> tuple[Array, ND
     return mean_w, lacking
 
 
-def sample(path: Path, count: int) -> list[Session]:
+def sample(path: Path, count: int, told: dict[Path, Told] | None = None) -> list[Session]:
     """The stretches of a ledger with about `count` rows at equal distances in the file, and where each begins and ends.
 
     What is damaged is passed over; of a stretch whose header is lost nothing is given.
@@ -106,6 +109,8 @@ def sample(path: Path, count: int) -> list[Session]:
                     before = after  # damaged there
             at = offset
         found.take_edge(at_end=True)
+        if told is not None:
+            told[path] = found.told()
     return found.sessions()
 
 
@@ -144,7 +149,7 @@ class _Sample:
 
     def take_edge(self, at_end: bool) -> int:
         """What is at one end of the file, from so far that a minute row is among it: headers and ends are long."""
-        length = WINDOW
+        length = min(EDGE, WINDOW) if at_end else WINDOW
         while True:
             last = self._take(self._frames(max(0, self.size - length) if at_end else 0, length))
             if last != NONE or length >= self.size:
@@ -158,6 +163,12 @@ class _Sample:
             low, high = (middle, high) if self.take_one(middle) == before else (low, middle)
         found = self._take(self._frames(low, high - low + self._reach))
         return (NONE if found == before else found), high
+
+    def told(self) -> Told:
+        told = Told()
+        told.headers, told.events = self._headers, self._events
+        told.add((), self.size, self._fd)
+        return told
 
     def sessions(self) -> list[Session]:
         numbers = sorted(self._ticks.keys() & self._headers.keys())

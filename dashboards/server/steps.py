@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import threading
 from array import array
 from collections import OrderedDict
@@ -24,6 +25,7 @@ POINTS = 1200
 AXES = ("energy_kwh", "tokens", "compute_flop", "hours")
 KEPT = ("attempt", "step", "time_unix_s", "tokens", "loss")
 LARGE_BYTES = 8_000_000  # of a metrics file: more takes half a second to read
+EVALUATION = b'"evaluation"'
 LINES = 20  # between two steps, at most, where places in a file are looked at
 SEAL_BYTES = 64  # of the end of what was read, by which a file that was replaced is known
 
@@ -53,19 +55,34 @@ class Metrics:
         return self
 
     def sample(self, path: Path, count: int) -> None:
-        """Takes the first whole line of a step or an evaluation after each of `count` places in the file."""
+        """Takes the first whole line of a step after each of `count` places in the file, and every evaluation with the
+        step before it."""
         size = path.stat().st_size
+        if not size:
+            return
         with open(path, "rb") as file:
             for offset in range(0, size, max(1, size // count)):
                 file.seek(offset)
                 file.readline()  # what one landed in
                 for line in islice(file, LINES):
-                    if line.endswith(b"\n") and self._take(line):
+                    if line.endswith(b"\n") and EVALUATION not in line and self._take(line):
                         break
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+                place = whole.find(EVALUATION)
+                while place >= 0:
+                    end = whole.find(b"\n", place)
+                    if end >= 0:
+                        start = at = whole.rfind(b"\n", 0, place) + 1
+                        taken, back = self._take(whole[start:end]), 0
+                        while taken and at and back < LINES:  # which step it was after
+                            back, before = back + 1, whole.rfind(b"\n", 0, at - 1) + 1
+                            line, at = whole[before:at], before
+                            taken = EVALUATION in line or not self._take(line)
+                    place = whole.find(EVALUATION, end) if end >= 0 else -1
 
     def _take(self, line: bytes) -> bool:
         """Whether it tells of a step or an evaluation."""
-        if b'"step"' not in line and b'"evaluation"' not in line:
+        if b'"step"' not in line and EVALUATION not in line:
             return False
         try:
             event = json.loads(line)
@@ -94,12 +111,12 @@ class StepStore:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Path, Metrics] = OrderedDict()
 
-    def sketch(self, folder: RunFolder) -> dict[str, Array]:
-        """As `read`, at once: of a large file that was not read yet, from lines at equal distances in it."""
+    def sketch(self, folder: RunFolder, count: int) -> dict[str, Array]:
+        """As `read`, at once: of a large file that was not read yet, from `count` lines at equal distances in it."""
         path, metrics = folder.metrics_file(0), Metrics()
-        if folder.path in self._kept or not path.exists() or path.stat().st_size <= LARGE_BYTES:
+        if folder.path in self._kept or not is_large(folder):
             return self.read(folder)
-        metrics.sample(path, POINTS)
+        metrics.sample(path, count)
         return metrics.columns()
 
     def read(self, folder: RunFolder) -> dict[str, Array]:
@@ -116,14 +133,20 @@ class StepStore:
             return metrics.columns()
 
 
-def measured(folder: RunFolder, store: StepStore, power: Power | None, quick: bool = False) -> dict[str, Array]:
+def is_large(folder: RunFolder) -> bool:
+    """Whether its steps take so long to read that `StepStore.sketch` leaves most of them out."""
+    path = folder.metrics_file(0)
+    return path.exists() and path.stat().st_size > LARGE_BYTES
+
+
+def measured(folder: RunFolder, store: StepStore, power: Power | None, quick: int = 0) -> dict[str, Array]:
     """Every step and evaluation, with what it had taken by then: the columns of `Metrics.columns`, and of AXES.
 
     energy_kwh: IT energy up to then; NaN where nothing was metered. compute_flop: by the run's FLOP per token; NaN
     where that is not known. hours: since the first attempt began. An evaluation has the tokens of its step.
-    quick: `StepStore.sketch` in the place of all.
+    quick: `StepStore.sketch` from so many lines in the place of all.
     """
-    columns = store.sketch(folder) if quick else store.read(folder)
+    columns = store.sketch(folder, quick) if quick else store.read(folder)
     run = folder.read_run()
     flop, begun = _number((run.get("model") or {}).get("flop_per_token")), _number(run.get("created_unix_s"))
     times, evaluation = columns["time_unix_s"], columns["evaluation"] > 0

@@ -66,8 +66,8 @@ class Arguments(dict[str, str]):
 Respond = Callable[[list[str], Arguments], Response]  # (parts of the path, arguments)
 
 
-def text(status: int, message: str) -> Response:
-    return Response(status, f"{message}\n".encode(), "text/plain; charset=utf-8")
+def text(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(status, f"{message}\n".encode(), "text/plain; charset=utf-8", headers=headers or {})
 
 
 def is_loopback(host: str) -> bool:
@@ -123,8 +123,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        path = urlsplit(self.path).path if "[" not in self.path else ""
-        if self.server.submit is None or self._parts(path) not in [[name] for name in self.server.forms]:
+        if not self._takes_forms():
             self._refuse()
             return
         stranger = self._refused()
@@ -145,7 +144,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._give(text(400, "the form is not understood"))
             return
-        self._give(self._safely(self.server.submit, self._parts(path), Arguments(fields)))
+        assert self.server.submit is not None
+        self._give(self._safely(self.server.submit, self._parts(urlsplit(self.path).path), Arguments(fields)))
+
+    def _takes_forms(self) -> bool:
+        """Whether there is a form on the page that is asked for."""
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:
+            return False
+        return self.server.submit is not None and self._parts(path) in [[name] for name in self.server.forms]
 
     def _give(self, response: Response) -> None:
         try:
@@ -168,10 +176,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _refuse(self) -> None:
         self.close_connection = True
-        allowed = {"Allow": "GET, HEAD", "Connection": "close"}
-        self._send(
-            Response(405, b"only GET and HEAD: these pages change nothing\n", "text/plain", headers=allowed), True
-        )
+        methods = "GET, HEAD, POST" if self._takes_forms() else "GET, HEAD"  # of what is asked for
+        allowed = {"Allow": methods, "Connection": "close"}
+        self._send(text(405, f"only {methods}: these pages change nothing", allowed), True)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: a page that is open asks every second, and addresses may hold a token."""

@@ -20,12 +20,11 @@ import numpy as np
 from energy.accounting.curves import Array, Curve, Gap, curve_of, power_of
 from energy.accounting.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay
 from energy.accounting.placement import is_others, own_stretches
-from energy.accounting.stretches import Stretch, join, unite
+from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.uncertainty import Part, share_of
 from energy.accounting.whole_node import rests, unread
 from energy.ledger.readings import FINEST_BYTES, Session, first_devices, read_sessions
 from energy.runs import RunFolder
-from energy.sensors import device_key
 
 SLOT_S = 300.0  # grid intensities hold for five minutes or more
 LOST, IDLE_DEVICES, GAP, COMPILE = "lost", "idle_devices", "gap", "compile"
@@ -73,7 +72,9 @@ class Account:
     start_unix_s: float | None = None
     end_unix_s: float | None = None
     overhead: dict[str, Any] = field(default_factory=dict)
+    cut_off: int = 0  # stretches of metering that have not said what the metering itself took
     compiling: list[tuple[float, float]] = field(default_factory=list)  # spans in unix s
+    nodes: list[str] = field(default_factory=list)  # all that were metered
     other_nodes: list[str] = field(default_factory=list)  # metered, but no rank of the run was ever there
     curve: tuple[Array, Array] | None = None  # all devices: unix s on the five minutes, cumulative J
 
@@ -100,6 +101,7 @@ class _Books:
     seen: dict[str, str] = field(default_factory=dict)  # the ledger that each device was found in
     slots: dict[int, list[float]] = field(default_factory=dict)  # J by slot of SLOT_S since 1970
     nodes: dict[str, bool] = field(default_factory=dict)  # those that were metered, and whether they were the run's
+    machines: Machines = field(default_factory=Machines)
 
 
 def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
@@ -130,10 +132,11 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
             _collect(account, books, path, own, found)
         nodes: dict[str, list[list[Stretch]]] = {}
         for stretches in unite(found):
-            nodes.setdefault(stretches[0][0]["node"], []).append(stretches)
+            nodes.setdefault(books.machines.node(stretches[0][1].header), []).append(stretches)
         for devices in nodes.values():
             _add_node(account, books, devices, used)
     account.warnings += account.damaged
+    account.nodes = sorted(books.nodes)
     account.other_nodes = sorted(node for node, own in books.nodes.items() if not own)
     if not books.windows:
         account.warnings.append("nothing was metered: no reading in the run's ledgers")
@@ -189,6 +192,7 @@ def _collect(
 ) -> None:
     """Put the curves of a ledger beside those of the same devices in other ledgers."""
     ends = [event for session in sessions for event in session.events if event.get("overhead")]
+    account.cut_off += len(sessions) - len(ends)
     if ends:
         told, sofar = [event["overhead"] for event in ends], account.overhead
         counts = {each.get("cpu_counts", "one thread of the meter") for each in told} | {sofar.get("cpu_counts")}
@@ -199,7 +203,7 @@ def _collect(
     for session in sessions:
         books.windows += _windows(session)
         for place, about in enumerate(session.sensors):
-            key = device_key(about)
+            key = books.machines.key(about, session.header)
             if key not in found and key in books.seen:
                 account.warnings.append(
                     f"{about['uuid']} came up late in {path.name}, and is in {books.seen[key]}: counted once"
@@ -239,11 +243,7 @@ def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], use
 
 def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = False) -> None:
     for curve in curves:
-        # What the curve has at its first point (a model that was looked up late) belongs to that moment.
-        cumulative = np.concatenate([[0.0], curve.cumulative_j[1:]])
-        if len(cumulative) == 1:
-            cumulative = curve.cumulative_j
-        told = by_phase(curve.time_unix_s, cumulative, books.timeline)
+        told = by_phase(curve.time_unix_s, curve.booked_j, books.timeline)
         if idle:
             energy_j = math.fsum(part.energy_j for part in told.values())
             told = {IDLE_DEVICES: PhaseEnergy(energy_j, 0.0)}
@@ -251,7 +251,7 @@ def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = Fals
             books.phases.setdefault(name, []).append(part)
         for attempt, energy_j in curve.by_attempt():
             books.attempts.setdefault(attempt, []).append(energy_j)
-        _add_to_slots(books, curve.time_unix_s, cumulative)
+        _add_to_slots(books, curve.time_unix_s, curve.booked_j)
     for gap in gaps:
         _add_to_slots(books, np.array([gap.start_unix_s, gap.end_unix_s]), np.array([0.0, gap.energy_j]))
         books.phases.setdefault(GAP, []).append(PhaseEnergy(gap.energy_j, 0.0))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from energy.accounting.uncertainty import MEASURED
 from energy.ledger.readings import Session
 from energy.metering.track import INTEGRATED, MISSING, NO_POWER, RESET, SILENT, UNKNOWN
+from energy.sensors.rapl import WRAP_POWER_W
 
 Array = NDArray[np.float64]
 DISAGREEMENT = 0.05  # counter and integrated power may differ by this share before the account says so
 POWER_POINTS = 4000  # what is kept of a device's power for drawing, once it has several times as many rows
-WRAP_POWER_W = 1000.0  # above what one CPU package draws: bounds how soon its counter can wrap twice
 
 
 @dataclass
@@ -52,7 +54,15 @@ class Curve:
 
     @property
     def doubt_j(self) -> float:
-        return float(self.doubt_sofar_j[-1]) if len(self.doubt_sofar_j) else 0.0
+        """Half width in J. Where the doubt was larger at the start than at the end, it is the start that was doubted: a
+        counter has told since what was used before it."""
+        return abs(float(self.doubt_sofar_j[-1])) if len(self.doubt_sofar_j) else 0.0
+
+    @property
+    def booked_j(self) -> Array:
+        """`cumulative_j` as it is booked: what it has at its first point (a model that was looked up late) belongs to
+        the first interval; a single point has all of it."""
+        return np.concatenate([[0.0], self.cumulative_j[1:]]) if len(self.cumulative_j) > 1 else self.cumulative_j
 
     def after(self, unix_s: float) -> Curve:
         """The part of the curve after a moment, its energy counted from there; without rows if it ends before."""
@@ -149,7 +159,8 @@ def curve_of(device: int, session: Session) -> Curve:
         known=((flags & UNKNOWN) == 0) & np.concatenate([[True], begun[:-1]])[: len(rows)],
         doubt_sofar_j=rows["doubt_mj"] * (share / 1e3),
         samples=int(rows["n"][~missing].sum()),
-        first_counter_mj=int(counters[0]) if len(counters) else None,
+        # At the stretch's start: of one whose first rows are lost the energy is in the first that is left.
+        first_counter_mj=int(counters[0]) - int(rows["energy_mj"][known][0]) if len(counters) else None,
         last_counter_mj=int(counters[-1]) if len(counters) else None,
         integrated_j=math.fsum(used_j[fallback].tolist()),
         gap_s=math.fsum(passed_s[unread].tolist()),
@@ -158,7 +169,34 @@ def curve_of(device: int, session: Session) -> Curve:
     _explain(curve, session, session.sensors[device], flags, missing)
     if session.sensors[device]["method"] == "counter":
         _cross_check(curve, rows, flags)
+    if session.sensors[device]["method"] not in MEASURED and not session.ended and len(rows) and not missing[-1]:
+        return _held(curve, float(session.times()[-1]))
     return curve
+
+
+def _held(curve: Curve, end_unix_s: float) -> Curve:
+    """The curve of a model up to the last row of a stretch that was killed. Models are asked every ten seconds: what one
+    said last stands for the rest, with as much doubt."""
+    told = np.flatnonzero(np.isfinite(curve.power_w))
+    rest_s = end_unix_s - float(curve.time_unix_s[-1])
+    if rest_s <= 0 or not len(told):
+        return curve
+    held_w = curve.power_w[told[-1]]
+
+    def and_last(column: NDArray[Any], value: Any) -> NDArray[Any]:
+        return np.append(column, value).astype(column.dtype)
+
+    return replace(
+        curve,
+        time_unix_s=and_last(curve.time_unix_s, end_unix_s),
+        cumulative_j=and_last(curve.cumulative_j, curve.cumulative_j[-1] + held_w * rest_s),
+        attempt=and_last(curve.attempt, curve.attempt[-1]),
+        power_w=and_last(curve.power_w, held_w),
+        power_min_w=and_last(curve.power_min_w, held_w),
+        power_max_w=and_last(curve.power_max_w, held_w),
+        known=and_last(curve.known, True),
+        doubt_sofar_j=and_last(curve.doubt_sofar_j, curve.doubt_sofar_j[-1] + held_w * rest_s),
+    )
 
 
 def _since_ready(rows: Any) -> NDArray[np.bool_]:
@@ -180,14 +218,16 @@ def _explain(curve: Curve, session: Session, about: dict[str, Any], flags: Any, 
         curve.warnings.append(f"the energy of {curve.unknown_s:.1f} s is unknown and not in the total")
     silent = (flags & SILENT) > 0
     if silent.any():
-        curve.warnings.append(f"the meter was silent {int(silent.sum())} times")
+        count = int(silent.sum())
+        curve.warnings.append(f"the meter was silent {'once' if count == 1 else f'{count} times'}")
     for place in np.flatnonzero((flags & RESET) > 0):
         how = "unknown" if flags[place] & UNKNOWN else "taken from integrated power"
-        when = float(curve.time_unix_s[place])
-        curve.warnings.append(f"the counter went backwards before {when:.3f}: a new epoch, that interval is {how}")
+        when = datetime.fromtimestamp(float(curve.time_unix_s[place]), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        curve.warnings.append(f"the counter went backwards before {when}: a new epoch, that interval is {how}")
     stood_in = ((flags & INTEGRATED) > 0) & ((flags & RESET) == 0)
     if stood_in.any() and about["method"] == "counter":
-        curve.warnings.append(f"no counter in {int(stood_in.sum())} intervals: taken from integrated power")
+        count = int(stood_in.sum())
+        curve.warnings.append(f"no counter in {count} interval{'s' * (count > 1)}: taken from integrated power")
 
 
 def _cross_check(curve: Curve, rows: Any, flags: Any) -> None:
@@ -195,7 +235,9 @@ def _cross_check(curve: Curve, rows: Any, flags: Any) -> None:
     kept = np.flatnonzero(rows["held_mj"] >= 0)  # the seconds file leaves the integral out
     if len(kept) < 2:
         return
-    odd = np.cumsum((flags & (MISSING | RESET | UNKNOWN | NO_POWER | SILENT | INTEGRATED)) > 0)
+    odd_rows = (flags & (MISSING | RESET | UNKNOWN | NO_POWER | SILENT | INTEGRATED)) > 0
+    odd_rows[1:] |= (flags[:-1] & MISSING) > 0  # a counter tells of the time in which it was missing, power does not
+    odd = np.cumsum(odd_rows)
     clean = np.diff(odd[kept]) == 0
     counted = np.diff(rows["counter_mj"][kept])[clean]
     held = np.diff(rows["held_mj"][kept])[clean]

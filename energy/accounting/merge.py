@@ -17,11 +17,10 @@ import numpy as np
 
 from energy.accounting.curves import Array, Curve, Gap, curve_of
 from energy.accounting.placement import is_others, own_stretches
-from energy.accounting.stretches import Stretch, join, unite
+from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.whole_node import rests
 from energy.ledger.readings import Session, read_sessions
 from energy.runs import RunFolder
-from energy.sensors import device_key
 
 WHOLE = "whole"  # of a device that is not parted into MIG instances
 
@@ -77,67 +76,60 @@ def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
     Runs on several MIG instances of one GPU each stand for their share of it: together they have the sum of the shares
     of the instances that were metered at a time, at most the whole GPU.
     """
-    merged = Merged()
+    merged, machines = Merged(), Machines()
     pieces: dict[str, list[_Piece]] = {}
     about: dict[str, dict] = {}
     for run in runs:
         for path in run.ledgers():
             sessions, damaged = read_sessions(path, fine=fine)
             merged.damaged += [f"{run.path.name}/{text}" for text in damaged]
-            for sensor, curves, gaps in _own_devices(run, path, sessions):
-                about.setdefault(sensor["uuid"], sensor)
+            for key, sensor, curves, gaps in _own_devices(run, path, sessions, machines):
+                about.setdefault(key, sensor)
                 parts = dict(sensor.get("instances") or {WHOLE: float(sensor.get("share", 1.0))})
                 share = min(1.0, math.fsum(parts.values()))
-                found = pieces.setdefault(sensor["uuid"], [])
+                found = pieces.setdefault(key, [])
                 for gap in gaps:
                     ends = np.array([gap.start_unix_s, gap.end_unix_s])
                     found.append(_Piece(ends, np.array([0.0, gap.energy_j]) / share, parts, run.path.name))
                 for curve in curves:
-                    used_j = curve.cumulative_j.copy()
-                    used_j[0] = 0.0 if len(used_j) > 1 else used_j[0]  # as the account books it
-                    found.append(_Piece(curve.time_unix_s, used_j / share, parts, run.path.name))
-    for uuid, own_pieces in pieces.items():
+                    found.append(_Piece(curve.time_unix_s, curve.booked_j / share, parts, run.path.name))
+    for key, own_pieces in pieces.items():
         energy_j, overlap_j = _union(own_pieces)
-        sensor = about[uuid]
+        sensor = about[key]
         runs_of = list(dict.fromkeys(piece.run for piece in own_pieces))
-        merged.devices.append(
-            MergedDevice(
-                uuid, sensor["name"], sensor["node"], sensor["kind"], sensor["method"], energy_j, overlap_j, runs_of
-            )
-        )
+        named = {each: sensor[each] for each in ("uuid", "name", "node", "kind", "method")}
+        merged.devices.append(MergedDevice(**named, energy_j=energy_j, overlap_j=overlap_j, runs=runs_of))
     return merged
 
 
 def _own_devices(
-    run: RunFolder, path: Path, sessions: list[Session]
-) -> Iterator[tuple[dict[str, Any], list[Curve], list[Gap]]]:
-    """(description, curves, gaps) of the devices of a ledger that were the run's own; of a sensor of the whole node
-    what it has beyond the others, as in the account."""
+    run: RunFolder, path: Path, sessions: list[Session], machines: Machines
+) -> Iterator[tuple[str, dict[str, Any], list[Curve], list[Gap]]]:
+    """(what tells it from others in all runs, description, curves, gaps) of the devices of a ledger that were the run's
+    own; of a sensor of the whole node what it has beyond the others, as in the account."""
     stretches: dict[str, list[Stretch]] = {}
     for session in own_stretches(sessions, path.stem, []):
         for place, sensor in enumerate(session.sensors):
             stretch = (sensor, session, curve_of(place, session), path.name)
-            stretches.setdefault(device_key(sensor), []).append(stretch)
+            stretches.setdefault(machines.key(sensor, session.header), []).append(stretch)
     used = run.devices_used()
-    whole: list[tuple[dict[str, Any], list[Curve]]] = []
+    whole: list[tuple[str, dict[str, Any], list[Curve]]] = []
     inside: list[list[Curve]] = []
     for own in unite(stretches):
         sensor, curves, gaps = join(own, [])
+        key = sensor["uuid"] if sensor["kind"] == "gpu" else machines.key(sensor, own[0][1].header)
         if sensor["kind"] == "node":
-            whole.append((sensor, curves))
+            whole.append((key, sensor, curves))
             continue
         inside.append(curves)
         if not is_others(sensor, [stretch[1] for stretch in own], used):
-            yield sensor, curves, gaps
-    for rest in rests([curves for _, curves in whole], inside):
-        yield whole[rest.sensor][0], rest.curves, []
+            yield key, sensor, curves, gaps
+    for rest in rests([curves for _, _, curves in whole], inside):
+        yield *whole[rest.sensor][:2], rest.curves, []
 
 
 def _union(pieces: list[_Piece]) -> tuple[float, float]:
-    """(energy of the union of times and parts, energy that was seen again) in J.
-
-    Between two edges of pieces the one that began first tells what the device used.
-    """
+    """(energy of the union of times and parts, energy that another run has seen too) in J."""
     pieces = sorted(pieces, key=lambda piece: (piece.times[0], -piece.times[-1]))
     edges = sorted({float(edge) for piece in pieces for edge in (piece.times[0], piece.times[-1])})
     counted, seen = [], []
@@ -152,14 +144,23 @@ def _union(pieces: list[_Piece]) -> tuple[float, float]:
             following = next(waiting)
         if not open_pieces:
             continue
-        together: dict[str, float] = {}
+        by_run: dict[str, list[_Piece]] = {}
         for piece in open_pieces:
-            together |= piece.parts
-            seen.append(piece.energy_between_j(start, end) * min(1.0, math.fsum(piece.parts.values())))
-        counted.append(open_pieces[0].energy_between_j(start, end) * min(1.0, math.fsum(together.values())))
+            by_run.setdefault(piece.run, []).append(piece)
+        seen += [_together_j(own, start, end) for own in by_run.values()]
+        counted.append(_together_j(open_pieces, start, end))
     for piece in pieces:
         if len(piece.times) == 1:  # nothing but a reading: what a model said of the time before it
             single_j = float(piece.energy_j[0]) * min(1.0, math.fsum(piece.parts.values()))
             counted.append(single_j)
             seen.append(single_j)
     return math.fsum(counted), max(0.0, math.fsum(seen) - math.fsum(counted))
+
+
+def _together_j(pieces: list[_Piece], start: float, end: float) -> float:
+    """Energy in J of a device between two moments, as far as these pieces stand for it; the one that began first tells
+    what it used."""
+    parts: dict[str, float] = {}
+    for piece in pieces:
+        parts |= piece.parts
+    return pieces[0].energy_between_j(start, end) * min(1.0, math.fsum(parts.values()))

@@ -1,9 +1,10 @@
 """Energy by phase: the curve at the phases' edges, and regression where phases are shorter than the curve can show.
 
-A phase is a named span of the trainer's time. Of a span much longer than the distance of the readings the curve tells
-the energy. Of shorter ones it cannot, but over many of them it can: each interval between readings has so many seconds
-of each phase, and least squares gives each phase its mean power, with a standard error. Whatever the method, phases
-and what is left over sum exactly to the total.
+A phase is a named span of the trainer's time. An interval between two readings that lies in one phase is that phase's.
+One that several phases share is split by their seconds in it and their powers: a line between two readings would give
+the weaker one too much at every edge. The power of a phase with intervals of its own is the mean of those. Of shorter
+ones it is found over many of them: each interval has so many seconds of each phase, and least squares gives each its
+mean power, with a standard error. Whatever the method, phases and what is left over sum exactly to the total.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Span = tuple[str, float, float]  # phase, start and end in unix s
 
-SHORT = 3.0  # a phase whose median span is shorter than so many readings is told by regression
+OWN = 3.0  # a phase that has less than so many intervals to itself is told by regression
 UNATTRIBUTED = "unattributed"
+NOTHING_S = 1e-9  # less than this of a phase in an interval is a rounding error
 SINGULAR = 1e-10  # of a phase's own sum of squares: what the other phases leave unexplained must be more
 
 
@@ -78,7 +80,10 @@ def overlay(spans: list[Span], name: str, windows: list[tuple[float, float]]) ->
 
 
 class Timeline:
-    """Disjoint spans as arrays, made once for the curves of all devices: edges (n, 2) in unix s, names, owners (n)."""
+    """Disjoint spans as arrays, made once for the curves of all devices: edges (n, 2) in unix s, names, owners (n).
+
+    What no span covers counts as one more phase, after the named ones.
+    """
 
     def __init__(self, spans: list[Span]) -> None:
         self.spans = spans
@@ -87,6 +92,12 @@ class Timeline:
         self.edges = np.array([(start, end) for _, start, end in spans]).reshape(-1, 2)
         self.owner = np.array([number[phase] for phase, _, _ in spans], np.int64)
         self._passed = [self._passed_of(k) for k in range(len(self.names))]
+        # Each moment at which one phase follows another, once, with the numbers of the two.
+        bare, apart = len(self.names), self.edges[1:, 0] != self.edges[:-1, 1]
+        before = np.concatenate([[bare], np.where(apart, bare, self.owner[:-1])])[: len(spans)]
+        ends = np.concatenate([apart, [True]])[: len(spans)]
+        self._turns = np.concatenate([self.edges[:, 0], self.edges[ends, 1]])
+        self._pairs = np.concatenate([before * (bare + 1) + self.owner, self.owner[ends] * (bare + 1) + bare])
 
     def _passed_of(self, phase: int) -> tuple[Array, Array]:
         own = self.edges[self.owner == phase]
@@ -96,48 +107,79 @@ class Timeline:
         """Time in s of a phase in each interval between `times`."""
         return np.diff(np.interp(times, *self._passed[phase]))
 
+    def turns(self, start_unix_s: float, end_unix_s: float) -> list[list[int]]:
+        """How often two phases meet between two moments."""
+        count = len(self.names) + 1
+        inside = (self._turns > start_unix_s) & (self._turns < end_unix_s)
+        often = np.bincount(self._pairs[inside], minlength=count * count).reshape(count, count)
+        return (often + often.T).tolist()
+
 
 def by_phase(times: Array, cumulative_j: Array, timeline: Timeline) -> dict[str, PhaseEnergy]:
     """Energy of a curve by phase, what no span covers included; the energies sum to the curve's."""
     total_j = float(cumulative_j[-1] - (cumulative_j[0] if len(times) > 1 else 0.0)) if len(times) else 0.0
     if len(times) < 2 or not timeline.spans:
         return {UNATTRIBUTED: PhaseEnergy(total_j, float(times[-1] - times[0]) if len(times) else 0.0)}
-    edges, owner, names = timeline.edges, timeline.owner, list(timeline.names)
-    used = np.diff(np.interp(edges, times, cumulative_j), axis=1)[:, 0]
-    clipped = np.diff(np.clip(edges, times[0], times[-1]), axis=1)[:, 0]
-    energy_j = [math.fsum(used[owner == k]) for k in range(len(names))]
-    seconds = [math.fsum(clipped[owner == k]) for k in range(len(names))]
-    energy_j.append(total_j - math.fsum(energy_j))
-    seconds.append(max(0.0, float(times[-1] - times[0]) - math.fsum(seconds)))
-    names.append(UNATTRIBUTED)
-    passed_s = np.diff(times)
-    spacing_s = float(np.median(passed_s[passed_s > 0])) if (passed_s > 0).any() else 0.0
-    errors_j = _edge_errors(owner, len(names), energy_j, seconds, spacing_s)
-    found = {name: PhaseEnergy(energy_j[k], seconds[k], errors_j[k]) for k, name in enumerate(names)}
-    short = [k for k in range(len(names) - 1) if seconds[k] > 0 and np.median(clipped[owner == k]) < SHORT * spacing_s]
-    if short:
-        _regress(found, names, short, times, cumulative_j, timeline)
+    names = [*timeline.names, UNATTRIBUTED]
+    apart = np.concatenate([[True], np.diff(times) > 0])  # a device that has nothing new has the same row again
+    times, cumulative_j = times[apart], cumulative_j[apart]
+    if len(times) < 2:
+        return {UNATTRIBUTED: PhaseEnergy(total_j, 0.0)}
+    spans_s, used_j = np.diff(times), np.diff(cumulative_j)
+    columns = [timeline.seconds_between(k, times) for k in range(len(names) - 1)]
+    columns.append(np.maximum(0.0, spans_s - np.sum(columns, axis=0)))
+    design = np.column_stack(columns)
+    design[design < NOTHING_S] = 0.0
+    shared = np.count_nonzero(design, axis=1) > 1
+    mixed, mixed_j, alone = design[shared], used_j[shared], ~shared
+    owner = design[alone].argmax(axis=1)
+    own_j, own_s = (np.bincount(owner, column[alone], len(names)) for column in (used_j, spans_s))
+    seconds = own_s + _sums(mixed)
+    spacing_s = float(np.median(spans_s))
+    is_short = (own_s < OWN * spacing_s) & (seconds > 0)
+    power_w = np.divide(own_j, own_s, out=np.zeros(len(names)), where=own_s > 0)
+    errors_j, told = np.zeros(len(names)), np.zeros(len(names), bool)
+    if is_short.any():
+        # By the line between readings, where regression fails.
+        read_j = own_j + _sums(mixed * (mixed_j / spans_s[shared])[:, None])
+        np.divide(read_j, seconds, out=power_w, where=is_short)
+        told = _regress(design, used_j, seconds, power_w, errors_j, is_short)
+    weights = mixed * power_w
+    dead = np.cumsum(weights, axis=1)[:, -1] <= 0
+    weights[dead] = mixed[dead]
+    split = weights / np.cumsum(weights, axis=1)[:, -1:] * mixed_j[:, None]
+    energy_j = (own_j + _sums(split)).tolist()
+    # What rounding leaves of the sum goes where it is least.
+    energy_j[energy_j.index(max(energy_j))] += total_j - math.fsum(energy_j)
+    often = timeline.turns(times[0], times[-1])
+    edge_errors_j = _edge_errors(often, energy_j, seconds.tolist(), spacing_s)
+    # Where nothing tells, it may be none or twice as much (uniform).
+    unknown_j = np.where((own_s <= 0) & ~told, energy_j, 0.0) / math.sqrt(3)
+    found = {}
+    for k, name in enumerate(names):
+        # What a phase by regression was given too much, those around it lack.
+        passed_on = [float(errors_j[j]) * row[k] / (sum(row) or 1) for j, row in enumerate(often) if told[j]]
+        variance = math.fsum(error * error for error in (edge_errors_j[k], float(unknown_j[k]), *passed_on))
+        error_j, method = (float(errors_j[k]), "regression") if told[k] else (math.sqrt(variance), "direct")
+        found[name] = PhaseEnergy(energy_j[k], float(seconds[k]), error_j, method)
     return found
 
 
-def _edge_errors(
-    owner: NDArray[np.int64], count: int, energy_j: list[float], seconds: list[float], spacing_s: float
-) -> list[float]:
-    """Standard error of a phase's energy from its edges: each lies anywhere between two readings (uniform), where the
-    curve is a line though power changes there by the difference of the phase's power to the mean of all."""
-    mean_w = math.fsum(energy_j) / max(math.fsum(seconds), 1e-9)
+def _edge_errors(often: list[list[int]], energy_j: list[float], seconds: list[float], spacing_s: float) -> list[float]:
+    """Standard error of a phase's energy from its edges: power may change anywhere between two readings (uniform), and
+    what one phase is given too much the other lacks."""
+    power_w = [used_j / passed_s if passed_s > 0 else 0.0 for used_j, passed_s in zip(energy_j, seconds, strict=True)]
     errors = []
-    for k in range(count):
-        edges = 2 * int((owner == k).sum())
-        power_w = energy_j[k] / seconds[k] if seconds[k] > 0 else mean_w
-        errors.append(math.sqrt(edges) * abs(power_w - mean_w) * spacing_s / math.sqrt(12))
+    for own_w, row in zip(power_w, often, strict=True):
+        squares = [count * (own_w - other_w) ** 2 for count, other_w in zip(row, power_w, strict=True)]
+        errors.append(math.sqrt(math.fsum(squares) / 12) * spacing_s)
     return errors
 
 
 def _sums(columns: Array) -> Array:
     """The sum of each column, term by term in order: a library's fast sums differ in their last digits by processor,
     and the record of a run must come out the same everywhere."""
-    return np.cumsum(columns, axis=0)[-1]
+    return np.cumsum(columns, axis=0)[-1] if len(columns) else np.zeros(columns.shape[1])
 
 
 def _products(design: Array) -> list[list[float]]:
@@ -160,48 +202,21 @@ def _inverse(matrix: list[list[float]]) -> Array | None:
 
 
 def _regress(
-    found: dict[str, PhaseEnergy],
-    names: list[str],
-    short: list[int],
-    times: Array,
-    cumulative_j: Array,
-    timeline: Timeline,
-) -> None:
-    """Give the short phases the energy that least squares over all intervals finds, keeping the sum."""
-    spans_s, used_j = np.diff(times), np.diff(cumulative_j)
-    columns = [timeline.seconds_between(k, times) for k in range(len(names) - 1)]
-    columns.append(spans_s - np.sum(columns, axis=0))
-    design = np.column_stack(columns)
-    present = [k for k in range(len(names)) if design[:, k].sum() > 1e-9]
+    design: Array, used_j: Array, seconds: Array, power_w: Array, errors_j: Array, wanted: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which of the wanted phases least squares over all intervals could tell: their mean power, and the standard error
+    of their energy, are put in their places."""
+    told = np.zeros(len(power_w), bool)
+    present = np.flatnonzero(seconds > 0)
     design = design[:, present]
     inverse = _inverse(_products(design)) if len(used_j) >= 3 * len(present) else None
     if inverse is None:
-        return  # too few intervals, or phases that always come in the same proportion: the edges must do
-    power_w = np.array([math.fsum(row) for row in inverse * _sums(design * used_j[:, None])])
-    residual = used_j - np.sum([design[:, k] * power_w[k] for k in range(len(present))], axis=0)
+        return told  # too few intervals, or phases that always come in the same proportion
+    found_w = np.array([math.fsum(row) for row in inverse * _sums(design * used_j[:, None])])
+    residual = used_j - np.sum([design[:, k] * found_w[k] for k in range(len(present))], axis=0)
     variance = float(_sums((residual * residual)[:, None])[0]) / (len(used_j) - len(present))
-    mine = [present.index(k) for k in short if k in present]
-    if not mine:
-        return
-    seconds = np.array([found[names[present[j]]].seconds for j in mine])
-    covariance = variance * inverse[np.ix_(mine, mine)] * np.outer(seconds, seconds)
-    energy_j = power_w[mine] * seconds
-    rest_j = math.fsum(found[names[present[j]]].energy_j for j in mine)  # what they have together, from their edges
-    if len(mine) < len(present):
-        # The other phases, told by their edges, lose or gain what the short ones gain or lose.
-        others = [found[name] for name in names if found[name].seconds > 0 and names.index(name) not in short]
-        largest = max(others, key=lambda phase: phase.energy_j)
-        shift_j = math.fsum(energy_j) - rest_j
-        if min(energy_j) < 0 or largest.energy_j - shift_j < 0:
-            return
-        largest.energy_j -= shift_j
-    else:
-        spread = math.fsum(covariance.flat)
-        if spread > 0:
-            weights = np.array([math.fsum(row) for row in covariance])
-            energy_j = energy_j + weights * (rest_j - math.fsum(energy_j)) / spread
-        if min(energy_j) < 0:
-            return
-    for j, value, error in zip(mine, energy_j.tolist(), np.sqrt(np.diag(covariance)).tolist(), strict=True):
-        phase = found[names[present[j]]]
-        phase.energy_j, phase.standard_error_j, phase.method = value, error, "regression"
+    for place, k in enumerate(present.tolist()):
+        error_w = math.sqrt(max(0.0, variance * float(inverse[place, place])))
+        if wanted[k] and found_w[place] > -2 * error_w:
+            power_w[k], errors_j[k], told[k] = max(0.0, float(found_w[place])), error_w * seconds[k], True
+    return told

@@ -6,8 +6,30 @@ from typing import Any
 
 from energy.accounting.curves import Curve, Gap, gap_between
 from energy.ledger.readings import Session
+from energy.sensors import device_key
 
 Stretch = tuple[dict[str, Any], Session, Curve, str]  # a device's description, where it was metered, its curve, ledger
+
+
+class Machines:
+    """Tells devices apart wherever they were metered: a GPU by its UUID, what else a machine has by the machine's boot
+    too. Meters in several containers of one machine have a name each for it, and read the same CPUs."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], str] = {}
+
+    def key(self, about: dict[str, Any], header: dict[str, Any]) -> str:
+        """The same for the same device; `header`: of the stretch in which it was metered."""
+        key = device_key(about)
+        return key if about["kind"] == "gpu" else self._first(header, about["uuid"].partition("@")[0], key)
+
+    def node(self, header: dict[str, Any]) -> str:
+        """The name under which the machine was met first."""
+        return self._first(header, "", header["node"])
+
+    def _first(self, header: dict[str, Any], what: str, name: str) -> str:
+        boot = header.get("boot_id")
+        return name if boot is None else self._known.setdefault((boot, what), name)
 
 
 def unite(found: dict[str, list[Stretch]]) -> list[list[Stretch]]:

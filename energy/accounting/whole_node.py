@@ -109,8 +109,8 @@ def used_j(curves: Sequence[Curve], start_unix_s: float, times: Array) -> Array:
     total = np.zeros(len(times))
     for curve in curves:
         if len(curve.time_unix_s) > 1:
-            sofar = np.concatenate([[0.0], curve.cumulative_j[1:]])  # as the account books the first interval
-            total += np.interp(times, curve.time_unix_s, sofar) - np.interp(start_unix_s, curve.time_unix_s, sofar)
+            sofar_j = curve.booked_j
+            total += np.interp(times, curve.time_unix_s, sofar_j) - np.interp(start_unix_s, curve.time_unix_s, sofar_j)
     return total
 
 

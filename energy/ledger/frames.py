@@ -93,6 +93,11 @@ class Appender:
         if time.monotonic() - self._synced_s >= self._fsync_s:
             self.sync()
 
+    def clear(self) -> None:
+        """Take all frames back."""
+        os.ftruncate(self._fd, 0)
+        self._size = 0
+
     def sync(self) -> None:
         os.fsync(self._fd)
         self._synced_s = time.monotonic()
@@ -123,16 +128,21 @@ def encode_json(document: dict[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
-def frames(data: bytes, damaged: list[str], name: str = "", start: int = 0) -> Iterator[Frame]:
-    """Every whole frame of a file's bytes. What is not whole is named in `damaged` and skipped to the next frame."""
-    for frame in _whole(data, damaged, name, start):
+def frames(data: bytes, damaged: list[str], name: str = "", start: int = 0, base: int = 0) -> Iterator[Frame]:
+    """Every whole frame of a file's bytes. What is not whole is named in `damaged` and skipped to the next frame.
+
+    base: where in the file the bytes begin; places of frames are counted in `data` all the same.
+    """
+    for frame in _whole(data, damaged, name, start, base):
         if frame.version > VERSION or frame.kind not in KINDS:
-            damaged.append(f"{name}: byte {frame.offset}: written by a newer version, not understood and left out")
+            damaged.append(
+                f"{name}: byte {base + frame.offset}: written by a newer version, not understood and left out"
+            )
         else:
             yield frame
 
 
-def _whole(data: bytes, damaged: list[str], name: str, offset: int = 0) -> Iterator[Frame]:
+def _whole(data: bytes, damaged: list[str], name: str, offset: int = 0, base: int = 0) -> Iterator[Frame]:
     size = len(data)
     while offset < size:
         frame = _frame_at(data, offset)
@@ -142,14 +152,16 @@ def _whole(data: bytes, damaged: list[str], name: str, offset: int = 0) -> Itera
             continue
         after = _next_frame(data, offset + 1)
         what = "torn at the end of the file" if after == size else f"damaged: {after - offset} bytes are left out"
-        damaged.append(f"{name}: byte {offset}: {what}")
+        damaged.append(f"{name}: byte {base + offset}: {what}")
         offset = after
 
 
 def first_schema(path: Path) -> str | None:
     """The schema of a ledger as its first frame tells it, known here or not; None where that frame is damaged."""
     with open(path, "rb") as file:
-        frame = _frame_at(file.read(TAIL), 0)
+        head = file.read(HEAD.size)
+        length = HEAD.unpack(head)[3] if len(head) == HEAD.size else 0
+        frame = _frame_at(head + file.read(min(length, LONGEST)), 0)
     if frame is None or frame.kind != HEADER:
         return None
     if frame.version > VERSION:  # its payload may be anything
@@ -195,14 +207,15 @@ def tail(fd: int, length: int, kind: bytes | None = None) -> list[Frame]:
     window = TAIL
     while True:
         start = max(0, length - window)
-        data = _read(fd, start, length)
+        data = read_bytes(fd, start, length)
         found = list(_whole(data, [], "", _next_frame(data, 0)))
         if start == 0 or any(kind is None or (frame.kind == kind and frame.version <= VERSION) for frame in found):
             return [frame._replace(offset=start + frame.offset, end=start + frame.end) for frame in found]
         window *= 4
 
 
-def _read(fd: int, start: int, end: int) -> bytes:
+def read_bytes(fd: int, start: int, end: int) -> bytes:
+    """The bytes of a file between two places, which one call may not give all of."""
     parts = []
     while start < end and (part := os.pread(fd, end - start, start)):
         parts.append(part)

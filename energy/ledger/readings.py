@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from energy.accounting.uncertainty import MEASURED
 from energy.ledger import frames as ledger
 from energy.ledger import seconds
+from energy.ledger.seek import Told, part, read_part
 from energy.metering.track import FLAGS, MISSING, UNKNOWN
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ ROW = np.dtype(
     ]
 )  # fmt: skip
 assert ROW.itemsize == ledger.STATE.size
-HEADER_BYTES = 1 << 18
+FIRST_BYTES, HEADER_BYTES = 1 << 13, 1 << 18
 CURRENT_S = 1.0  # a device whose last update is older than this when a stretch ends does not hold back its end
+COVERED_S = 5.0  # raw rows are no further apart, where none was lost
 FINEST_BYTES = 2_000_000_000  # more than this in seconds files is not read for an account unless asked
 
 
@@ -88,37 +90,68 @@ def read_sessions(
     fine: bool = True,
     around: Iterable[float] | None = None,
     between: tuple[float, float] | None = None,
+    told: Told | None = None,
 ) -> tuple[list[Session], list[str]]:
     """The stretches of metering in a ledger, and what in its files is damaged. Never raises for damage.
 
     fine: also read the raw and the seconds file; without them there is a row a minute.
     around: of the seconds file only the minutes that hold one of these moments (unix s).
     between: only rows from shortly before the first to shortly after the second moment (unix s).
+    told: what a reader of many parts keeps of the ledger; from the second time on only what lies between is read.
     """
     path = Path(path)
     damaged: list[str] = []
-    headers: dict[int, dict[str, Any]] = {}
-    events: dict[int, list[dict[str, Any]]] = {}
-    minutes, others = _read_ticks(path, ledger.MINUTE, damaged)
-    for frame in others:
-        document = json.loads(frame.payload)
-        if frame.kind == ledger.HEADER:
-            headers[document["session"]] = document
-        elif frame.kind == ledger.EVENT:
-            events.setdefault(document["session"], []).append(document)
-    tables = [*_second_blocks(path.with_suffix(".seconds"), damaged, around, between)] if fine else []
-    tables += minutes
+    told = told or Told()
+    with told.lock:
+        minutes = _read_minutes(path, damaged, between, told)
+        headers, events = dict(told.headers), {number: list(each) for number, each in told.events.items()}
+    raws: list[NDArray[Any]] = []
     for name in (".raw.old", ".raw") if fine else ():
-        tables += _read_ticks(path.with_suffix(name), ledger.RAW, damaged)[0]
-    return _join(tables, headers, events, between, damaged, path.name), damaged
+        data, base = _part_of(path.with_suffix(name), ledger.RAW, between)
+        raws += _read_ticks(data, ledger.RAW, damaged, path.with_suffix(name).name, base)[0]
+    blocks: list[NDArray[Any]] = []
+    if fine and not (between is not None and _cover(raws, between[0])):
+        blocks = _second_blocks(path.with_suffix(".seconds"), damaged, around, between)
+    return _join([*blocks, *minutes, *raws], headers, events, between, damaged, path.name), damaged
+
+
+def _read_minutes(
+    path: Path, damaged: list[str], between: tuple[float, float] | None, told: Told
+) -> list[NDArray[Any]]:
+    """The rows of the ledger itself; headers and events are added to `told`, which is complete from then on."""
+    try:
+        file = open(path, "rb", buffering=0)
+    except FileNotFoundError:
+        return []
+    with file:
+        fd = file.fileno()
+        if told.holds(fd) and between is not None:
+            start, end = part(fd, ledger.MINUTE, *between)
+            start = min(start, told.upto) if end > told.upto else start  # what is new may be of any stretch
+            data = ledger.read_bytes(fd, start, end)
+        else:
+            data, start = file.read(), 0
+        minutes, others, length = _read_ticks(data, ledger.MINUTE, damaged, path.name, start)
+        told.add((frame._replace(offset=start + frame.offset) for frame in others), start + length, fd)
+    return minutes
+
+
+def _cover(raws: list[NDArray[Any]], since_unix_s: float) -> bool:
+    """Whether raw rows alone tell all from a moment on."""
+    times = np.concatenate([table["unix_s"] for table in raws]) if raws else np.empty(0)
+    return len(times) > 0 and bool(times[0] <= since_unix_s and np.diff(times).max(initial=0.0) <= COVERED_S)
 
 
 def first_devices(path: Path) -> set[str]:
-    """UUIDs of the devices in a ledger's first header; empty where that is damaged."""
-    with open(path, "rb") as file:
-        for frame in ledger.frames(file.read(HEADER_BYTES), []):
-            if frame.kind == ledger.HEADER:
-                return {sensor["uuid"] for sensor in json.loads(frame.payload)["sensors"]}
+    """UUIDs of the devices in a ledger's first header, and its machine's boot; empty where that is damaged."""
+    with open(path, "rb", buffering=0) as file:
+        for length in (FIRST_BYTES, HEADER_BYTES):  # more only where it is long, or damaged
+            file.seek(0)
+            for frame in ledger.frames(file.read(length), []):
+                if frame.kind == ledger.HEADER:
+                    header = json.loads(frame.payload)
+                    uuids = {sensor["uuid"] for sensor in header.get("sensors") or ()}
+                    return uuids | ({header.get("boot_id") or ""} - {""})
     return set()
 
 
@@ -185,14 +218,19 @@ def _bytes(path: Path) -> bytes:
         return b""
 
 
-def _read_ticks(path: Path, kind: bytes, damaged: list[str]) -> tuple[list[NDArray[Any]], list[ledger.Frame]]:
-    """The ticks of a file as tables, and its frames of other kinds."""
-    data = _bytes(path)
+def _part_of(path: Path, kind: bytes, between: tuple[float, float] | None) -> tuple[bytes, int]:
+    return (_bytes(path), 0) if between is None else read_part(path, kind, between)
+
+
+def _read_ticks(
+    data: bytes, kind: bytes, damaged: list[str], name: str, base: int = 0
+) -> tuple[list[NDArray[Any]], list[ledger.Frame], int]:
+    """The ticks of a file as tables, its frames of other kinds, and where in the data the last whole frame ends."""
     tables: list[NDArray[Any]] = []
     others: list[ledger.Frame] = []
     offset = 0
     while offset < len(data):
-        for frame in ledger.frames(data, damaged, path.name, offset):
+        for frame in ledger.frames(data, damaged, name, offset, base):
             offset = frame.end
             if frame.kind == kind:
                 table, offset = _run_of(data, frame)
@@ -201,7 +239,7 @@ def _read_ticks(path: Path, kind: bytes, damaged: list[str]) -> tuple[list[NDArr
             others.append(frame)
         else:
             break
-    return tables, others
+    return tables, others, offset
 
 
 def _run_of(data: bytes, first: ledger.Frame) -> tuple[NDArray[Any], int]:
@@ -233,7 +271,8 @@ def _second_blocks(
 ) -> list[NDArray[Any]]:
     moments = None if around is None else np.unique(np.fromiter(around, float))
     found = []
-    for frame in ledger.frames(_bytes(path), damaged, path.name):
+    data, base = _part_of(path, ledger.SECONDS, between)
+    for frame in ledger.frames(data, damaged, path.name, base=base):
         if frame.kind != ledger.SECONDS:
             continue
         _, start_s, end_s = seconds.span(frame.payload)
@@ -243,8 +282,8 @@ def _second_blocks(
             low, high = np.searchsorted(moments, (start_s - 2.0, end_s + 2.0))
             if low == high:
                 continue
-        found.append(seconds.expand(frame.payload))
-    return found
+        found.append(frame.payload)
+    return seconds.expand_all(found)
 
 
 def read_ledger(path: str | os.PathLike[str], *, fine: bool = True) -> pandas.DataFrame:
@@ -253,10 +292,14 @@ def read_ledger(path: str | os.PathLike[str], *, fine: bool = True) -> pandas.Da
     Columns: time (UTC), monotonic_s, session, attempt, uuid, name, node, kind, method, boundary, energy_j (cumulative
     within the session), power_w (mean since the reading before), power_min_w, power_max_w, counter_j, integrated_j
     (NaN where not known), and a truth value for each flag (missing, reset, unknown, integrated, silent, no_power).
-    `fine=False` reads one row a minute. Damage in the file is in `.attrs["damaged"]`.
+    `fine=False` reads one row a minute. Damage in the file is in `.attrs["damaged"]`. ValueError for what is no ledger.
     """
     import pandas as pd
 
+    if Path(path).suffix != ".ledger" or not Path(path).is_file():
+        there = sorted(str(found) for found in (*Path(path).glob("*.ledger"), *Path(path).glob("energy/*.ledger")))
+        hint = f"; here are {', '.join(there)}" if there else ": RUN/energy/NODE.ledger"
+        raise ValueError(f"{path}: expected the ledger of a node{hint}")
     sessions, damaged = read_sessions(path, fine=fine)
     tables = []
     for session in sessions:

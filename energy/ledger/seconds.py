@@ -14,6 +14,7 @@ from typing import Any
 
 from energy.metering.track import Row
 
+TOGETHER = 8  # blocks that are expanded at a time: more do not fit the cache
 NO_POWER_W = -1  # stands for NaN
 TICK_COLUMNS, DEVICE_COLUMNS = 5, 9
 SPAN = struct.Struct("<Idd")  # session, first and last unix s: uncompressed, so that a reader can pass a block by
@@ -55,20 +56,43 @@ def span(payload: bytes) -> tuple[int, float, float]:
 
 def expand(payload: bytes) -> Any:
     """A block's ticks as an array of energy.ledger.readings.tick_dtype. `held_mj` is -1: not kept."""
+    return expand_all([payload])[0]
+
+
+def expand_all(payloads: Sequence[bytes]) -> list[Any]:
+    """The ticks of several blocks in few arrays, of blocks alike that follow each other in one."""
+    import numpy as np
+
+    found: list[Any] = []
+    for start in range(0, len(payloads), TOGETHER):
+        packed = b"".join(zlib.decompress(payload[SPAN.size :]) for payload in payloads[start : start + TOGETHER])
+        numbers, place = _numbers(np.frombuffer(packed, np.uint8)), 0
+        while place < len(numbers):
+            count, width = numbers[place : place + 2].tolist()
+            size = 2 + (TICK_COLUMNS + DEVICE_COLUMNS * width) * count
+            most = (len(numbers) - place) // size
+            heads = numbers[place : place + most * size].reshape(most, size)[:, :2]
+            other = np.flatnonzero((heads != heads[0]).any(axis=1))
+            alike = int(other[0]) if len(other) else most
+            blocks = numbers[place : place + alike * size].reshape(alike, size)[:, 2:]
+            found.append(_ticks(blocks.reshape(alike, -1, count).cumsum(axis=2).transpose(1, 0, 2), width))
+            place += alike * size
+    return found
+
+
+def _ticks(columns: Any, width: int) -> Any:
+    """Columns (column, block, row) as ticks of so many devices."""
     import numpy as np
 
     from energy.ledger.readings import tick_dtype
 
-    data = np.frombuffer(zlib.decompress(payload[SPAN.size :]), np.uint8)
-    numbers = _numbers(data)
-    count, width = int(numbers[0]), int(numbers[1])
-    columns = numbers[2:].reshape(TICK_COLUMNS + DEVICE_COLUMNS * width, count).cumsum(axis=1)
-    ticks = np.zeros(count, tick_dtype(width))
+    columns = columns.reshape(len(columns), -1)
+    ticks = np.zeros(columns.shape[1], tick_dtype(width))
     for name, column in zip(("session", "number", "unix_s", "monotonic_s", "attempt"), columns, strict=False):
         ticks[name] = column / 1e3 if name.endswith("_s") else column
     ticks["devices"] = width
     rows = ticks["rows"]
-    device = columns[TICK_COLUMNS:].reshape(width, DEVICE_COLUMNS, count).transpose(1, 2, 0)
+    device = columns[TICK_COLUMNS:].reshape(width, DEVICE_COLUMNS, -1).transpose(1, 2, 0)
     flags, n, age, low, high, energy, offset, known, doubt = device
     rows["flags"], rows["n"], rows["at_s"] = flags, n, ticks["monotonic_s"][:, None] - age / 1e3
     rows["power_min_w"] = np.where(low == NO_POWER_W, np.nan, low)

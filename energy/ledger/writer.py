@@ -179,6 +179,8 @@ class LedgerWriter:
             self._add_second(second)
         for minute in self._by_minute.flush():
             self._queue(MINUTE, pack(minute))
+        if self._pending:
+            self._make_room()
         self._write_block()
         for appender in (self._main, self._raw, self._seconds):
             if appender is not None:
@@ -202,6 +204,21 @@ class LedgerWriter:
                     for index, frame in enumerate(self._pending)
                     if frame[0] != MINUTE or index % 2 or index == newest
                 ]
+
+    def _make_room(self) -> None:
+        """On a disk that is still full at the end: the raw rows give way to the ones that have the energy in them."""
+        try:
+            self._raw_path.with_suffix(".raw.old").unlink(missing_ok=True)
+            if self._raw is not None:
+                self._raw.clear()
+            while self._pending:
+                self._main.append(*self._pending[0])
+                del self._pending[0]
+        except OSError as error:
+            self.faults.append(
+                f"{self.path.name}: its last {len(self._pending)} rows were never written ({error.strerror}): what is "
+                "on disk ends before them, and so will the energy of the record"
+            )
 
     def _append_raw(self, payload: bytes) -> None:
         try:

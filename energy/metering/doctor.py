@@ -10,16 +10,20 @@ import socket
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from energy import factors
 from energy.factors import table_versions
 from energy.metering.readers import boot_id
-from energy.sensors import POWERCAP, host, rapl, visible
+from energy.sensors import POWERCAP, host, nvml, rapl, visible
+from energy.sensors.patience import Asked, within
 
 OK, MODELLED, MISSING, BROKEN = "ok", "modelled", "missing", "broken"
 LOOK_UP_S = 15.0  # codecarbon looks at the machine for so long at most
+NVML_S, GPU_S = 60.0, 5.0  # a driver may take so long to be loaded, and a GPU to answer
+HUNG = "nvidia-smi will hang too; dmesg names the fault (Xid); reset the GPU or restart the node"
 TABLES = tuple(table_versions())
 PACKAGES = {"ray": "ray", "torch": "torch", "codecarbon": "codecarbon", "pynvml": "nvidia-ml-py"}
 
@@ -63,32 +67,43 @@ def gpus() -> list[Check]:
     except ImportError:
         return [Check(section, "NVML", BROKEN, "the package nvidia-ml-py is not installed", "pip install nvidia-ml-py")]
     try:
-        pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        driver, library = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetNVMLVersion()
+        about, handles, chosen, warnings = within(NVML_S, _look_up)
     except pynvml.NVMLError as error:
         todo = "where there is an NVIDIA GPU, make nvidia-smi work first; in a container: --gpus all"
         return [Check(section, "NVML", MISSING, f"{error}: no GPU is metered", todo)]
-    checks = [Check(section, "NVML", OK, f"{library}, driver {driver}, {count} GPU{'s' if count != 1 else ''}")]
-    handles: dict[str, Any] = {}
-    for index in range(count):
+    except TimeoutError:
+        return [Check(section, "NVML", MISSING, f"no answer in {NVML_S:g} s: no GPU is metered", HUNG)]
+    checks = [Check(section, "NVML", OK, f"{about}, {len(handles)} GPU{'s' if len(handles) != 1 else ''}")]
+    lost = [text for text in warnings if text.startswith("GPU ")]  # the others are of CUDA_VISIBLE_DEVICES
+    checks += [Check(section, "lost", MISSING, text, "nvidia-smi names the fault") for text in lost]
+    asked = [
+        Asked(partial(_gpu, section, str(index), uuid, handle, chosen))
+        for index, (uuid, handle) in enumerate(handles.items())
+    ]
+    until_s = time.monotonic() + GPU_S
+    for index, (uuid, one) in enumerate(zip(handles, asked, strict=True)):
         try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            handles[pynvml.nvmlDeviceGetUUID(handle)] = handle
-        except pynvml.NVMLError as error:
-            checks.append(Check(section, f"{index}", MISSING, str(error), "nvidia-smi names the fault"))
-    warnings: list[str] = []
-    chosen = visible.choose("visible", handles, warnings)
-    for index, (uuid, handle) in enumerate(handles.items()):
-        checks.append(_gpu(section, str(index), uuid, handle, chosen))
-    checks.append(_visible(section, chosen, handles, warnings))
+            checks.append(one.answer(until_s))
+        except TimeoutError:
+            found = f"no answer in {GPU_S:g} s: it is missing from what is metered\n{uuid}"
+            checks.append(Check(section, str(index), MISSING, found, HUNG))
+    checks.append(_visible(section, chosen, handles, [text for text in warnings if text not in lost]))
     return checks
+
+
+def _look_up() -> tuple[str, dict[str, Any], dict[str, dict[str, float]], list[str]]:
+    """(library and driver, handle of each GPU by UUID, those that are visible and their MIG instances, warnings)."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handles, warnings = nvml.handles_of_node()
+    chosen = visible.choose("visible", handles, warnings)
+    about = f"{pynvml.nvmlSystemGetNVMLVersion()}, driver {pynvml.nvmlSystemGetDriverVersion()}"
+    return about, handles, chosen, warnings
 
 
 def _gpu(section: str, name: str, uuid: str, handle: Any, chosen: dict[str, Any]) -> Check:
     import pynvml
-
-    from energy.sensors.nvml import FIELDS
 
     def ask(call: str, *arguments: Any) -> Any:
         """The answer, or None where the GPU or its driver does not have it."""
@@ -99,7 +114,7 @@ def _gpu(section: str, name: str, uuid: str, handle: Any, chosen: dict[str, Any]
 
     counter = ask("nvmlDeviceGetTotalEnergyConsumption") is not None
     power = ask("nvmlDeviceGetPowerUsage") is not None
-    fields = [value for value in ask("nvmlDeviceGetFieldValues", list(FIELDS)) or [] if value.nvmlReturn == 0]
+    fields = [value for value in ask("nvmlDeviceGetFieldValues", list(nvml.FIELDS)) or [] if value.nvmlReturn == 0]
     limit_mw, mig = ask("nvmlDeviceGetEnforcedPowerLimit"), ask("nvmlDeviceGetMigMode")
     details = {
         "uuid": uuid,
@@ -132,7 +147,8 @@ def _visible(section: str, chosen: dict[str, Any], handles: dict[str, Any], warn
     found = f"{said}: {len(chosen)} of {len(handles)} metered"
     if warnings:
         return Check(section, name, MISSING, found, "; ".join(warnings))
-    return Check(section, name, OK, found)
+    shares = "; ".join(visible.share_text(uuid, instances) for uuid, instances in chosen.items() if instances)
+    return Check(section, name, MODELLED if shares else OK, found, shares)
 
 
 def cpu_and_memory(powercap: Path = POWERCAP) -> list[Check]:

@@ -6,9 +6,38 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from energy.runs import write_json
+
+TOLD_EVERY_S = 1.0
+
+
+@contextmanager
+def told(path: Path, figures: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Meanwhile a file of a run (live/<node>.json) is replaced once a second, for screens; afterwards it is gone."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while True:
+            with suppress(OSError):  # a full disk: the meter says so, and the next second may have room again
+                write_json(path, figures(), durable=False)
+            if ended.wait(TOLD_EVERY_S):
+                return
+
+    teller = threading.Thread(target=tell, name="meter-live", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join(TOLD_EVERY_S)
+        with suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
 
 
 def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.metering import child
+from energy.metering.live import told
 from energy.metering.measurement import Factors, Measurement
 from energy.metering.meter import Meter
 from energy.metering.windows import Window
@@ -47,17 +48,17 @@ def measure(
     gpus: Collection[str] | str | None = "visible",
     factors: Factors | None = None,
     declared: Mapping[str, Any] | None = None,
-    prometheus_port: int | None = None,
+    prometheus: tuple[str, int] | None = None,
     stdout_to_stderr: bool = False,
     opening: Callable[[RunFolder, Meter, str | None], object] = lambda folder, meter, address: None,
 ) -> Measurement:
     """Run `command` to its end, metered, and account for it.
 
     interval_s, gpus: as for `Meter`. declared: what the node has beyond its counters, as for
-    `energy.sensors.declared.node_sensors`. `opening` is told what will be metered before the command starts: the
-    folder, the meter and the address of the Prometheus endpoint. Raises, with nothing left behind and nothing started:
-    ValueError for what cannot be (a name that is taken, a GPU that is not here, a port in use), OSError for a folder
-    that cannot be written, child.CannotStart for a command that does not exist.
+    `energy.sensors.declared.node_sensors`. prometheus: address and port to serve the figures at. `opening` is told what
+    will be metered before the command starts: the folder, the meter and the URL of that endpoint. Raises, with nothing
+    left behind and nothing started: ValueError for what cannot be (a name that is taken, a GPU that is not here, a port
+    in use), OSError for a folder that cannot be written, child.CannotStart for a command that does not exist.
     """
     child.find(command[0])
     factors = factors or Factors()
@@ -70,16 +71,18 @@ def measure(
             at_end.callback(meter.stop)
             _require_gpus(gpus, meter)
             address = None
-            if prometheus_port is not None:
+            if prometheus is not None:
                 from energy.metering.prometheus import serve
 
-                endpoint = serve(meter, prometheus_port, run=folder.path.name)
+                host, port = prometheus
+                endpoint = serve(meter, port, host, run=folder.path.name)
                 at_end.callback(endpoint.close)
                 address = endpoint.url
             run = _describe(folder, command, name, factors, meter)
             folder.write_run(run)
             meter.start()
             opening(folder, meter, address)
+            at_end.enter_context(told(folder.path / "live" / f"{meter.node}.json", meter.live))
             with child.undisturbed():
                 code = child.run(
                     command,

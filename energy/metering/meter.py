@@ -35,7 +35,7 @@ GLANCE_S, GLANCES_S = 0.1, (0.2, 1.0)
 FAST_S = 0.05  # power that no counter backs is read this often
 EDGE_S = 0.01  # how often the counters are read while an edge waits for them to update
 HANG_S = 2.0  # a sensor that has not answered for this long is left alone
-JITTER = 0.2  # readings come this share of the interval early or late, so that periodic loads are not aliased
+JITTER = 0.2  # readings come up to this share of the interval early, so that periodic loads are not aliased
 SILENT_S = 5.0  # ten readings left out are a gap
 CLOCK_JUMP_S = 0.5
 
@@ -369,7 +369,7 @@ class Meter:
             self._done.set()
 
     def _spaced(self, interval_s: float) -> float:
-        return interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+        return interval_s * self._random.uniform(1 - JITTER, 1)
 
     def _read_some(self, lock: threading.Lock, channels: Sequence[Channel], glance: bool = False) -> None:
         try:

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from typing import NamedTuple
 
+from energy.metering.between import used_mj
 from energy.sensors import Reading
 
 # What was odd between the row before and this one. A row's own state is MISSING; the others speak of the interval.
@@ -72,6 +73,7 @@ class Track:
         self.resets = 0
         self.power_w: float | None = None
         self.points: deque[Point] = deque(maxlen=24)  # enough for the edges of a window at ten readings a second
+        self._seen_w: deque[tuple[float, float]] = deque(maxlen=24)  # (s, W) of the power register
         self._energy_mj = 0
         self._held_j = self._held_doubt_j = 0.0
         self._doubt_j = 0.0
@@ -152,6 +154,10 @@ class Track:
         """Whether the curve is known on both sides of a moment."""
         if not self.points or self.points[-1].at_s < at_s:
             return False
+        if self.uses_counter and self._power_at_s is not None:
+            updated_s = next(point.at_s for point in self.points if point.at_s >= at_s)
+            if self._power_at_s < updated_s:  # it will say how power stood when the counter updated
+                return False
         return self._stamps_tell or not self.uses_counter or len(self._tight_after(at_s)) >= 2
 
     def _tight_after(self, at_s: float) -> list[Point]:
@@ -171,9 +177,9 @@ class Track:
                     # Nobody knows when `before` was true; the two updates after the moment are known, and lead back.
                     slope = (tight[1].energy_mj - tight[0].energy_mj) / (tight[1].at_s - tight[0].at_s)
                     return max(before.energy_mj, tight[0].energy_mj - slope * (tight[0].at_s - at_s))
-                span_s = after.at_s - before.at_s
-                share = (at_s - before.at_s) / span_s if span_s > 0 else 0.0
-                return before.energy_mj + share * (after.energy_mj - before.energy_mj)
+                total_mj = after.energy_mj - before.energy_mj
+                seen_w = self._seen_w if self.uses_counter else ()  # without a counter the curve is made of them
+                return before.energy_mj + used_mj(before.at_s, after.at_s, total_mj, at_s, tuple(seen_w))
             after = before
         first = self.points[0]
         return first.energy_mj - (self.power_w or 0.0) * (first.at_s - at_s) * 1e3
@@ -217,6 +223,7 @@ class Track:
         if before_s is None or at_s > before_s or power_w != before_w:
             self.power_w = power_w
             self._power_at_s = at_s = at_s if before_s is None else max(at_s, before_s)
+            self._seen_w.append((at_s, power_w))
             if not self.uses_counter:
                 self._energy_mj = self.held_mj
                 if not self.points or at_s > self.points[-1].at_s:

@@ -156,7 +156,7 @@ class Window:
             abs((first.power_w or 0.0) - (last.power_w or 0.0)), 0.2 * max(first.power_w or 0, last.power_w or 0)
         )
         share = next(channel.share for channel in self._channels if channel.uuid == uuid)
-        return share * (max(0, last.doubt_mj - first.doubt_mj) / 1e3 + watts * UPDATE_S / 4)
+        return share * (abs(last.doubt_mj - first.doubt_mj) / 1e3 + watts * UPDATE_S / 4)
 
     def _await_late(self) -> None:
         """Sensors that were being looked up when the window ended have their curve a little later."""

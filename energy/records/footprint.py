@@ -127,11 +127,12 @@ def _overhead(account: Any) -> dict[str, Any]:
     told = account.overhead
     if not told:
         return {"cpu_s": None, "cpu_counts": None, "peak_memory_mb": None, "energy_j": None}
+    without = f"; not of {account.cut_off} stretches of metering that were cut off" if account.cut_off else ""
     cpu_j = math.fsum(d.energy_j for d in account.devices if d.kind == "cpu")
     core_s = told["cores"] * max(0.0, (account.end_unix_s or 0.0) - (account.start_unix_s or 0.0))
     return {
         "cpu_s": told["cpu_s"],
-        "cpu_counts": told["cpu_counts"],
+        "cpu_counts": told["cpu_counts"] + without,
         "peak_memory_mb": told["peak_memory_mb"],
         "energy_j": told["cpu_s"] * cpu_j / core_s if cpu_j and core_s else None,
     }
@@ -275,7 +276,7 @@ def _missing(
         texts.append("no grid intensity was given: carbon is not known (energy.grid or energy.intensity)")
     if not measured_any:
         texts.append("no sensor could be read: the energy is missing, not zero")
-    metered = {device.node for device in account.devices} | set(account.other_nodes)
+    metered = {device.node for device in account.devices} | {*account.nodes, *account.other_nodes}
     for node in sorted({meter["node"] for meter in run.get("meters") or []} - metered):
         texts.append(f"no ledger of node {node} is here: its energy is missing, not zero (is the folder a shared one?)")
     texts += run.get("grid_notes") or []

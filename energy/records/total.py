@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from energy.accounting.merge import merge
+from energy.boundaries import SHARES
+from energy.ledger.readings import first_devices
 from energy.records.record import FILE_NAME
 from energy.run_holder import is_held
 from energy.run_version import require_known as require_known_run
@@ -33,7 +36,8 @@ SUMMED = ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "embodied_tco
 class Entry:
     """One run as its files tell of it, without computing anything. Figures that are not known are None.
 
-    start_unix_s and end_unix_s bound its time; `devices` are the UUIDs that it metered. `note` says what is wrong.
+    start_unix_s and end_unix_s bound its time; `devices` are the UUIDs that it metered. boundary, shares: of its energy
+    (energy.boundaries). `note` says what is wrong.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Entry:
     carbon_tco2eq: float | None = None
     embodied_tco2eq: float | None = None
     devices: frozenset[str] = frozenset()
+    boundary: str | None = None
+    shares: Mapping[str, float | None] = field(default_factory=dict)
     has_record: bool = False
     note: str = ""
 
@@ -93,7 +99,7 @@ def read_runs(directory: Path) -> RunList:
 
 def read_entry(path: Path) -> Entry:
     """One run. FileNotFoundError without a run.json; ValueError for one that holds no JSON object."""
-    run = RunFolder(path).read_run()
+    run, record = RunFolder(path).read_run(), _read_record(path)
     created, status = run.get("created_unix_s"), str(run.get("status") or "not known")
     was_lost = status == "running" and not is_held(path, look_only=True)
     entry = Entry(
@@ -105,12 +111,13 @@ def read_entry(path: Path) -> Entry:
         end_unix_s=run.get("ended_unix_s"),
     )
     try:
-        require_known_run(path)
+        require_known_run(path, {"run.json": run, FILE_NAME: None if isinstance(record, Exception) else record})
     except ValueError as newer:
         entry.note = str(newer)
         return entry
     try:
-        record = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
+        if isinstance(record, Exception):
+            raise record
         require_known(record)
         _take(entry, record)
     except FileNotFoundError:
@@ -123,11 +130,20 @@ def read_entry(path: Path) -> Entry:
     return entry
 
 
+def _read_record(path: Path) -> Any:
+    """What footprint.json holds, or why it cannot be read."""
+    try:
+        return json.loads((path / FILE_NAME).read_bytes())
+    except (OSError, ValueError) as error:
+        return error
+
+
 def _take(entry: Entry, record: Mapping[str, Any]) -> None:
     data, energy, time = record["data"], record["energy"], record["time"]
     loss = data["validation_loss"]
     entry.tokens, entry.loss = data["tokens_trained"], data["training_loss"] if loss is None else loss
     entry.energy_it_kwh, entry.energy_facility_kwh = energy["energy_it_kwh"], energy["energy_facility_kwh"]
+    entry.boundary, entry.shares = energy["boundary"], {key: energy[key] for key in SHARES}
     entry.carbon_tco2eq = record["carbon"]["carbon_tco2eq"]
     entry.embodied_tco2eq = record["embodied"]["carbon_tco2eq"]
     entry.gpu_hours, entry.compute_flop = time["gpu_hours"], record["compute"]["compute_flop"]
@@ -137,12 +153,19 @@ def _take(entry: Entry, record: Mapping[str, Any]) -> None:
 
 
 def _sum(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Each figure over the entries that know it (None when none does), and how many do not."""
+    """Each figure over the entries that know it (None when none does), and how many do not; of the IT energy what share
+    was measured, modelled and assumed, and how many runs have which boundary."""
     found: dict[str, Any] = {"runs": len(entries)}
     for key in SUMMED:
         known = [float(value) for value in (getattr(entry, key) for entry in entries) if value is not None]
         found[key] = math.fsum(known) if known else None
         found[f"{key}_unknown_runs"] = len(entries) - len(known)
+    metered = [(entry, float(entry.energy_it_kwh)) for entry in entries if entry.energy_it_kwh]
+    sum_kwh = math.fsum(used_kwh for _, used_kwh in metered)
+    for key in SHARES:
+        parts = [used_kwh * (entry.shares.get(key) or 0.0) for entry, used_kwh in metered]
+        found[key] = math.fsum(parts) / sum_kwh if sum_kwh else None
+    found["boundaries"] = dict(sorted(Counter(entry.boundary or NOT_SAID for entry, _ in metered).items()))
     return found
 
 
@@ -188,6 +211,12 @@ def missing(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [{"what": what, "runs": [entry.name for entry in which]} for what, which in found if which]
 
 
+def _devices(entry: Entry) -> set[str]:
+    """What a run metered, and on which machines: in containers of one machine its CPUs have several names."""
+    ledgers = RunFolder(entry.path).ledgers()
+    return {*entry.devices, *(name for ledger in ledgers for name in first_devices(ledger))}
+
+
 def clusters(entries: Iterable[Entry]) -> list[list[Entry]]:
     """Runs that metered a device at the same time, together; runs that share nothing with another are left out."""
     newest: dict[str, tuple[float, int]] = {}  # of each device: until when it is taken, and by which cluster
@@ -195,7 +224,8 @@ def clusters(entries: Iterable[Entry]) -> list[list[Entry]]:
     timed = [entry for entry in entries if entry.start_unix_s is not None and entry.end_unix_s is not None]
     for entry in sorted(timed, key=lambda entry: (entry.start_unix_s or 0.0, entry.name)):
         start, end = entry.start_unix_s or 0.0, entry.end_unix_s or 0.0
-        near = sorted({newest[uuid][1] for uuid in entry.devices if uuid in newest and newest[uuid][0] > start})
+        devices = _devices(entry)
+        near = sorted({newest[uuid][1] for uuid in devices if uuid in newest and newest[uuid][0] > start})
         if near:
             home = near[0]
             for other in near[1:]:
@@ -206,7 +236,7 @@ def clusters(entries: Iterable[Entry]) -> list[list[Entry]]:
         else:
             home = len(joined)
             joined.append([entry])
-        for uuid in entry.devices:
+        for uuid in devices:
             newest[uuid] = (max(end, newest.get(uuid, (end, home))[0]), home)
     return [cluster for cluster in joined if len(cluster) > 1]
 

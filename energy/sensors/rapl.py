@@ -14,11 +14,16 @@ from typing import Any
 
 from energy.sensors import Reading, Sensor
 
+WRAP_POWER_W = 1000.0  # above what one CPU package draws: bounds how soon its counter can wrap twice
 _ZONE = re.compile(r"(?:intel|amd)-rapl:(\d+)(?::\d+)?$")
 
 
 class RaplSensor:
-    """One zone. The counter wraps at `max_energy_range_uj` (minutes to hours); reading unwraps it."""
+    """One zone. The counter wraps at `max_energy_range_uj` (minutes to hours); reading unwraps it.
+
+    Where it was not read for so long that it may have wrapped more than once, it counts from zero again: what was used
+    meanwhile is then said to be unknown.
+    """
 
     def __init__(
         self,
@@ -53,11 +58,13 @@ class RaplSensor:
         power_w = None
         if self._last is not None:
             last_uj, last_s = self._last
-            if raw_uj < last_uj:
-                self._wrapped_uj += self._range_uj
-            if now_s > last_s:
-                grown_uj = (raw_uj - last_uj) % self._range_uj
-                power_w = grown_uj / 1e6 / (now_s - last_s)
+            if (now_s - last_s) * WRAP_POWER_W * 1e6 >= self._range_uj:
+                self._wrapped_uj = -raw_uj
+            else:
+                if raw_uj < last_uj:
+                    self._wrapped_uj += self._range_uj
+                if now_s > last_s:
+                    power_w = (raw_uj - last_uj) % self._range_uj / 1e6 / (now_s - last_s)
         self._last = (raw_uj, now_s)
         return Reading(energy_mj=(self._wrapped_uj + raw_uj) // 1000, power_w=power_w, covers_past=True)
 

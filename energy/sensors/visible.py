@@ -24,6 +24,8 @@ def choose(
         if text is None:
             return {uuid: {} for uuid in handles}
         names, where = [part.strip() for part in text.split(",") if part.strip()], "CUDA_VISIBLE_DEVICES"
+        if not names and handles:
+            warnings.append(f"CUDA_VISIBLE_DEVICES is empty: none of this node's {len(handles)} GPUs is metered")
     else:
         names, where = [gpus] if isinstance(gpus, str) else list(gpus), "gpus"
     chosen: dict[str, dict[str, float]] = {}
@@ -40,13 +42,18 @@ def choose(
         instances = chosen.setdefault(uuid, {instance: share})
         if instances:  # empty where the whole GPU is named too
             instances[instance] = share
-            warnings.append(
-                f"{instance} is a MIG instance: all of its GPU {uuid} is metered, {share:.0%} of it attributed (by its "
-                "share of the compute units: a stated rule, not a measurement)"
-            )
     if len(names) > 1 and any(name.isdigit() for name in names):
         _warn_of_order(handles, warnings)
     return chosen
+
+
+def share_text(uuid: str, instances: Mapping[str, float]) -> str:
+    """What of a GPU is attributed to those of its MIG instances that are meant, and by what rule."""
+    share, names = min(1.0, sum(instances.values())), " and ".join(instances)
+    return (
+        f"of GPU {uuid}, which is metered whole, {share:.0%} is attributed to {names} (MIG, by compute slices: a "
+        "stated rule, not a measurement)"
+    )
 
 
 def _resolve(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | None, float]:

@@ -9,18 +9,33 @@ S3 other than AWS's is named in the URI, ?endpoint_override=HOST:PORT&scheme=htt
 
 import re
 import shutil
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from orchestrator.checkpoints.saved import MANIFEST, outdated, step_of
 
 PIECE_BYTES = 8 * 2**20
 PROBE = ".probe"
-# What S3 says, and what its user can do about it.
+LONGEST_REFUSAL = 300  # characters; Hadoop names every folder in which it looked for Java
+NO_SUCH_KIND = "Unrecognized filesystem type"
+# What a storage says, and what its user can do about it.
 _WHAT_NEXT = (
+    (
+        NO_SUCH_KIND,
+        "pyarrow reaches file:///FOLDER, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, hdfs://HOST:PORT/FOLDER and "
+        "abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER",
+    ),
+    (r"Unsupported hostname", "a local folder has three slashes: file:///FOLDER"),
+    (r"libjvm|libhdfs", "hdfs needs Java and Hadoop's libhdfs where ranks run (JAVA_HOME, ARROW_LIBHDFS_DIR)"),
+    (r"Azure.*[Cc]redential", "give the ranks AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET"),
+    (
+        r"Permission denied|Read-only file system|Not a directory|No such file|Cannot create directory",
+        "name a folder that the ranks may write",
+    ),
     (r"Bucket '.*' not found", "make the bucket first, or correct its name"),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|FORBIDDEN|credentials",
@@ -44,36 +59,55 @@ class Copies:
     def __init__(self, uri: str, run_id: str):
         self.uri = uri
         try:
-            self._storage, path = FileSystem.from_uri(uri)
-        except ArrowInvalid as error:
-            raise ValueError(f"checkpoint.copy_to {uri}: {error}") from None
+            self._storage, path = _open(uri)
+        except OSError as refusal:
+            raise ValueError(f"checkpoint.copy_to {uri}: {with_advice(refusal)}") from None
         self._root = "/".join([path.rstrip("/"), run_id, "checkpoints"])
 
     def require_writable(self) -> None:
         """ValueError where nothing can be written: before the training, and not after its first hours."""
         try:
-            self._storage.create_dir(self._root, recursive=True)
-            with self._storage.open_output_stream(f"{self._root}/{PROBE}") as probe:
-                probe.write(b"hoofprint")
-            self._storage.delete_file(f"{self._root}/{PROBE}")
+            self.leave(PROBE, b"hoofprint")
+            self.take_away(PROBE)
         except OSError as refusal:
-            advice = next((f"; {said}" for pattern, said in _WHAT_NEXT if re.search(pattern, str(refusal))), "")
-            raise ValueError(f"checkpoint.copy_to {self.uri} cannot be written: {refusal}{advice}") from None
+            raise ValueError(f"checkpoint.copy_to {self.uri} cannot be written: {with_advice(refusal)}") from None
+
+    def leave(self, name: str, words: bytes) -> None:
+        """Writes a small file beside the copies, for another process to find."""
+        with _refusals():
+            self._storage.create_dir(self._root, recursive=True)
+            with self._storage.open_output_stream(f"{self._root}/{name}") as file:
+                file.write(words)
+
+    def finds(self, name: str, words: bytes) -> bool:
+        """Whether that file is there, with these words."""
+        try:
+            with _refusals(), self._storage.open_input_stream(f"{self._root}/{name}") as file:
+                return bool(file.read() == words)
+        except FileNotFoundError:
+            return False
+
+    def take_away(self, name: str) -> None:
+        with _refusals():
+            self._storage.delete_file(f"{self._root}/{name}")
 
     def put(self, checkpoint: Path, names: Iterable[str]) -> None:
         """Copies files of a checkpoint, in this order."""
-        folder = f"{self._root}/{checkpoint.name}"
-        self._storage.create_dir(folder, recursive=True)
-        for name in names:
-            with (checkpoint / name).open("rb") as file, self._storage.open_output_stream(f"{folder}/{name}") as copy:
-                shutil.copyfileobj(file, copy, PIECE_BYTES)
+        folder, storage = f"{self._root}/{checkpoint.name}", self._storage
+        with _refusals():
+            storage.create_dir(folder, recursive=True)
+            for name in names:
+                with (checkpoint / name).open("rb") as file, storage.open_output_stream(f"{folder}/{name}") as copy:
+                    shutil.copyfileobj(file, copy, PIECE_BYTES)
 
     def names(self) -> list[str]:
         """The copied checkpoints, `step-N`, the newest first."""
-        found = self._storage.get_file_info(FileSelector(self._root, allow_not_found=True))
-        folders = [entry.base_name for entry in found if entry.type == FileType.Directory]
-        steps = [name for name in folders if name.startswith("step-")]
-        manifests = self._storage.get_file_info([f"{self._root}/{name}/{MANIFEST}" for name in steps]) if steps else []
+        with _refusals():
+            found = self._storage.get_file_info(FileSelector(self._root, allow_not_found=True))
+            folders = [entry.base_name for entry in found if entry.type == FileType.Directory]
+            steps = [name for name in folders if name.startswith("step-")]
+            files = [f"{self._root}/{name}/{MANIFEST}" for name in steps]
+            manifests = self._storage.get_file_info(files) if files else []
         whole = [name for name, file in zip(steps, manifests, strict=True) if file.type == FileType.File]
         return sorted(whole, key=lambda name: step_of(Path(name)), reverse=True)
 
@@ -81,14 +115,51 @@ class Copies:
         """Copies the files of a checkpoint into `folder`; of `parts` readers, each its own. The first also takes the
         manifest."""
         source = f"{self._root}/{name}"
-        files = self._storage.get_file_info(FileSelector(source))
-        data = sorted(entry.base_name for entry in files if entry.type == FileType.File and entry.base_name != MANIFEST)
-        for file in [*data[part::parts], *([MANIFEST] if part == 0 else [])]:
-            with self._storage.open_input_stream(f"{source}/{file}") as copy, (folder / file).open("wb") as target:
-                shutil.copyfileobj(copy, target, PIECE_BYTES)
+        with _refusals():
+            files = [e.base_name for e in self._storage.get_file_info(FileSelector(source)) if e.type == FileType.File]
+            data = sorted(file for file in files if file != MANIFEST)
+            for file in [*data[part::parts], *([MANIFEST] if part == 0 else [])]:
+                with self._storage.open_input_stream(f"{source}/{file}") as copy, (folder / file).open("wb") as target:
+                    shutil.copyfileobj(copy, target, PIECE_BYTES)
 
     def prune(self, keep_last: int | None, keep_every_steps: int | None) -> None:
         """Deletes the copies of checkpoints that are not to be kept, their manifests first."""
         for name in outdated(self.names(), keep_last, keep_every_steps):
-            self._storage.delete_file(f"{self._root}/{name}/{MANIFEST}")
-            self._storage.delete_dir(f"{self._root}/{name}")
+            with _refusals():
+                self._storage.delete_file(f"{self._root}/{name}/{MANIFEST}")
+                self._storage.delete_dir(f"{self._root}/{name}")
+
+
+def require_kind(uri: str) -> None:
+    """ValueError where pyarrow knows no storage of this kind; the storage itself is not asked."""
+    try:
+        _open(uri.partition("://")[0] + "://")
+    except OSError as refusal:  # of a kind that it knows: that this one names no bucket
+        if NO_SUCH_KIND in str(refusal):
+            raise ValueError(f"checkpoint.copy_to {uri}: {with_advice(refusal)}") from None
+
+
+def _open(uri: str) -> tuple[FileSystem, str]:
+    if uri.startswith("mock:"):  # pyarrow's own, for its tests: what is written there is nowhere
+        raise OSError(f"{NO_SUCH_KIND} in URI: {uri}")
+    with _refusals():
+        storage, path = FileSystem.from_uri(uri)
+        return storage, path
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever a storage raises is an OSError: S3's is one, Azure's an ArrowException, others' of their library."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(str(error) or repr(error)) from error
+
+
+def with_advice(refusal: OSError) -> str:
+    """What a storage said, and what its user can do about it where that is known."""
+    said = refusal.strerror or str(refusal)
+    advice = next((f"; {what}" for pattern, what in _WHAT_NEXT if re.search(pattern, said)), "")
+    return f"{textwrap.shorten(said, LONGEST_REFUSAL, placeholder=' ...')}{advice}"

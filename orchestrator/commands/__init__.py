@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-RUNS = click.option("--runs", "runs_dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+RUNS = click.option(
+    "--runs", "runs_dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
 SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the spec.")
 

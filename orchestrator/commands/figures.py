@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.commands import JSON, RUNS, print_json
+from orchestrator.commands.named import open_run
 from orchestrator.commands.printing import FORMS, require_place, write_page
 
 if TYPE_CHECKING:
@@ -18,19 +19,10 @@ OUTPUT = click.option(
 
 
 def _source(run: Path, runs_dir: Path) -> "Source":
-    """A run by its folder, or by its name in --runs."""
     from dashboards.figures import Source
-    from energy.run_version import require_known
     from energy.runs import RunFolder
 
-    path = run if (run / "run.json").exists() or not (runs_dir / run).exists() else runs_dir / run
-    folder = RunFolder(path.resolve())
-    if not folder.run_file.exists():
-        raise click.UsageError(
-            f"{path} is not a run: it has no run.json; `hoofprint runs --runs DIR` lists those there"
-        )
-    require_known(path)
-    return Source(folder)
+    return Source(RunFolder(open_run(run, runs_dir).path.resolve()))
 
 
 def _form(output: Path) -> str:
@@ -159,7 +151,7 @@ def compare(
     """Puts runs side by side: their figures, the change against the first, and what does not compare.
 
     RUN is a run's folder, or its name in --runs. With -o also a figure: loss against energy, and which runs no other
-    beats in both. With --format html (or pdf) a report instead: one file, which opens offline and prints.
+    beats in both. With --format html (or markdown, pdf) a report instead: one file, which opens offline and prints.
     """
     if len(runs) < 2:
         raise click.UsageError("a comparison needs two runs or more")
@@ -170,7 +162,7 @@ def compare(
     if form is not None:
         if output is None or name is not None or as_json:
             raise click.UsageError(
-                "a report of a comparison is written by --format html (or pdf) -o FILE, and is alone"
+                "a report of a comparison is written by --format html (or markdown, pdf) -o FILE, and is alone"
             )
         require_place(form, output)
     elif output is not None:
@@ -180,9 +172,10 @@ def compare(
     sources = [_source(run, runs_dir) for run in runs]
     found = compare_runs(sources)
     if form is not None and output is not None:
-        from dashboards.summaries import comparison_html
+        from dashboards.summaries import comparison_html, comparison_markdown
 
-        write_page(comparison_html(found, sources), form, output)
+        page = comparison_markdown if form == "markdown" else comparison_html
+        write_page(page(found, sources), form, output)
         click.echo(output)
         return
     if as_json:

@@ -24,7 +24,8 @@ HOW = {
 @click.option("--max-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="For each prompt.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=0.95, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the first prompt; the next one has one more.")
+@click.option("--seed", type=click.IntRange(0, 2**53), default=1, show_default=True,
+              help="Of the first prompt; the next one has one more.")  # fmt: skip
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends a text where this would come; may be repeated.")
 @click.option("--stop-id", "stop_ids", type=int, multiple=True, help="A token that ends a text like the model's own.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,

@@ -35,7 +35,8 @@ def runs(runs_dir: Path, with_total: bool, form: str | None, output: Path | None
     """Lists the runs of a folder: how they ended, and the energy and carbon of each, failed ones too.
 
     Figures are of each run's record (IT energy and location-based carbon); – is not known, which is not zero. With
-    --total --format html (or pdf) a report of the project is written: one file, which opens offline and prints.
+    --total --format html (or markdown, pdf) a report of the project is written: one file, which opens offline and
+    prints.
     """
     if form is not None or output is not None:
         _write_total(runs_dir, with_total, form, output, as_json)
@@ -57,7 +58,7 @@ def runs(runs_dir: Path, with_total: bool, form: str | None, output: Path | None
         for line in _coloured(table(found.entries), found.entries):
             click.echo(line)
     else:
-        click.echo(f"no runs in {runs_dir}")
+        click.echo(f"no runs in {runs_dir}; make one: hoofprint run experiments/laptop.yaml --runs {runs_dir}")
     if total is not None and found.entries:
         click.echo()
         for line in total_lines(total):
@@ -69,9 +70,9 @@ def runs(runs_dir: Path, with_total: bool, form: str | None, output: Path | None
 
 def _write_total(runs_dir: Path, with_total: bool, form: str | None, output: Path | None, as_json: bool) -> None:
     if not with_total or form is None or output is None or as_json:
-        raise click.UsageError("a report of a project is written by --total --format html (or pdf) -o FILE")
+        raise click.UsageError("a report of a project is written by --total --format html (or markdown, pdf) -o FILE")
     require_place(form, output)
-    from dashboards.summaries import total_html
+    from dashboards.summaries import total_html, total_markdown
     from energy.records.total import project_total
 
     found, total = project_total(runs_dir)
@@ -79,7 +80,8 @@ def _write_total(runs_dir: Path, with_total: bool, form: str | None, output: Pat
         raise click.UsageError(
             f"no runs in {runs_dir}: there is nothing to report; give the folder of the runs: --runs DIR"
         )
-    write_page(total_html(found, total, f"Runs in {runs_dir.resolve().name}"), form, output)
+    page = total_markdown if form == "markdown" else total_html
+    write_page(page(found, total, f"Runs in {runs_dir.resolve().name}"), form, output)
     click.echo(output)
 
 
@@ -173,6 +175,7 @@ def total_lines(total: dict[str, Any], room: int | None = None) -> list[str]:
         rows.append(("metered twice", "", "", *cells, ""))
     rows.append(("total", str(total["total"]["runs"]), *_figures(total["total"], sizes)))
     lines = _aligned(rows, room)
+    lines += textwrap.wrap(_of_what(total["total"]), WIDTH - 1, subsequent_indent="  ")
     if any("+" in cell for row in rows for cell in row):
         lines.append("+ at least: not every run knows this figure")
     times = total["total_to_final"]["energy_it_kwh"]
@@ -181,8 +184,19 @@ def total_lines(total: dict[str, Any], room: int | None = None) -> list[str]:
     for gap in total["missing"]:
         names = ", ".join(gap["runs"][:NAMED])
         more = f" and {len(gap['runs']) - NAMED} more" if len(gap["runs"]) > NAMED else ""
-        lines += textwrap.wrap(f"missing: {gap['what']} ({names}{more})", WIDTH - 1, subsequent_indent="  ")
+        text = f"missing: {gap['what']} ({names}{more})"
+        lines += textwrap.wrap(text, WIDTH - 1, subsequent_indent="  ", break_on_hyphens=False)  # names have hyphens
     return lines
+
+
+def _of_what(whole: dict[str, Any]) -> str:
+    """What share of the total was measured, modelled or assumed, and which boundaries it sums up; '' of none."""
+    from energy.boundaries import SHARES
+    from energy.human import percent
+
+    shares = [f"{percent(whole[key])} {key.removeprefix('share_')}" for key in SHARES if whole[key]]
+    boundaries = [f"{name} ({count} run{'s' if count != 1 else ''})" for name, count in whole["boundaries"].items()]
+    return f"of the IT energy {', '.join(shares)}; boundary {', '.join(boundaries)}" if boundaries else ""
 
 
 def _figures(part: dict[str, Any], sizes: dict[str, float]) -> list[str]:

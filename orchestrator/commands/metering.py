@@ -9,6 +9,18 @@ import click
 from orchestrator.commands import JSON, RUNS, NumberOrName, print_json
 
 
+class Endpoint(click.ParamType):
+    """A port, or HOST:PORT with an IPv6 address in brackets: (address, port)."""
+
+    name = "endpoint"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, _, port = value.rpartition(":")
+        return host.strip("[]") or "127.0.0.1", click.IntRange(0, 65535).convert(port, param, ctx)
+
+
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, metavar="-- CMD [ARGS]...")
 @click.option("--name", help="Name of the run folder; default: measure and the time.")
@@ -30,8 +42,9 @@ from orchestrator.commands import JSON, RUNS, NumberOrName, print_json
 @click.option("--node-baseline-source", help="Where that figure comes from.")
 @click.option("--node-power-command", help="Prints the node's whole power, such as 'ipmitool dcmi power reading'.")
 @click.option("--node-power-file", type=click.Path(path_type=Path), help="Holds the node's whole power.")
-@click.option("--prometheus", "port", type=click.IntRange(0, 65535), metavar="PORT",
-              help="Serve the figures on 127.0.0.1 while the command runs; 0 takes a free port.")  # fmt: skip
+@click.option("--prometheus", "endpoint", type=Endpoint(), metavar="[HOST:]PORT",
+              help="Serve the figures while the command runs: to this machine, or from the HOST address to any that "
+              "reaches it (0.0.0.0: all); port 0 takes a free one.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True,
               help="One JSON document on stdout at the end; the command's own stdout then goes to stderr.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
@@ -50,7 +63,7 @@ def measure(
     node_baseline_source: str | None,
     node_power_command: str | None,
     node_power_file: Path | None,
-    port: int | None,
+    endpoint: tuple[str, int] | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -84,6 +97,8 @@ def measure(
         "power_file": str(node_power_file) if node_power_file else None,
     }
     which = gpus if gpus in ("visible", "all") else [part.strip() for part in gpus.split(",") if part.strip()]
+    if not which:
+        raise click.UsageError("--gpus is empty: expected visible, all, or UUIDs with commas between")
 
     def opening(folder: Any, meter: Any, address: str | None) -> None:
         from orchestrator.screens import metering as metering_screen
@@ -101,7 +116,7 @@ def measure(
             gpus=which,
             factors=factors,
             declared=declared,
-            prometheus_port=port,
+            prometheus=endpoint,
             stdout_to_stderr=as_json,
             opening=opening,
         )

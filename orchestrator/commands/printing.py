@@ -1,4 +1,4 @@
-"""Pages for people as files: HTML as it is, PDF by the print of a browser that is installed."""
+"""Pages for people as files: HTML and Markdown as they are, PDF by the print of a browser that is installed."""
 
 import shutil
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-FORMS = ("html", "pdf")
+FORMS = ("html", "markdown", "pdf")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 PDF_S = 120.0
 # Nothing is asked of the network, by the page or by the browser for itself. The page is ours and has no script: the
@@ -37,17 +37,17 @@ def require_place(form: str | None, output: Path | None) -> None:
         find_browser()
 
 
-def write_page(html: str, form: str, output: Path) -> None:
-    """A whole page as `html` or `pdf`; what lies at `output` stays until the new one is whole."""
+def write_page(page: str, form: str, output: Path) -> None:
+    """A whole page in one of FORMS, given as HTML or Markdown; what lies at `output` stays until the new is whole."""
     from energy.runs import replace_file
 
-    if form == "html":
-        replace_file(output, html)
+    if form != "pdf":
+        replace_file(output, page)
         return
     with tempfile.TemporaryDirectory(prefix="hoofprint-print-") as folder:
-        page = Path(folder) / f"{output.stem}.html"
-        page.write_text(html, encoding="utf-8")
-        replace_file(output, printed(page))
+        file = Path(folder) / f"{output.stem}.html"
+        file.write_text(page, encoding="utf-8")
+        replace_file(output, printed(file))
 
 
 def printed(page: Path) -> bytes:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands import JSON, print_json
+from orchestrator.commands import JSON, RUNS, print_json
+from orchestrator.commands.named import named_run, open_run
 from orchestrator.commands.printing import printed, require_place
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ FILES = ("html", "markdown", "pdf")  # made from the run's report; the others fr
 FORMATS = (*FILES, "json", "csv", "huggingface", "eu-form", "cyclonedx", "spdx", "sci", "latex", "sentence")
 WIDTH = 79
 
-RUN = click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 
 
 @click.command()
 @RUN
+@RUNS
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), help="One form of the report, instead of writing them all."
 )
@@ -32,22 +34,20 @@ RUN = click.argument("run", type=click.Path(path_type=Path, exists=True, file_ok
 @click.option("--reason", help="Why the record is corrected; kept in records.jsonl with the hash of the one before.")
 @JSON
 def report(
-    run: Path, form: str | None, output: Path | None, card: Path | None, reason: str | None, as_json: bool
-) -> None:
+    run: Path, runs_dir: Path, form: str | None, output: Path | None, card: Path | None, reason: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Writes the record and the report of RUN again, from its files alone.
 
+    RUN is a run's folder, or its name in --runs.
     With --format one form of it goes to stdout or to a file: html, markdown and pdf for people, the others for the
     forms that ask for them. A record that comes out otherwise than before is a new entry in records.jsonl, and the one
     before is kept under records/. Where files that it was computed from are missing, it needs a --reason.
     """
     _require_sense(form, output, card, as_json)
-    from energy.run_version import require_known
     from energy.runs import RunFolder
 
-    folder = RunFolder(run.resolve())
-    if not folder.run_file.exists():
-        raise click.UsageError(f"{run} is not a run: it has no run.json")
-    require_known(run)
+    folder = RunFolder(open_run(run, runs_dir).path.resolve())
     record = _record(folder, reason)
     if card is not None:
         _write_card(card, record)
@@ -161,10 +161,12 @@ def _write_card(card: Path, record: dict[str, Any]) -> None:
 
 @click.command()
 @RUN
+@RUNS
 @JSON
-def verify(run: Path, as_json: bool) -> None:
+def verify(run: Path, runs_dir: Path, as_json: bool) -> None:
     """Recomputes the record of RUN from its ledgers and compares; looks at every hash and every sum.
 
+    RUN is a run's folder, or its name in --runs.
     Exit code 0: all of it holds; 1: something does not, and is named by file and field; 2: nothing to verify. A record
     that says of itself that a figure is implausible holds (0): what it says is shown, and --json has it as implausible.
     """
@@ -172,8 +174,11 @@ def verify(run: Path, as_json: bool) -> None:
     from energy.run_version import require_known
     from energy.runs import RunFolder
 
-    require_known(run)
-    result = verify_run(RunFolder(run.resolve()))
+    path = named_run(run, runs_dir)
+    if not path.is_dir():
+        raise click.UsageError(f"{path}: no such folder; `hoofprint runs --runs DIR` lists the runs there")
+    require_known(path)
+    result = verify_run(RunFolder(path.resolve()))
     if as_json:
         print_json(result.as_json())
     else:

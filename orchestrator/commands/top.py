@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.commands import JSON, RUNS, print_json
+from orchestrator.commands.named import open_run
 
 if TYPE_CHECKING:
     from energy.runs import RunFolder
@@ -26,18 +27,10 @@ def top(run: Path, runs_dir: Path, as_json: bool, once: bool) -> None:
 
     RUN is a run's folder, or its name in --runs. Not on a terminal: a line of key=value a minute.
     """
-    from energy.run_version import require_known
-    from energy.runs import RunFolder
     from orchestrator.live import state as live_state
     from orchestrator.screens import top as screen_top
 
-    path = run if (run / "run.json").exists() or not (runs_dir / run).exists() else runs_dir / run
-    folder = RunFolder(path)
-    if not folder.run_file.exists():
-        raise click.UsageError(
-            f"{path} is not a run: it has no run.json; `hoofprint runs --runs DIR` lists those there"
-        )
-    require_known(path)
+    folder = open_run(run, runs_dir)
     if as_json:
         print_json(screen_top.as_json(live_state.read(folder)))
         return

@@ -32,10 +32,13 @@ def run(
     verbose: bool,
 ) -> None:
     """Trains the experiment SPEC on Ray, metered, and writes its footprint and report."""
+    from energy.runs import require_run_name
     from orchestrator.spec.file import load_experiment
 
     if resume is not None and run_id is not None:
         raise click.UsageError("--resume goes on with a run under its own name: leave --name out")
+    if run_id is not None:
+        require_run_name(run_id)
     experiment = load_experiment(spec, overrides, need_files=True)
     if resume is not None and not resume.exists() and (runs_dir / resume).exists():
         resume = runs_dir / resume

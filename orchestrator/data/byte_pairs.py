@@ -106,8 +106,9 @@ def _checked(model: bytes) -> str:
         found = json.loads(model)
         kind, vocabulary = found["model"]["type"], found["model"]["vocab"]
         characters = set("".join(vocabulary))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"no tokenizer.json of byte pairs: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"no tokenizer.json of byte pairs: {said}") from error
     if kind != "BPE" or not characters <= set(_characters().values()):
         raise ValueError("a tokenizer.json that is not of byte pairs: give the model's SentencePiece file instead")
     missing = set(_characters().values()) - set(vocabulary)

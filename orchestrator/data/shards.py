@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from orchestrator.data.tokenizer import Tokenizer, TokenizerSpec
 
 VERSION = 1  # of the files' format: raise it when the same input would give other files
 BATCH_CHARACTERS = 2_000_000
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Progress = Callable[[int, int | None, str], None]
 
 
@@ -48,20 +51,22 @@ def build(
     cache = Path(cache_dir)
     described = [_describe(spec) for spec in sources]
     total_bytes = _total_bytes(sources, described)
-    tokenizer = _tokenizer(sources, described, tokenizer_spec, cache, total_bytes, report)
-    folder = cache / _key("shards", described, hashlib.sha256(tokenizer.model).hexdigest(), validation_fraction, seed)
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
-        try:
-            _write(partial, sources, tokenizer, validation_fraction, seed, total_bytes, report)
+    with _place_named(cache):
+        tokenizer = _tokenizer(sources, described, tokenizer_spec, cache, total_bytes, report)
+        digest = hashlib.sha256(tokenizer.model).hexdigest()
+        folder = cache / _key("shards", described, digest, validation_fraction, seed)
+        if not folder.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
             try:
-                os.rename(partial, folder)
-            except OSError:
-                if not folder.exists():  # otherwise another process built the same files first: use its copy
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+                _write(partial, sources, tokenizer, validation_fraction, seed, total_bytes, report)
+                try:
+                    os.rename(partial, folder)
+                except OSError:
+                    if not folder.exists():  # otherwise another process built the same files first: use its copy
+                        raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     corpus = _open(folder, sources, tokenizer)
     if corpus.train_tokens < min_tokens:
         raise ValueError(
@@ -74,6 +79,17 @@ def build(
 def open_corpus(folder: str | Path, sources: Sequence[SourceSpec]) -> TokenizedCorpus:
     """The corpus that `build` made of `sources` in `folder`, memory-mapped: what a worker opens."""
     return _open(Path(folder), sources, Tokenizer.load(Path(folder) / "tokenizer.model"))
+
+
+@contextmanager
+def _place_named(cache: Path) -> Iterator[None]:
+    """Of a write that finds no room the system does not say where it went."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_ROOM:
+            raise
+        raise OSError(error.errno, error.strerror, str(cache)) from error
 
 
 def _tokenizer(
@@ -124,8 +140,9 @@ def _write(
         if not by_documents:
             tokens = np.concatenate([np.fromfile(path, dtype) for path in (train_path, validation_path)])
             cut = len(tokens) - max(1, round(len(tokens) * validation_fraction))
-            tokens[:cut].tofile(train_path)
-            tokens[cut:].tofile(validation_path)
+            for path, part in ((train_path, tokens[:cut]), (validation_path, tokens[cut:])):
+                with path.open("wb") as file:  # numpy's `tofile` would not say that the disk is full
+                    file.write(part.data)
         counts += np.bincount(np.fromfile(validation_path, dtype), minlength=len(counts))
         size = train_path.stat().st_size + validation_path.stat().st_size
         stats.append(
@@ -148,12 +165,22 @@ def _write(
 
 
 def _open(folder: Path, sources: Sequence[SourceSpec], tokenizer: Tokenizer) -> TokenizedCorpus:
-    index = json.loads((folder / "index.json").read_text())
+    """ValueError where a file is not as it was written: a machine that lost its power may leave it empty."""
     parts = []
-    for number, (spec, stats) in enumerate(zip(sources, index["sources"], strict=True)):
-        train, validation = (np.memmap(path, _dtype(tokenizer), "r") for path in _paths(folder, number))
-        parts.append(SourceTokens(spec.name, spec.kind, spec.proportion, stats, train, validation))
-    return TokenizedCorpus(folder, tokenizer, tuple(parts), index["unigram_entropy_nats"])
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        for number, (spec, stats) in enumerate(zip(sources, index["sources"], strict=True)):
+            train, validation = (np.memmap(path, _dtype(tokenizer), "r") for path in _paths(folder, number))
+            if len(train) + len(validation) != stats["tokens"]:
+                raise ValueError(f"source {spec.name!r} has {len(train) + len(validation)} of {stats['tokens']} tokens")
+            parts.append(SourceTokens(spec.name, spec.kind, spec.proportion, stats, train, validation))
+        if (folder / "tokenizer.model").read_bytes() != tokenizer.model:
+            raise ValueError("tokenizer.model is another")
+        return TokenizedCorpus(folder, tokenizer, tuple(parts), index["unigram_entropy_nats"])
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{folder}, the text as it was tokenised before, is damaged ({error}): remove it, and it is made again"
+        ) from error
 
 
 def _describe(spec: SourceSpec) -> tuple[dict[str, Any], list[tuple[str, int, int]]]:

@@ -6,6 +6,7 @@ import json
 import os
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def files(spec: SourceSpec) -> list[Path]:
         return [root]
     found = _sorted_files(root, suffix or "")
     if not found:
-        raise ValueError(f"source {spec.name!r}: {root} is empty, expected {_expected(spec.kind)}")
+        others = _sorted_files(root, "")
+        holds = f"has no {suffix} file, only others such as {others[0].name}" if others else "is empty"
+        raise ValueError(f"source {spec.name!r}: {root} {holds}, expected {_expected(spec.kind)}")
     return found
 
 
@@ -95,8 +98,8 @@ def documents(spec: SourceSpec, skipped: list[str] | None = None) -> Iterator[st
             yield text
     if not yielded:
         raise ValueError(
-            f"source {spec.name!r}: no document with text, expected {_expected(spec.kind)}; "
-            f"skipped {len(skipped)}: {'; '.join(skipped[:3])}"
+            f"source {spec.name!r}: no document with text, expected {_expected(spec.kind)}"
+            + (f"; skipped {len(skipped)}: {'; '.join(skipped[:3])}" if skipped else "")
         )
 
 
@@ -131,7 +134,7 @@ def _jsonl_texts(path: Path, key: str, _skipped: list[str]) -> Iterator[tuple[st
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where}: {expected}, got unreadable JSON ({error})") from error
             if not isinstance(record, dict) or not isinstance(record.get(key), str):
                 raise ValueError(f"{where}: {expected}, got {line[:60].decode(errors='replace').strip()}")
@@ -139,24 +142,39 @@ def _jsonl_texts(path: Path, key: str, _skipped: list[str]) -> Iterator[tuple[st
 
 
 def _parquet_texts(path: Path, key: str, _skipped: list[str]) -> Iterator[tuple[str, str]]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        table = parquet.ParquetFile(path)
-    except arrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: expected a parquet file ({error})") from error
-    columns = table.schema_arrow.names
-    if key not in columns:
-        raise ValueError(f"{path}: expected a text column {key!r}, found {', '.join(columns)}")
     row = 0
-    for batch in table.iter_batches(batch_size=1024, columns=[key]):
-        for value in batch.column(0).to_pylist():
+    with _damage_named(path):
+        for value in _parquet_values(path, key):
             row += 1
             where = f"{path}, row {row}"
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{where}: expected text in column {key!r}, got {type(value).__name__}")
             yield where, value or ""
+
+
+def _parquet_values(path: Path, key: str) -> Iterator[object]:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path) as table:
+        columns = table.schema_arrow.names
+        if key not in columns:
+            raise ValueError(f"{path}: expected a text column {key!r}, found {', '.join(columns)}")
+        for batch in table.iter_batches(batch_size=1024, columns=[key]):
+            yield from batch.column(0).to_pylist()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """ValueError with the file's name for what pyarrow says of a damaged one, in errors of several kinds without it."""
+    import pyarrow as arrow
+
+    try:
+        yield
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, which is no fault of the file
+            raise
+        said = str(error).strip()
+        raise ValueError(f"{path}: expected a parquet file, got another or a damaged one ({said})") from error
 
 
 def _well_formed(text: str, where: str) -> str:

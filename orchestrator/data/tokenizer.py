@@ -118,8 +118,11 @@ class Tokenizer:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_bytes(self.model)
-        os.replace(partial, target)
+        try:
+            partial.write_bytes(self.model)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of a text. ValueError for an unpaired surrogate, which no UTF-8 text can hold."""
@@ -176,7 +179,7 @@ def _advice(error: Exception) -> str:
     for words, advice in ((r"set it to a value <= (\d+)", "at most"), (r"required_chars\. \d+ vs (\d+)", "at least")):
         limit = re.search(words, text)
         if limit:
-            return f"expected {advice} {limit[1]}; set data.tokenizer.vocab_size, or give other text"
+            return f"expected {advice} {limit[1]}; set data.tokenizer.vocab_size (300 or more), or give other text"
     return text
 
 

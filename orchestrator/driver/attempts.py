@@ -41,7 +41,11 @@ class Claim:
 
     def hold_space(self) -> None:
         """Keeps room for the end: a full disk must not keep a run from saying how it ended. OSError when full."""
-        (self.folder.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))  # random: not to be compressed away
+        path = self.folder.path / RESERVE
+        try:
+            path.write_bytes(os.urandom(RESERVE_BYTES))  # random: not to be compressed away
+        except OSError as error:  # of writing, which does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def free_space(self) -> None:
         (self.folder.path / RESERVE).unlink(missing_ok=True)
@@ -68,7 +72,11 @@ def claim_new(path: Path) -> Claim:
         path.mkdir(parents=True)
     except FileExistsError:
         raise BadInput(f"the run {path} was made by another process in the meantime; give another --name") from None
-    return Claim(RunFolder(path))
+    try:
+        return Claim(RunFolder(path))
+    except OSError as error:
+        discard(path)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def discard(path: Path) -> None:

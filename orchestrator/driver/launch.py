@@ -1,6 +1,5 @@
 """Ray around the training: starts or joins a cluster, and runs the ranks as Ray Train workers."""
 
-import contextlib
 import os
 import textwrap
 import threading
@@ -9,10 +8,10 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-import psutil
-
+from orchestrator.driver import own_ray
 from orchestrator.driver.endings import last_line
-from orchestrator.ranks.worker import Job
+from orchestrator.driver.own_ray import deaf_to_launchers
+from orchestrator.ranks.job import Job
 from orchestrator.spec.experiment import Experiment
 
 # Measured: without these a run of Ray Train prints a dozen lines that mean nothing to the user, starts a watcher
@@ -31,20 +30,6 @@ RAY_ENVIRONMENT = {
     # Ray counts until its heartbeats are missed, an elastic run goes on sooner.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
-# Of a Ray of our own, whose processes share the cores with the ranks: with these, and without the dashboard and the
-# actors below, they take less of it (`helpers_cores` in benchmarks/results/overhead.json says how much is left).
-OWN_RAY_ENVIRONMENT = {
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_event_stats": "0",
-    "RAY_metrics_report_interval_ms": "30000",
-    "RAY_memory_monitor_refresh_ms": "1000",
-    "RAY_raylet_report_resources_period_milliseconds": "1000",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the ranks of one machine are few
-}
-# Ray Train starts an actor for each: one looks every second whether the controller lives, to free its placement group,
-# which ends with a Ray of our own in any case; one hands out data sets, of which there are none.
-UNNEEDED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 # glibc hands large arrays back to the system when they are freed, and the next step faults every page in again: a sixth
 # of a step's CPU time, measured. One arena, because the others, which threads get, are given back whole regardless.
 CPU_RANK_ENVIRONMENT = {
@@ -55,21 +40,19 @@ CPU_RANK_ENVIRONMENT = {
 CONTROLLER_CLASS = "TrainController"
 ABANDON_S = 20.0
 LONGEST_REASON = 160  # characters; Ray's own may be twenty lines of a log, which logs/ray.log has whole
-# Processes of a local Ray that keep their priority: the ranks, the meters, and what answers Ray's health checks. The
-# others (agents, log monitors, Ray Train's helper actors) only make a rank wait.
-UNHURRIED_NICENESS = 19
-KEEP_PRIORITY = ("ray::RayTrainWorker", "ray::MeterActor", "raylet", "gcs_server")
 
 
 def start_ray(experiment: Experiment) -> None:
-    """Joins the cluster of the spec, or starts a local one with a slot for each worker; RuntimeError if it cannot."""
-    open_ray(experiment.cluster.address, experiment.cluster.workers)
+    """Joins the cluster of the spec, or starts a local one with a slot for each worker, which is to be ended with
+    `own_ray.leave_ray`; RuntimeError if it cannot."""
+    with deaf_to_launchers():
+        open_ray(experiment.cluster.address, experiment.cluster.workers)
 
 
 def open_ray(address: str | None, slots: int = 1) -> None:
     """Joins the cluster at the address, or starts a local one of at least so many slots; RuntimeError if it cannot."""
     address = _cluster_address(address)
-    for key, value in (RAY_ENVIRONMENT | ({} if address else OWN_RAY_ENVIRONMENT)).items():
+    for key, value in (RAY_ENVIRONMENT | ({} if address else own_ray.environment(slots))).items():
         os.environ.setdefault(key, value)
     import ray
 
@@ -126,7 +109,7 @@ class Training(threading.Thread):
                 "job": asdict(self._job),
                 "own_cluster": self._own_cluster,
             },
-            torch_config=NoticingConfig("nccl" if self._device == "cuda" else "gloo", self._job.run_dir),
+            backend_config=NoticingConfig("nccl" if self._device == "cuda" else "gloo", self._job.run_dir),
             scaling_config=ScalingConfig(num_workers=self._workers, use_gpu=self._device == "cuda"),
             run_config=RunConfig(
                 name="ray-train",
@@ -157,17 +140,9 @@ class Training(threading.Thread):
 
 
 def _trainer_class(own_cluster: bool) -> Any:
-    """Ray Train's trainer; in a Ray of our own without what is only needed in others' (a Ray that calls these otherwise
-    starts them as before)."""
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer's, which imports PyTorch
 
-    class OwnTrainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            return [
-                each for each in super()._create_default_callbacks() if type(each).__name__ not in UNNEEDED_CALLBACKS
-            ]
-
-    return OwnTrainer if own_cluster else TorchTrainer
+    return own_ray.trainer_class() if own_cluster else DataParallelTrainer
 
 
 def _train_function(config: dict[str, Any]) -> bool:
@@ -180,7 +155,7 @@ def _train_function(config: dict[str, Any]) -> bool:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // torch.distributed.get_world_size()))
     if config["own_cluster"] and torch.distributed.get_rank() == 0:
-        _quieten_helpers()
+        own_ray.quieten_helpers()
     try:
         return run_rank(job)
     except Exception as error:
@@ -192,18 +167,3 @@ def _train_function(config: dict[str, Any]) -> bool:
             traceback.print_exc()
             raise RuntimeError(f"{type(error).__name__}: {error}") from None
         raise
-
-
-def _quieten_helpers() -> None:
-    """Lets Ray's helper processes run in the gaps of the training only; all of them exist when a rank starts.
-
-    Only in a Ray of our own: the priorities of a shared cluster are not ours to set.
-    """
-    raylet = psutil.Process().parent()
-    driver = raylet.parent() if raylet is not None else None
-    for process in driver.children(recursive=True) if driver is not None else ():
-        # A process that ends meanwhile, or a title that cannot be read, costs nothing but its own share.
-        with contextlib.suppress(psutil.Error, IndexError):
-            title = process.cmdline()[0]
-            if not title.startswith(KEEP_PRIORITY[:2]) and process.name() not in KEEP_PRIORITY[2:]:
-                process.nice(UNHURRIED_NICENESS)

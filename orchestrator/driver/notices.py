@@ -4,42 +4,98 @@ Whoever takes a machine away (a cloud's spot market, SLURM, Kubernetes, systemd)
 kills them some time later. Ray ends a worker at once, and what it trained since the last checkpoint is lost. A rank
 takes it as the notice that it is: it puts `resize` into the run's folder, as the driver does when Ray itself announces
 that a machine goes. At their next step all ranks make a checkpoint and end, and the next attempt begins with what
-is left. A second SIGTERM, and one outside of a training, does what Ray has it do.
+is left. A second SIGTERM does what Ray has it do, and so does one outside of a training; before the first training of
+a process in a Ray of the run's own, nothing (driver.own_ray).
 """
 
+import contextlib
+import gc
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+import ray
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
 
 from energy.runs import RESIZE_FILE
 
+LEAVE_S = 10.0  # how long ranks may take to leave their process group before they are ended
 
-class NoticingConfig(TorchConfig):
-    """Ray Train's process group, of ranks that listen for notices. `run_dir`: of the run, on storage of all ranks."""
+
+class NoticingConfig(BackendConfig):
+    """Ray Train's process group, of ranks that listen for notices. `run_dir`: of the run, on storage of all ranks.
+
+    For a TorchConfig the driver and Ray Train's controller would import PyTorch, which takes longer than all else that
+    they do before a rank is started.
+    """
 
     def __init__(self, backend: str, run_dir: str):
-        super().__init__(backend=backend)
-        self.run_dir = run_dir
+        self.backend, self.run_dir = backend, run_dir
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         return _Backend
 
+    @property
+    def train_func_context(self) -> Any:
+        return _on_its_device
 
-class _Backend(_TorchBackend):
+
+@contextlib.contextmanager
+def _on_its_device() -> Iterator[None]:
+    """The training of a rank, in its own thread, which is to use the rank's GPU where there is one."""
+    from ray.train.torch.config import TorchConfigContextManager
+
+    with TorchConfigContextManager():
+        yield
+
+
+class _Backend(Backend):
+    share_cuda_visible_devices = True
+
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_start(worker_group, backend_config)
-        worker_group.execute(listen, backend_config.run_dir)  # on the main thread: the training has one of its own
+        worker_group.execute(_import_training)  # all at once, and before a port is chosen, which may be taken meanwhile
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        world = len(worker_group)
+        arguments = (world, backend_config.backend, address, port, backend_config.run_dir)
+        ray.get([worker_group.execute_single_async(rank, _join, rank, *arguments) for rank in range(world)])
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute_async(be_deaf)  # not waited for: a rank that hangs or is gone answers nothing
-        super().on_shutdown(worker_group, backend_config)
+        left = worker_group.execute_async(_leave_group)
+        ray.wait(left, num_returns=len(left), timeout=LEAVE_S)  # a rank that hangs or is gone answers nothing
+
+
+def _join(rank: int, world: int, backend: str, address: str, port: int, run_dir: str) -> None:
+    """On the main thread of a rank: the training has one of its own."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(backend, rank, world, "env://")
+    listen(run_dir)
+
+
+def _import_training() -> None:
+    """PyTorch, and what else the training will import. A fifth of the time would go into looking for garbage among what
+    the imports make, of which there is none (measured)."""
+    gc.disable()
+    try:
+        import orchestrator.ranks.worker  # noqa: F401
+    finally:
+        gc.enable()
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+    from ray.train.torch.config import _shutdown_torch
+
+    be_deaf()
+    _shutdown_torch(destroy_process_group=dist.is_initialized() and dist.get_world_size() > 1)
 
 
 _before: Any = None  # what answered to SIGTERM before `listen`
@@ -59,6 +115,7 @@ def listen(run_dir: str) -> None:
             signal.raise_signal(number)
 
     _before = signal.signal(signal.SIGTERM, take_notice)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see own_ray.deaf_to_launchers
 
 
 def be_deaf() -> None:

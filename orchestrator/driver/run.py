@@ -28,7 +28,7 @@ from orchestrator.driver.skipped import keep_skipped
 from orchestrator.driver.stops import Stops
 from orchestrator.jobs import inside as inside_job
 from orchestrator.models.folder import ModelFolder, initial_weights
-from orchestrator.preflight.before_run import before_training
+from orchestrator.preflight.before_run import before_preparing, before_training
 from orchestrator.screens.run import RayLog, RunScreen
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, dump_experiment
@@ -95,6 +95,7 @@ def run_experiment(
         inside_job.require_lasting(runs_dir)
         path = attempt_files.run_path(runs_dir, run_id or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     require_cluster(experiment.cluster.address)
+    before_preparing(experiment, (existing.path if resume else path).name)
     for doubt in [*experiment.doubts, *inside_job.doubts(experiment.data.cache)]:
         screen.note(f"note: {doubt}")
     prepared = prepare_corpus(experiment, screen.progress)
@@ -165,7 +166,7 @@ def _run(
             except BadInput:
                 attempt_files.undo(folder, before)
                 raise
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # the latter from Ray's own handler of SIGTERM, while it starts
                 ending.write("stopped")
             except Exception as error:
                 log.append(traceback.format_exc())
@@ -195,14 +196,14 @@ def _train(
     BudgetSpent when a budget stopped it."""
     from orchestrator.cluster.capacity import choose_workers
     from orchestrator.cluster.meters import describe_meters, joined, mark_attempt, start_meters, stop_meters
+    from orchestrator.cluster.training_metrics import TrainingMetrics
     from orchestrator.driver.launch import start_ray
+    from orchestrator.driver.own_ray import leave_ray
     from orchestrator.driver.supervise import Supervision
-    from orchestrator.ranks.worker import Job
+    from orchestrator.ranks.job import Job
 
     folder = claim.folder
     start_ray(experiment)
-    import ray
-
     stops.install()  # again: ray.init puts a handler of its own
     meters: list[Any] = []
     supervision: Supervision | None = None
@@ -219,6 +220,7 @@ def _train(
         screen.opening(experiment, run)
         start_from = None if weights is None else str(weights.checkpoint)
         job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started, start_from, profile_steps)
+        metrics = TrainingMetrics(folder.path.name)
         told = 0  # the attempt whose choices were said
 
         def again(error: str | None, workers: int) -> float:
@@ -231,6 +233,7 @@ def _train(
             nonlocal told
             watch.look()
             screen.update(watch)
+            metrics.publish(watch.progress)
             if watch.trained:
                 stops.gently()
             if told < ending.attempt and (choices := keep_choices(folder, ending.attempt)) is not None:
@@ -259,7 +262,7 @@ def _train(
             folder.update_run(meters=described)  # with what came up while they ran
         for fault in faults:
             screen.note(fault)
-        ray.shutdown()
+        leave_ray()
 
 
 def _profile(folder: RunFolder) -> str:

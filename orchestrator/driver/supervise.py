@@ -18,7 +18,7 @@ from orchestrator.cluster.capacity import choose_workers, ranks_to_lose
 from orchestrator.driver.failures import Failure, TrainingLost
 from orchestrator.driver.launch import Training
 from orchestrator.live.progress import Tail
-from orchestrator.ranks.worker import Job
+from orchestrator.ranks.job import Job
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput
 

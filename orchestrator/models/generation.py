@@ -162,7 +162,8 @@ def _await_models(meter: Meter) -> None:
         modelled = [device for device in meter.now() if device["method"] == "modelled"]
         if all(device["power_w"] is not None or device["missing"] for device in modelled):
             return
-        time.sleep(0.02)
+        meter.end(meter.begin("look-up"))  # has the meter ask them, which it does every ten seconds only by itself
+        time.sleep(0.1)
 
 
 def _continue(generation: Generation, texts: Sequence[Text], meter: Meter, show: Show) -> tuple[Window, float | None]:

@@ -17,15 +17,22 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Answers(Generic[Key]):
-    """Results by key, and faults in words of those that have none."""
+    """Results by key, and faults in words of those that have none.
 
-    def __init__(self, asked: Mapping[Key, Any], limit_s: float, tick: Callable[[int, int], None]):
+    `died`: keys of those whose process or node is gone. `silent`: of those that have not answered in time.
+    """
+
+    def __init__(
+        self, asked: Mapping[Key, Any], limit_s: float, tick: Callable[[int, int], None] = lambda done, of: None
+    ):
         """asked: Ray's references by key. tick(answered, of): called while it waits."""
         self._waiting = {reference: key for key, reference in asked.items()}
         self._limit_s, self._until, self._tick = limit_s, time.monotonic() + limit_s, tick
         self._asked = len(asked)
         self.results: dict[Key, Any] = {}
         self.faults: dict[Key, str] = {}
+        self.died: set[Key] = set()
+        self.silent: set[Key] = set()
 
     def wait(self, longest_s: float | None = None) -> Answers[Key]:
         """Until all have answered, the limit is over, which then is their fault, or `longest_s` is, which is not."""
@@ -37,6 +44,7 @@ class Answers(Generic[Key]):
                 self._take(self._waiting.pop(reference), reference)
             self._tick(self._asked - len(self._waiting), self._asked)
         if time.monotonic() >= self._until:
+            self.silent |= set(self._waiting.values())
             self.faults |= {key: f"no answer within {self._limit_s:g} s" for key in self._waiting.values()}
             self._waiting.clear()
         return self
@@ -46,6 +54,8 @@ class Answers(Generic[Key]):
             self.results[key] = ray.get(reference)
         except ray.exceptions.RayError as error:
             self.faults[key] = reason(error)
+            if not isinstance(error, ray.exceptions.RayTaskError):  # which is an answer: what it raised
+                self.died.add(key)
 
 
 def reason(error: Exception) -> str:

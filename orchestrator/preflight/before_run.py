@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.runs import RunFolder, write_json
+from orchestrator.checkpoints.probe import refusal_here
 from orchestrator.cluster.reach import require_cluster
 from orchestrator.driver.endings import cause
 from orchestrator.screens.preflight import Stages, in_lines
@@ -16,6 +17,7 @@ from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput
 
 PREFLIGHT = "preflight.json"  # in the run folder: of its last start
+STORAGE_LIMIT_S = 60.0  # a storage that takes longer for a few bytes takes hours for checkpoints
 
 
 class PreflightFailed(RuntimeError):
@@ -59,18 +61,44 @@ def examine_cluster(address: str | None, runs_dir: Path, slow_below: float, limi
     return result
 
 
+def before_preparing(experiment: Experiment, run_id: str, limit_s: float = STORAGE_LIMIT_S) -> None:
+    """BadInput where copies of checkpoints cannot be written, before a corpus or Ray is there.
+
+    The ranks of a Ray of our own have this machine and environment. Of a cluster, whose nodes `before_training` asks,
+    only what no node could is refused here.
+    """
+    uri = experiment.checkpoint.copy_to
+    if uri is None:
+        return
+    own = (experiment.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    refusal = refusal_here(uri, run_id if own else None, limit_s)
+    if refusal is not None:
+        raise BadInput(f"{refusal}; nothing was started")
+
+
 def before_training(experiment: Experiment, folder: RunFolder, device: str, screen: RunScreen) -> None:
     """The preflight of a run where `cluster.preflight` asks for one; leaves preflight.json.
 
-    PreflightFailed where something was found and it is `stop`.
+    BadInput, in any case, where a node of a joined cluster cannot write the copies of checkpoints that the spec wants;
+    PreflightFailed where something was found and `cluster.preflight` is `stop`.
     """
+    from orchestrator.cluster.meters import joined
+
+    copy_to = experiment.checkpoint.copy_to
+    if copy_to is not None and joined():
+        from orchestrator.preflight.check import LIMIT_S
+        from orchestrator.preflight.storage import require_storage_of_nodes
+
+        require_storage_of_nodes(copy_to, folder.path.name, device, screen.note, LIMIT_S)
     if experiment.cluster.preflight == "off":
         return
+    import ray
+
     from orchestrator.preflight.check import preflight
 
     try:
         result = preflight(folder.path, lambda done, of, text: screen.progress(0, None, text), device=device)
-    except BadInput as refusal:  # no room now: the training would wait for it
+    except (BadInput, ray.exceptions.RayError) as refusal:  # no room now, or no answer: the training has its own waits
         if experiment.cluster.preflight == "stop":
             raise
         screen.note(f"no preflight: {refusal}")

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.driver.endings import is_echo
 from orchestrator.preflight.answers import Answers
 from orchestrator.preflight.node import ALL_REDUCE_BYTES, NodeCheck, Rank
-from orchestrator.preflight.nodes import Held, Node, Pair, in_turn, other, ring
+from orchestrator.preflight.nodes import Held, Node, Pair, in_turn, on, other, ring
 from orchestrator.spec.file import BadInput
 
+PING_S = 5.0  # for an answer of a rank that has nothing to do for it
 SETTLE_S = 10.0  # so long the others wait for a node whose sensors do not answer; what comes later still counts
 Progress = Callable[[float, float | None, str], None]
 Key = TypeVar("Key", bound=Hashable)
@@ -37,7 +37,7 @@ class Measuring:
         """All stages; what the nodes did together. `place`: a folder that the driver made where the runs lie."""
         check: Any = ray.remote(num_cpus=0, max_concurrency=3)(NodeCheck)  # a call that hangs holds up no other
         for node in self._nodes:
-            node.check = check.options(scheduling_strategy=_on(node)).remote()
+            node.check = check.options(scheduling_strategy=on(node)).remote()
         sensors = self._ask(
             "sensors", {node: node.check.sensors.remote(str(runs_dir.absolute())) for node in self._nodes}
         )
@@ -99,12 +99,12 @@ class Measuring:
 
     def _begin(self) -> None:
         """Starts the ranks; those that do not begin are dropped."""
-        actor: Any = ray.remote(Rank)
+        actor: Any = ray.remote(max_concurrency=2)(Rank)  # one that is held up by another still answers `ping`
         for node in self._idle:
             cuda = self._device == "cuda"
             options = {"num_cpus": 0, "num_gpus": 1} if cuda else {"num_cpus": node.cpus}
             for _ in range(node.gpus if cuda else 1):
-                started = actor.options(scheduling_strategy=_on(node), **options).remote(self._device, node.cpus)
+                started = actor.options(scheduling_strategy=on(node), **options).remote(self._device, node.cpus)
                 node.ranks.append(Held(node, started))
         begun = self._ask("ranks begin", {rank: rank.actor.begin.remote() for n in self._idle for rank in n.ranks})
         for rank, about in begun.wait().results.items():
@@ -138,7 +138,9 @@ class Measuring:
         pairs: dict[Pair, float] = {}
         failed: dict[Pair, str] = {}
         for turn in in_turn(ring(members)):
-            rates, faults = self._reduce("all-reduce between neighbours", {p: [n.ranks[0] for n in p] for p in turn})
+            groups = {pair: [node.ranks[0] for node in pair] for pair in turn if all(node.ranks for node in pair)}
+            failed |= {pair: "the rank of one of them was lost before" for pair in turn if pair not in groups}
+            rates, faults = self._reduce("between neighbours", "all-reduce", groups)
             pairs |= rates
             failed |= faults
         for node in members:
@@ -147,10 +149,11 @@ class Measuring:
             if not own and len(members) > 1:
                 whys = [f"with {other(pair, node).name}: {why}" for pair, why in failed.items() if node in pair]
                 node.missing("all-reduce", "; ".join(whys))
-        sound = [node for node in members if node.document["all_reduce_gb_per_s"] is not None]
+        sound = [node for node in members if node.ranks and node.document["all_reduce_gb_per_s"] is not None]
         rate, fault = next(iter(pairs.values()), None), None  # of two nodes: the same two
         if len(sound) > 2:
-            over_all, why = self._reduce("all-reduce over all nodes", {"all": [node.ranks[0] for node in sound]})
+            everyone = {"all": [node.ranks[0] for node in sound]}
+            over_all, why = self._reduce("over all nodes", "all-reduce", everyone)
             rate, fault = over_all.get("all"), why.get("all")
         return {
             "backend": "nccl" if self._device == "cuda" else "gloo",
@@ -168,34 +171,59 @@ class Measuring:
         """Between the GPUs of each node that has several."""
         inside = {node: node.ranks for node in self._idle if len(node.ranks) > 1}
         for turn in in_turn([(node,) for node in inside]):
-            rates, faults = self._reduce("all-reduce within nodes", {node: inside[node] for (node,) in turn})
+            groups = {node: list(inside[node]) for (node,) in turn}
+            rates, faults = self._reduce("within nodes", "all-reduce within", groups)
             for node, rate in rates.items():
                 node.document["all_reduce_within_gb_per_s"] = rate
             for node, why in faults.items():
                 node.missing("all-reduce within", why)
 
-    def _reduce(self, text: str, groups: Mapping[Key, Sequence[Held]]) -> tuple[dict[Key, float], dict[Key, str]]:
-        """An all-reduce in each of the groups, all at once: (bus bandwidth in GB/s, why there is none)."""
+    def _reduce(
+        self, where: str, what: str, groups: Mapping[Key, Sequence[Held]]
+    ) -> tuple[dict[Key, float], dict[Key, str]]:
+        """An all-reduce in each of the groups, all at once: (bus bandwidth in GB/s, why there is none).
+
+        A rank that dies or hangs is dropped, with `what` missing on its node: asked again, it would hold up others.
+        """
+        text = f"all-reduce {where}"
         ports = self._ask(text, {key: ranks[0].actor.free_port.remote() for key, ranks in groups.items()}).wait()
         faults = dict(ports.faults)
+        lost = {groups[key][0]: why for key, why in ports.faults.items()}
         asked: dict[tuple[Key, int], Any] = {}
         for key, port in ports.results.items():
             ranks = groups[key]
             for number, rank in enumerate(ranks):
                 meet_at = f"{ranks[0].node.address}:{port}"
-                # Half the limit: a rank whose partner is gone then says so itself, and can be asked again.
-                said = rank.actor.all_reduce.remote(number, len(ranks), meet_at, self._limit_s / 2)
+                # A rank whose partner is gone mostly says so itself, within twice this time, and can be asked again.
+                said = rank.actor.all_reduce.remote(number, len(ranks), meet_at, self._limit_s / 3)
                 asked[key, number] = said
         answers = self._ask(text, asked).wait()
+        lost |= {groups[key][number]: answers.faults[key, number] for key, number in answers.died}
+        for key in {key for key, _ in answers.silent}:
+            silent = [groups[key][number] for of, number in answers.silent if of == key]
+            why = f"no answer within {self._limit_s:g} s"
+            lost |= self._held_up(silent, why)
+            faults[key] = why
         rates = {}
         for key in ports.results:
             whys = [why for (of, _), why in answers.faults.items() if of == key]
             if whys:
-                faults[key] = next((why for why in whys if not is_echo(why)), whys[0])
+                faults.setdefault(key, next((why for why in whys if not is_echo(why)), whys[0]))
                 continue
             seconds = [answers.results[key, number] for number in range(len(groups[key]))]
             rates[key] = bus_gb_per_s(ALL_REDUCE_BYTES[self._device], seconds)
+        self._drop(lost, what)
         return rates, faults
+
+    def _held_up(self, silent: Sequence[Held], why: str) -> dict[Held, str]:
+        """Why each of these ranks of a group did not answer: torch waits for ever for a rank that takes its connection
+        and then stands still, so that the sound one is told by that it still answers anything else."""
+        asked = {rank: rank.actor.ping.remote() for rank in silent}
+        awake = Answers(asked, min(PING_S, self._limit_s)).wait().results
+        still = ", ".join(rank.node.name for rank in silent if rank not in awake)
+        return {
+            rank: f"held up by {still}, which does not answer" if still and rank in awake else why for rank in silent
+        }
 
 
 def bus_gb_per_s(size_bytes: int, seconds: Sequence[Sequence[float]]) -> float:
@@ -207,7 +235,3 @@ def bus_gb_per_s(size_bytes: int, seconds: Sequence[Sequence[float]]) -> float:
     ranks = len(seconds)
     lasted = statistics.median(map(max, zip(*seconds, strict=True)))
     return 2 * (ranks - 1) / ranks * size_bytes / lasted / 1e9
-
-
-def _on(node: Node) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node.ray_id, soft=False)

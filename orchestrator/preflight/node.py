@@ -108,6 +108,9 @@ class Rank:
             "gpu": state[0] if state else None,
         }
 
+    def ping(self) -> None:
+        """Returns, whatever else this rank waits for."""
+
     def free_port(self) -> int:
         """A port that is free now, for the others to meet this rank at."""
         with socket.socket() as probe:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.meters import node_names
 
@@ -112,6 +113,11 @@ def in_turn(groups: Sequence[Nodes]) -> list[list[Nodes]]:
         else:
             rounds.append((set(hosts), [group]))
     return [members for _, members in rounds]
+
+
+def on(node: Node) -> NodeAffinitySchedulingStrategy:
+    """Of an actor that is to be on this node and no other."""
+    return NodeAffinitySchedulingStrategy(node.ray_id, soft=False)
 
 
 def other(pair: Pair, node: Node) -> Node:

@@ -122,28 +122,49 @@ def in_unit(value: float, unit: str) -> str:
 
 
 def _power_caps(nodes: Sequence[Document]) -> Iterator[Finding]:
-    limits: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for node in nodes:
-        for gpu in node["gpus"]:
-            if gpu.get("power_limit_w") is not None:
-                limits[gpu["name"]].append((gpu["uuid"], gpu["power_limit_w"]))
-    for node in nodes:
-        for gpu in node["gpus"]:
-            limit, default = gpu.get("power_limit_w"), gpu.get("default_power_limit_w")
-            if limit is None or default is None or limit > default - WATT:
-                continue
-            rest = sorted(watt for uuid, watt in limits[gpu["name"]] if uuid != gpu["uuid"])
-            span = "" if not rest else f"{rest[0]:g} W" if rest[0] == rest[-1] else f"{rest[0]:g} to {rest[-1]:g} W"
-            count = f"the other {len(rest)} {gpu['name']}" if len(rest) > 1 else f"the other {gpu['name']}"
-            others = f"; {count}: {span}" if rest else ""
-            said = f"power limit {limit:g} W, default of the board {default:g} W{others}"
+    """Limits below the board's default, and below those of other boards of the same name."""
+    for name, gpu, others in _beside_others(nodes, "power_limit_w"):
+        limit, default = gpu["power_limit_w"], gpu.get("default_power_limit_w")
+        capped = default is not None and limit <= default - WATT
+        usual = statistics.median_high(others) if others else None
+        if not capped and (usual is None or limit > usual - WATT):
+            continue
+        board = "" if default is None else f", default of the board {default:g} W"
+        said = f"power limit {limit:g} W{board}{_of_the_others(gpu, others, 'W')}"
+        if default is None:
+            todo = f"nvidia-smi -q -d POWER says what it allows; sudo nvidia-smi -i {gpu['uuid']} -pl {usual:g}"
+        elif capped:
             todo = f"sudo nvidia-smi -i {gpu['uuid']} -pl {default:g}, unless it is meant"
-            reference = statistics.median_high(rest) if rest else default
-            yield Finding(node["node"], gpu["uuid"], "power cap", said, todo, limit, reference, "W")
+        else:
+            todo = "it is another kind of board, though its name is the same: nvidia-smi -q -d POWER on both nodes"
+        yield Finding(name, gpu["uuid"], "power cap", said, todo, limit, default if usual is None else usual, "W")
+
+
+def _beside_others(nodes: Sequence[Document], key: str) -> Iterator[tuple[str, Document, list[float]]]:
+    """(node, GPU, the figure `key` of the other GPUs of its name, sorted) of each GPU that has one."""
+    known = [(node["node"], gpu) for node in nodes for gpu in node["gpus"] if gpu.get(key) is not None]
+    of: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for _, gpu in known:
+        of[gpu["name"]].append((gpu["uuid"], gpu[key]))
+    for name, gpu in known:
+        yield name, gpu, sorted(value for uuid, value in of[gpu["name"]] if uuid != gpu["uuid"])
+
+
+def _of_the_others(gpu: Document, others: Sequence[float], unit: str) -> str:
+    if not others:
+        return ""
+    span = f"{others[0]:g}" if others[0] == others[-1] else f"{others[0]:g} to {others[-1]:g}"
+    return f"; the other {f'{len(others)} ' if len(others) > 1 else ''}{gpu['name']}: {span} {unit}"
 
 
 def _clocks(nodes: Sequence[Document], below: float) -> Iterator[Finding]:
     """Throttling that no training should begin with, and clocks that neither heat nor power holds down."""
+    for name, gpu, others in _beside_others(nodes, "max_sm_clock_mhz"):
+        most, usual = gpu["max_sm_clock_mhz"], statistics.median_high(others) if others else 0
+        if most < usual:
+            said = f"its clock is at most {most} MHz{_of_the_others(gpu, others, 'MHz')}"
+            todo = "compare nvidia-smi -q -d CLOCK and the VBIOS version with another node's"
+            yield Finding(name, gpu["uuid"], "clock", said, todo, most, usual, "MHz")
     for node in nodes:
         for gpu in node["gpus"]:
             reasons = gpu.get("throttle_reasons")
@@ -215,8 +236,14 @@ def _next(why: str) -> str:
         return "wait until the other jobs have ended; ray status says what is in use"
     if "No module named" in why:
         return "install hoofprint there with its dependencies, in the environment that Ray runs in"
+    if why.startswith("held up by"):
+        return "see to the node that is named, and look again"
     if why.startswith("no answer"):
         return "see dmesg and nvidia-smi there: what hangs now would hang the training; leave that node out"
-    if "No space left" in why or "Disk quota" in why:
+    if "its process died" in why:
+        return "see dmesg there: the kernel ends what takes more memory than there is; leave that node out until then"
+    if any(words in why for words in ("No space left", "Disk quota", "File too large")):
         return "free some space there, or give another folder with --runs"
+    if any(words in why for words in ("Permission denied", "Read-only file system", "Operation not permitted")):
+        return "let the user that Ray runs as on that node write there, or give another folder with --runs"
     return "put that right on the node, and look again"

@@ -27,6 +27,7 @@ SKIPPED = 2  # steps before the first one that is recorded: they compile, alloca
 Interval = tuple[float, float]
 # In this order: a name, or a moment, belongs to the first that fits.
 CATEGORIES = ("matmul", "attention", "other kernels", "exposed communication")
+_ON_CPU = ("aten::", "mkldnn::", "hoofprint::")  # the last: model.native
 _COMMUNICATION = re.compile(r"^(gloo|nccl|mpi):|^nccl", re.IGNORECASE)
 _ATTENTION = re.compile(r"flash|fmha|attention|attn|_sdpa|cudnn.*(sdpa|mha)", re.IGNORECASE)
 _MATMUL = re.compile(
@@ -139,6 +140,6 @@ def what_ran(events: Iterable[Any], device_type: str) -> dict[str, list[Interval
         if device_type == "cuda" and not on_gpu:
             continue
         kind = category(event.name)
-        if device_type == "cuda" or event.name.startswith(("aten::", "mkldnn::")) or kind == "exposed communication":
+        if device_type == "cuda" or event.name.startswith(_ON_CPU) or kind == "exposed communication":
             ran[kind].append((event.time_range.start, event.time_range.end))
     return ran

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from orchestrator.data.prepare import source_specs
 from orchestrator.data.shards import open_corpus
 from orchestrator.data.stream import TokenStream
 from orchestrator.plan.choices import choose
+from orchestrator.ranks.job import Job
 from orchestrator.ranks.loop import Schedule, Skipped, StepResult, train
 from orchestrator.ranks.metrics import COMPILE, MetricsFile
 from orchestrator.ranks.profiling import StepProfiler
@@ -40,18 +41,6 @@ from orchestrator.spec.experiment import Experiment
 
 SHARDING_FILE = Path("logs") / "sharding.txt"  # in the run folder: what lies where
 SKIPS_IN_A_ROW = 10  # so many steps without a finite loss are no bad batch: the model is lost
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a rank must know; plain values, so that it travels to any worker process."""
-
-    run_dir: str
-    corpus_dir: str
-    experiment: dict
-    started_unix_s: float
-    initial_weights: str | None = None  # a checkpoint to start from, instead of weights drawn by the seed
-    profile_steps: int = 0  # how many steps rank 0 records
 
 
 def next_attempt(run_dir: Path) -> int:

@@ -62,7 +62,7 @@ def print_measurement(result: Measurement, report: Path | None, console: Console
     covered = [f"{percent(share)} {key.removeprefix('share_')}" for key, share in result.shares().items() if share]
     table.add_row(Text("total", "bold"), *_energy(scale, window.energy_j, window.low_j, window.high_j, "bold"), "")
     console.print(Padding(table, (0, 0, 0, 2)))
-    boundary = boundary_text(result.boundary, {device.kind for device in result.devices})
+    boundary = boundary_text(result.boundary, {device.kind for device in window.counted})
     rows = [("of it", ", ".join(covered) or "nothing was read"), ("boundary", boundary)]
     pue, intensity = result.factors.pue, result.factors.intensity
     if pue is not None and totals["energy_facility_kwh"] is not None:

@@ -8,13 +8,13 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from energy.units import KWH, TONNES
-from orchestrator.spec.quantities import Written, quantity
+from orchestrator.spec.quantities import PLAIN, Written, comma, quantity
 from orchestrator.spec.section import Section
 
 ENERGY = {"": 1.0, **{unit: size for unit, size in KWH.items() if unit != "J"}}
 CARBON = {"": 1.0} | {f"{unit}{of}": size for unit, size in TONNES.items() for of in ("", "CO2eq", " CO2eq")}
 GPU_HOURS = {"": 1.0, "GPUh": 1.0, "GPU-hours": 1.0}
-_MONEY = r"\s*(\d[\d_,]*\.?\d*|\.\d+)\s*([A-Z]{3})?\s*"
+_MONEY = rf"\s*({PLAIN})\s*([A-Z]{{3}})?\s*"
 _MONEY_EXAMPLE = "2.50 EUR (three letters of the currency, or none)"
 
 
@@ -28,7 +28,7 @@ def money(text: str) -> tuple[float, str]:
 def _money(given: Any) -> str:
     text = f"{given:f}" if isinstance(given, int | float) and not isinstance(given, bool) else given
     if not isinstance(text, str) or re.fullmatch(_MONEY, text) is None or not money(text)[0] > 0:
-        raise ValueError(f"expected an amount above 0 such as {_MONEY_EXAMPLE}, got {given!r}")
+        raise ValueError(f"expected an amount above 0 such as {_MONEY_EXAMPLE}, got {given!r}{comma(str(given))}")
     amount, currency = money(text)
     return f"{amount:.12g} {currency}".rstrip()
 

@@ -40,7 +40,12 @@ def _auto_or_switch(value: Any) -> Any:
 
 def _auto_or_duration(value: Any) -> Any:
     """One fault for a value that is neither."""
-    return value if value == "auto" else quantity(value, DURATION, "auto, or 10 min")
+    if value == "auto":
+        return value
+    duration_s = quantity(value, DURATION, "10 min, or auto")
+    if duration_s <= 0:
+        raise ValueError(f"expected auto, or a time above 0 such as 10 min, got {value!r}")
+    return duration_s
 
 
 def _off_is_a_word(value: Any) -> Any:
@@ -284,7 +289,7 @@ class Experiment(Section):
     spec_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     purpose: Literal["final", "development", "evaluation"] = "final"  # what a project's total books the run under
-    seed: Annotated[Whole, Field(ge=0)] = 1
+    seed: Annotated[Whole, Field(ge=0, lt=2**53)] = 1
     model: ModelSpec
     data: DataSpec
     training: TrainingSpec

@@ -14,6 +14,7 @@ from orchestrator.spec.section import Location, section_in
 
 Mark = tuple[int, int]  # line and column, from 0
 
+SHOWN = 160  # characters of a line, where it is longer round the caret
 _QUOTED = re.compile(r"'([^']*)'")
 _KINDS = {
     "string_type": "text",
@@ -60,7 +61,9 @@ class Source:
 def pointed(path: Path, text: str, mark: Mark, message: str) -> str:
     (line, column), lines = mark, text.splitlines()
     shown = lines[line] if line < len(lines) else ""
-    return f"{path}:{line + 1}:{column + 1}: {message}\n    {shown}\n    {' ' * column}^"
+    first = max(0, column - SHOWN // 2) if len(shown) > SHOWN else 0
+    part = shown[first : first + SHOWN]
+    return f"{path}:{line + 1}:{column + 1}: {message}\n    {part}\n    {' ' * (column - first)}^"
 
 
 def placed(source: Source, overridden: Mapping[Location, str], location: Location, message: str, absent: bool) -> str:
@@ -90,7 +93,11 @@ def in_words(fault: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
         return f"unknown key {location[-1]}" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "missing":
+        if isinstance(location[-1], int):
+            return f"the list is too short: entry {location[-1] + 1} is missing"
         return f"the key {location[-1]} is missing"
+    if kind == "too_long":
+        return f"expected at most {context['max_length']} entries, got {given!r}"
     if kind == "literal_error":
         names = _QUOTED.findall(str(context["expected"]))
         near = difflib.get_close_matches(str(given), names, n=1)
@@ -105,8 +112,11 @@ def in_words(fault: Mapping[str, Any]) -> str:
         keys = _known_keys(location)
         return f"expected keys{' such as ' if keys else ''}{', '.join(keys[:3])}, got {given!r}"
     if kind in _KINDS:
-        read = ": YAML reads no, yes, on and off as true or false; quote what is text"
-        hint = read if isinstance(given, bool) else ""
+        hint = ""
+        if isinstance(given, bool):
+            hint = ": YAML reads no, yes, on and off as true or false; quote what is text"
+        elif kind == "string_type" and isinstance(given, int | float):
+            hint = f": quote it, '{given}'"
         return f"expected {_KINDS[kind]}, got {given!r}{hint}"
     if message.startswith("Input should be "):
         return f"expected a number {message.removeprefix('Input should be ')}, got {given!r}"

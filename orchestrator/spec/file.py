@@ -28,7 +28,14 @@ NOTHING = "nothing was started"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without the numbers that are not what they look like: those stay text (see `_traps`)."""
+    """YAML as it looks: keys and dates stay text, and so do the numbers that are not what they look like (`_traps`)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):  # `on` and `1` would be no names
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
@@ -40,6 +47,7 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: node.value)
 
 
 def load_experiment(
@@ -81,7 +89,7 @@ def load_experiment(
 
 
 def _unfit_files(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
-    """Files that the spec as written names and that are not there, whatever else is wrong with it."""
+    """Files that the spec as written names and that cannot be used, whatever else is wrong with it."""
     sources = _below(data, "data", "sources")
     entries = enumerate(sources) if isinstance(sources, list) else ()
     named: list[tuple[Location, Any]] = [
@@ -90,12 +98,17 @@ def _unfit_files(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         (("model", "init_from"), _below(data, "model", "init_from")),
         (("energy", "grid_series"), _below(data, "energy", "grid_series")),
     ]
+    cache = _below(data, "data", "cache")
+    if isinstance(cache, str) and Path(cache).exists() and not Path(cache).is_dir():
+        yield ("data", "cache"), f"{cache} is a file, expected a folder, which is made where there is none"
     for location, given in named:
         if not isinstance(given, str):
             continue
         path = Path(given)
         if not path.exists():
             seen = "" if path.is_absolute() else f" (seen from {Path.cwd()})"
+            if given.startswith("~"):
+                seen = ": what ~ stands for is known to a shell only, so write it out"
             yield location, f"no such file or folder: {path}{seen}"
         elif location[-1] == "grid_series":
             try:
@@ -133,6 +146,8 @@ def _read(path: Path, text: str | None) -> tuple[Source, dict[str, Any]]:
     except yaml.YAMLError as error:
         said = str(error).splitlines()[0]
         raise BadInput(f"{path}: not valid YAML: {said}\n{NOTHING}") from error
+    except (ValueError, RecursionError) as error:  # `!!int x`; lists in one another, hundreds deep
+        raise BadInput(f"{path}: not valid YAML: {error}\n{NOTHING}") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected keys such as spec_version, name, model\n{NOTHING}")
     return Source(path, text, node), data
@@ -141,12 +156,12 @@ def _read(path: Path, text: str | None) -> tuple[Source, dict[str, Any]]:
 def _apply(data: dict[str, Any], override: str) -> tuple[Location, str | None]:
     """Sets the key of `override` in `data`; where that is, and what is wrong with a number that is a trap."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise BadInput(f"--set {override}: expected key=value, for example --set training.tokens=4M")
     try:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader
         trap = next((said for _, _, said in _traps(yaml.compose(text, Loader=_Loader))), None)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"--set {override}: {text!r} is not valid YAML; quote it if it is text") from error
     place: list[str | int] = []
     target: Any = data
@@ -209,15 +224,27 @@ def _is_trap(node: yaml.ScalarNode) -> bool:
     return ":" in node.value or (node.tag.endswith(":int") and _OCTAL.fullmatch(node.value) is not None)
 
 
-def _traps(node: yaml.Node | None, location: Location = ()) -> Iterator[tuple[Location, Mark, str]]:
+def _nodes(root: yaml.Node | None) -> Iterator[tuple[Location, yaml.Node]]:
+    """Every node with its place, in the file's order; once, whatever its aliases (one may stand within its anchor)."""
+    left: list[tuple[Location, yaml.Node]] = [] if root is None else [((), root)]
+    seen: set[int] = set()
+    while left:
+        location, node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield location, node
+        if isinstance(node, yaml.MappingNode):
+            left += [((*location, str(key.value)), value) for key, value in reversed(node.value)]
+        elif isinstance(node, yaml.SequenceNode):
+            left += [((*location, index), value) for index, value in reversed([*enumerate(node.value)])]
+
+
+def _traps(root: yaml.Node | None) -> Iterator[tuple[Location, Mark, str]]:
     """Numbers that YAML would take for others than most people read."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from _traps(value, (*location, str(key.value)))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _traps(value, (*location, index))
-    elif isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and _is_trap(node):
+    for location, node in _nodes(root):
+        if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith((":int", ":float")) or not _is_trap(node):
+            continue
         text = node.value
         if ":" in text:
             said = f"{text} would be read in sixties, as YAML 1.1 does: write one number with its unit (90 s, 1.5 h)"
@@ -226,11 +253,11 @@ def _traps(node: yaml.Node | None, location: Location = ()) -> Iterator[tuple[Lo
         yield location, (node.start_mark.line, node.start_mark.column), f"{said}, or quote it where it is text"
 
 
-def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[Mark, str]]:
+def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[Mark, str]]:
     """YAML lets the second of two equal keys win without a word."""
-    if isinstance(node, yaml.MappingNode):
+    for _, node in _nodes(root):
         seen: dict[str, int] = {}
-        for key, value in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             name = str(key.value)
             if name in seen:
                 yield (
@@ -238,10 +265,6 @@ def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[Mark, str]]:
                     f"{name}: the key stands already in line {seen[name]}; keep one of them",
                 )
             seen.setdefault(name, key.start_mark.line + 1)
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _repeated_keys(value)
 
 
 def _key(location: Location) -> str:

@@ -8,7 +8,7 @@ could not be read, and everything else is said in the same round.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -93,12 +93,12 @@ def _read(annotation: Any, metadata: list[Any], given: Any) -> Any:
     try:
         return TypeAdapter(Annotated[annotation, *metadata] if metadata else annotation).validate_python(given)
     except ValidationError:
-        section = section_in(annotation)
-        if section is None:
+        section, several = section_in(annotation), get_origin(annotation) is list
+        if section is None or not isinstance(given, list if several else dict):
             raise
-        if isinstance(given, dict):
+        if not several:
             return Readable(section, section.resolved(given))
-        if isinstance(given, list) and all(isinstance(each, dict) for each in given):
+        if all(isinstance(each, dict) for each in given):
             return [_read(section, [], each) for each in given]
         raise
 

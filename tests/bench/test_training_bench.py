@@ -123,10 +123,13 @@ def test_the_page_shows_every_figure() -> None:
     )
     memory = {
         "bytes": {
-            "hoofprint": {"peak_bytes": 1e9, "step_bytes": 4e8},
-            "torchtitan": {"peak_bytes": 2e9, "step_bytes": 1e9},
+            "hoofprint": {"peak_bytes": 1e9, "step_bytes": 4e8, "beyond_state_bytes": 1e8},
+            "torchtitan": {"peak_bytes": 2e9, "step_bytes": 1e9, "beyond_state_bytes": 5e8},
         },
-        "ratios": {"peak_bytes": {"torchtitan": 0.5}, "step_bytes": {"torchtitan": 0.4}},
+        "ratios": {
+            key: {"torchtitan": ratio}
+            for key, ratio in (("peak_bytes", 0.5), ("step_bytes", 0.4), ("beyond_state_bytes", 0.2))
+        },
         "errors": {},
     }  # fmt: skip
     efficiency = {f"two_to_{name}": turns.spread([0.8, 0.9, 0.86]) for name in ("one", "plain", "apart")}
@@ -147,7 +150,7 @@ def test_the_page_shows_every_figure() -> None:
         }
     )
     assert "| torchtitan | 4 (2 to 5) | 1.300 x (1.300 to 1.300) | 62% (46%) |" in page
-    assert "no / compiler" in page and "| 2.00 (1.00) | 0.50 x (0.40 x) | yes |" in page
+    assert "no / compiler" in page and "| 2.00 (1.00) | 0.50 x (0.40 x) | yes | 0.50 | 0.20 x |" in page
     assert "0.860 (0.800 to 0.900) | yes |" in page and "20.0% | **no** |" in page and "needs two cores" in page
     assert "- left out: memory, 100M float32: no time left" in page
     assert max(map(len, page.splitlines())) < 250

@@ -1,6 +1,7 @@
 """Runs beside each other: the right differences, none between things that do not compare, and 80 columns."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ def test_the_sentence_is_of_the_loss_that_both_reached(first: Source, tmp_path: 
     before, after = found.runs[0].path[-1][0], found.runs[1].path[0][0]
     assert sentence.startswith("other reached validation loss 5.491 with ")
     assert f"{100 * (1 - after / before):.1f} % less energy than first" in sentence
+    much_more = replace(found.runs[1], path=[(30 * before, 5.0)])
+    (sentence,) = Comparison([found.runs[0], much_more]).sentences()
+    assert "with 30.0 times the energy of first (" in sentence
 
 
 @pytest.mark.parametrize(

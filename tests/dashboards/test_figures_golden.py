@@ -5,6 +5,7 @@ After a change that is meant: `python tests/dashboards/test_figures_golden.py`, 
 
 import hashlib
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -51,6 +52,15 @@ def test_a_figure_is_the_one_that_was_looked_at(name: str, tmp_path: Path) -> No
 
 def test_there_is_a_golden_figure_for_each_and_no_other() -> None:
     assert {path.stem for path in GOLDEN.glob("*.svg")} == set(NAMES) == set(json.loads(HASHES.read_text()))
+
+
+def test_letters_are_in_the_page_s_ink_or_white_on_a_dark_cell() -> None:
+    """Letters in orange or light blue are hard to read: what is named is told by a piece of it before its name."""
+    for path in GOLDEN.glob("*.svg"):
+        texts = re.findall(r"<text [^>]*>", path.read_text(encoding="utf-8"))
+        colours = {found[1] for text in texts if (found := re.search(r"fill: ([^;\"]+)", text))}
+        assert texts and colours <= {"currentColor", "#ffffff"}, path.name
+        assert path.stem == "places" or "#ffffff" not in colours, path.name
 
 
 def write() -> None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from energy.metering.meter import Meter
 from energy.metering.prometheus import MeterCollector
+from orchestrator.cluster.training_metrics import LABELS, TRAINING
 
 FILE = Path(__file__).parents[2] / "dashboards" / "grafana" / "hoofprint.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -24,14 +25,15 @@ QUERIES = [VARIABLES[name]["definition"] for name in ("run", "node")]
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
-    """{metric: its labels} as a scrape shows them."""
+    """{metric: its labels}: of a meter as a scrape shows them, of the training as Ray is told (tests/ray scrapes)."""
     sensor = FakeSensor("GPU-1", [reading(1.0, 10.0), reading(2.0, 10.0)])
     meter = Meter(node="n1", sensors=[sensor], discover_sensors=False)
     meter.sample()
     registry = CollectorRegistry()
     registry.register(MeterCollector(meter, "run-1"))  # type: ignore[arg-type]
     families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    of_meter = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    return of_meter | {each.name: set(LABELS) for each in TRAINING}
 
 
 @pytest.mark.parametrize("expr", EXPRS + QUERIES)
@@ -59,6 +61,10 @@ def test_legends_name_labels_that_are_left(exported: dict[str, set[str]]) -> Non
             assert shown <= left, panel["title"]
 
 
+def test_everything_of_the_training_is_shown() -> None:
+    assert {each.name for each in TRAINING} <= set(re.findall(r"hoofprint_\w+", " ".join(EXPRS)))
+
+
 def test_counters_are_asked_for_their_growth() -> None:
     for expr in EXPRS:
         if "joules_total" in expr and "increase(" not in expr:
@@ -69,7 +75,9 @@ def test_runs_nodes_source_and_data_source_can_be_chosen() -> None:
     assert VARIABLES.keys() == {"datasource", "prefix", "run", "node"}
     assert [option["value"] for option in VARIABLES["prefix"]["options"]] == ["", "ray_"]
     assert VARIABLES["datasource"]["query"] == "prometheus"
-    assert all('run=~"$run"' in expr and 'node=~"$node"' in expr for expr in EXPRS)
+    assert all(expr.count('run=~"$run"') == expr.count("hoofprint_") for expr in EXPRS)
+    of_nodes = [expr for expr in EXPRS if "hoofprint_training_" not in expr]
+    assert of_nodes and all(expr.count('node=~"$node"') == expr.count("hoofprint_") for expr in of_nodes)
     sources = [panel["datasource"] for panel in PANELS] + [t["datasource"] for p in PANELS for t in p["targets"]]
     assert all(source == {"type": "prometheus", "uid": "${datasource}"} for source in sources)
 

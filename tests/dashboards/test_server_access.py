@@ -72,6 +72,8 @@ def test_under_a_prefix(tmp_path: Path) -> None:
             addresses = re.findall(r'(?:href|src|action|data-url)="([^"#][^"]*)"', page)
             assert len(addresses) > 5 and all(each.startswith("/team/hoofprint/") for each in addresses)
             for each in addresses:
+                if "/figure/" in each:  # drawn when asked for: test_server_figures asks, under a prefix too
+                    continue
                 assert client.ask(each.replace("&amp;", "&")).status in (200, 404 if "report" in each else 200)
         assert client.ask("/run/one/").status == 200  # a proxy may have taken the prefix off
     for prefix in ("no-slash", "//other.example", "/a b", '/"x', "/a?b"):

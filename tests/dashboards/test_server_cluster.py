@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from energy_fakes import ROOT
 from live_document import live_document
 from record_fakes import MODEL, make_run
 from server_fakes import START, Client, serve
@@ -137,8 +140,10 @@ def test_what_is_not_known_is_shown_as_such(tmp_path: Path, live: Any) -> None:
     assert nodes["silent"]["power_w"] is None and nodes["silent"]["silent"] and re.search(r"silent for 4\d\.\d s", page)
     assert nodes["older"]["power_w"] == 100.0 and nodes["older"]["devices"] is None
     assert nodes["bare"]["power_w"] is None, "no device was read, which is not 0 W"
-    assert "its devices are not told" in page and "Foo GPU 9000: not known" in page
-    assert 'class="nolimit" title="Foo GPU 9000 GPU-2: 390 W, its limit is not known"' in page
+    assert "its devices are not told" in page and "Foo GPU 9000: limit unknown" in page
+    assert 'class="nolimit" title="Foo GPU 9000 GPU-2: 390 W, limit unknown"' in page
+    assert '<span class="quiet limitless">power limit unknown</span>' in page
+    assert "100 % of its limit" in page and "limit unknown: watts without a colour" in page
     assert all(node["joule_per_token"] is None and node["against_median"] is None for node in nodes.values())
     assert "live/torn.json cannot be read" in page and "live/odd.json cannot be read" in page
     assert "Its meters have not written yet" in page and by_name[early.path.name]["power_w"] is None
@@ -248,3 +253,43 @@ def _pages_link_to_each_other(client: Client) -> None:
         page = client.text(path)
         assert page.count('aria-current="page"') == 1
         assert [f'href="{each}"' in page for each in ("/", "/compare", "/cluster", "/plan", "/total")] == [True] * 5
+
+
+def test_a_command_that_is_measured_is_shown_while_it_goes_on(tmp_path: Path) -> None:
+    runs, flag = tmp_path / "runs", tmp_path / "end"
+    runs.mkdir()
+    waits = f"import os, time\nwhile not os.path.exists({str(flag)!r}): time.sleep(0.05)"
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "measure",
+        "--runs",
+        str(runs),
+        "--name",
+        "job",
+        "--",
+        sys.executable,
+    ]
+    process = subprocess.Popen([*command, "-c", waits], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with serve(runs) as client:
+            until = time.monotonic() + 60
+            while not (shown := client.ask("/cluster.json").json()["runs"]) or not shown[0]["nodes"]:
+                assert time.monotonic() < until and process.poll() is None
+                time.sleep(0.1)
+            node = shown[0]["nodes"][0]
+            assert shown[0]["run"] == "job" and node["devices"] and not node["silent"]
+            page, run, row = client.text("/cluster"), client.text("/run/job/"), client.text("/list")
+            assert "a command that is measured" in page and "tokens/s</p>" not in page
+            assert "A command that is measured" in run and "IT energy so far" in run and "Power now" in run
+            assert f'<span class="host">{node["node"]}</span>' in run
+            assert re.search(r's-running">running</span><br><span class="quiet sofar">\S+ W</span>', row)
+            flag.touch()
+            assert process.wait(60) == 0
+            assert not (runs / "job" / "live").exists(), "what was of then is not there any more"
+            assert client.ask("/cluster.json").json()["runs"] == []
+            assert "A command that is measured" not in client.text("/run/job/state")
+    finally:
+        process.kill()
+        process.wait()

@@ -16,8 +16,9 @@ from figure_sample import copy_sample
 from server_fakes import START, Client, recorded, serve
 
 from dashboards.comparison import compare
-from dashboards.figures import Source
+from dashboards.figures import Source, catalogue
 from dashboards.server import catalog as catalog_module
+from dashboards.server import power_store, steps
 from energy.records.record import FILE_NAME
 from energy.runs import RunFolder
 
@@ -232,3 +233,26 @@ def test_runs_are_picked_in_the_list(client: Client) -> None:
     assert '<form id="pick" action="/compare" method="get">' in page
     assert '<input type="checkbox" form="pick" name="run" value="first" aria-label="Pick first">' in page
     assert f'value="={EVIL}"'.replace("/", "") not in page and 'value="=&lt;img' in page
+
+
+def test_runs_that_are_too_large_to_be_read_whole_are_compared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compare([Source(RunFolder(folder / name)) for name in ("first", "other")])
+    monkeypatch.setattr(power_store, "LARGE_BYTES", 0)
+    monkeypatch.setattr(steps, "LARGE_BYTES", 0)
+    for name, module in (("read", power_store), ("account_run", catalogue)):
+        monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    with serve(folder) as client:
+        page, found = client.text(address("first", "other")), client.ask(address("first", "other", of=".json")).json()
+        curves = client.ask(address("first", "other", of="-steps.json")).json()["runs"]
+        figure = client.ask(address("first", "other", of=".svg"))
+    assert "first, other: so large that its curve is drawn from some of its steps" in page
+    assert [run["energy_it_kwh"] for run in found["runs"]] == [run.figures["energy_it_kwh"] for run in whole.runs]
+    assert figure.status == 200 and len(found["sentences"]) == len(whole.sentences()) == 1
+    for run, curve in zip(whole.runs, curves, strict=True):
+        path = [(kwh, loss) for kind, kwh, loss in zip(curve["kind"], curve["energy_kwh"], curve["loss"], strict=True)
+                if kind == "evaluation"]  # fmt: skip
+        assert [loss for _, loss in path] == [loss for _, loss in run.path] and len(path) > 1
+        assert [kwh for kwh, _ in path] == pytest.approx([kwh for kwh, _ in run.path], rel=0.15)
+        assert curve["kind"].count("step") > 5
+        assert None not in [tokens for kind, tokens in zip(curve["kind"], curve["tokens"], strict=True)
+                            if kind == "evaluation"], "each with the step that it was after"  # fmt: skip

@@ -185,6 +185,9 @@ def test_what_is_no_form_or_too_large_is_not_read(client: Client) -> None:
     for path in ("/", "/plan.json", "/plan/", "/compare", "/run/x/", "/cluster"):
         answer = send(client, {"yaml": "a: 1"}, path)
         assert answer.status == 405 and answer.headers["Allow"] == "GET, HEAD", path
+    for method in ("PUT", "OPTIONS", "DELETE"):
+        answer = client.ask("/plan?x=1", method)
+        assert answer.status == 405 and answer.headers["Allow"] == "GET, HEAD, POST", method
     head = b"POST /plan HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: same-origin\r\n"
     head += b"Content-Type: application/x-www-form-urlencoded\r\n"
     for length, status in ((b"", b"411"), (b"Content-Length: -1\r\n", b"411"), (b"Content-Length: x\r\n", b"411"),

@@ -1,6 +1,8 @@
 """Power for charts: as much energy as the account, no spike lost, the end of a live run read without the rest."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,50 @@ def test_a_spike_between_two_grid_lines_keeps_its_height_through_the_files(tmp_p
     assert near["energy_kwh"][0] == pytest.approx(200 * 890 / 3.6e6, rel=1e-3)  # counted from the run's start
 
 
+def test_the_seconds_of_a_run_by_the_minute_are_there_where_one_zooms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(power_store, "SECONDS_BYTES", -1)  # as if they were too large to be read whole
+    watts = [200.0] * 20_000
+    watts[14_902] = 650.0
+    run = metered(tmp_path / "run", watts)
+    store = power_store.PowerStore()
+    whole = store.look(run, None, None, 300)
+    assert whole is not None and whole["by"] == "minute" and max(whole["high_w"]) == pytest.approx(650, rel=1e-3)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read whole"))
+    near = store.look(run, START + 14_600, START + 15_200, 600)
+    assert near is not None and near["by"] == "second" and near["step_s"] == 1.0 and near["remarks"] == []
+    peak = int(np.argmax([each or 0 for each in near["nodes"]["n1"]]))
+    assert near["nodes"]["n1"][peak] == pytest.approx(650, rel=1e-3)
+    assert near["edges_unix_s"][peak] - START == pytest.approx(14_902, abs=1)
+    assert near["energy_kwh"][0] == pytest.approx(200 * 14_600 / 3.6e6, rel=1e-3)
+    monkeypatch.setattr(power_store, "LOOK_BYTES", 100)
+    assert store.look(run, START + 14_600, START + 15_200, 600) == near  # it is kept
+    far = store.look(run, START + 14_500, START + 15_200, 600)
+    assert far is not None and far["by"] == "minute" and "shown by the minute" in far["remarks"][0]
+
+
+def test_a_curve_that_is_behind_its_ledgers_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power_store, "MANY_LEDGERS", 0)
+    monkeypatch.setattr(power_store, "SHORT_WAIT_S", 0.2)
+    monkeypatch.setattr(power_store, "BEHIND_S", 0.01)
+    monkeypatch.setattr(power_store, "REST", 0)
+    monkeypatch.setattr(power_store, "REST_OF_END", 0)
+    run, store = metered(tmp_path / "run", [100.0] * 300), power_store.PowerStore()
+    shown = store.look(run, None, None, 60)
+    assert shown is not None and shown["behind_s"] == 0 and shown["remarks"] == []
+    go_on, extended = threading.Event(), power_store.extended
+    monkeypatch.setattr(power_store, "extended", lambda *given: go_on.wait(60) and extended(*given))
+    metered(tmp_path / "run", [100.0] * 300, shift_s=400.0)  # a second stretch
+    shown = store.look(run, None, None, 60)
+    assert shown is not None and shown["behind_s"] > 0 and "before now: the ledger of its node" in shown["remarks"][0]
+    go_on.set()
+    until = time.monotonic() + 30
+    while (shown := store.look(run, None, None, 60)) and shown["behind_s"] and time.monotonic() < until:
+        time.sleep(0.02)
+    assert shown is not None and shown["remarks"] == [] and shown["run"][1] == pytest.approx(START + 700, abs=2)
+
+
 def test_a_look_that_ends_within_a_cell_has_the_power_of_it(tmp_path: Path) -> None:
     run = metered(tmp_path / "run", [200.0] * 300, shift_s=0.4)
     store = power_store.PowerStore()
@@ -70,7 +116,12 @@ def test_a_look_that_ends_within_a_cell_has_the_power_of_it(tmp_path: Path) -> N
         assert shown["nodes"]["n1"][1:] == pytest.approx([200.0] * (len(shown["nodes"]["n1"]) - 1), rel=0.01)
 
 
-def test_the_end_of_a_live_run_is_added_to_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["second", "minute"])
+def test_the_end_of_a_live_run_is_added_to_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    if by == "minute":
+        monkeypatch.setattr(power_store, "SECONDS_BYTES", -1)
     rng = np.random.default_rng(7)
     watts = rng.uniform(100, 600, 700).round().tolist()
     run = RunFolder(tmp_path / "run")
@@ -79,8 +130,14 @@ def test_the_end_of_a_live_run_is_added_to_what_was_read(tmp_path: Path, monkeyp
     store = power_store.PowerStore()
     whole = power_store.read
     full: list[str] = []
-    monkeypatch.setattr(power_store, "read", lambda folder: full.append("read") or whole(folder))
+
+    def read(*given: Any) -> power.Power | None:
+        full.append("read")
+        return whole(*given)
+
+    monkeypatch.setattr(power_store, "read", read)
     monkeypatch.setattr(power_store, "REST", 0)
+    monkeypatch.setattr(power_store, "REST_OF_END", 0)
     from energy.metering.meter import Meter
 
     held = [START]
@@ -99,13 +156,18 @@ def test_the_end_of_a_live_run_is_added_to_what_was_read(tmp_path: Path, monkeyp
             shown = now.cut(now.end_unix_s - 20.0, now.end_unix_s, 40)
             assert min(shown["nodes"]["n1"]) > 90  # the newest cell is not whole, and no dip
     now, fresh = store.overview(run), whole(run)
-    assert now is not None and fresh is not None and full == ["read"]
+    assert now is not None and fresh is not None and full == ["read"] and now.by == fresh.by == by
+    assert now.energy_kwh(np.array([now.end_unix_s]))[0] == pytest.approx(sum(watts) / 3.6e6, rel=1e-3)
+    if by == "minute":  # of what was written meanwhile, more is known than from rows of a minute
+        assert now.cells == fresh.cells and now.total_w() == pytest.approx(fresh.total_w(), rel=0.05)
+        return
     for ours, theirs in ((now.mean_w["n1"], fresh.mean_w["n1"]), (now.high_w, fresh.high_w), (now.low_w, fresh.low_w)):
         assert ours == pytest.approx(theirs, nan_ok=True)
 
 
 def test_a_node_that_writes_late_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power_store, "REST", 0)
+    monkeypatch.setattr(power_store, "REST_OF_END", 0)
     run = metered(tmp_path / "run", [100.0] * 900)
     metered(tmp_path / "late", [50.0] * 900, node="n2")
     store, files = power_store.PowerStore(), sorted((tmp_path / "late" / "energy").iterdir())
@@ -220,7 +282,8 @@ def test_metrics_are_read_on_from_where_they_stood(tmp_path: Path) -> None:
     assert [row["step"] for row in steps.rows(steps.measured(run, store, None))] == [1, 2, 2, 3, 4, 5]
     sampled = steps.Metrics()
     sampled.sample(file, 6)
-    assert 2 <= len(sampled.columns()["step"]) <= 6 and set(sampled.columns()["step"]) <= {1, 2, 3, 4, 5}
+    assert sampled.columns()["evaluation"].tolist().count(1.0) == 1, "all of these, and each once"
+    assert 3 <= len(sampled.columns()["step"]) <= 8 and set(sampled.columns()["step"]) <= {1, 2, 3, 4, 5}
     file.write_text(line(7) * 40)  # another run of that name, in the same file
     assert shown()["step"] == [7] * 40
     file.unlink()

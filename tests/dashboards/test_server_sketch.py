@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,10 +69,10 @@ def test_a_large_run_is_shown_while_it_is_read(run: RunFolder, monkeypatch: pyte
     go_on, read = threading.Event(), power_store.read
     reads: list[int] = []
 
-    def slowly(folder: RunFolder) -> power.Power | None:
+    def slowly(folder: RunFolder, *more: Any) -> power.Power | None:
         reads.append(1)
         assert go_on.wait(30)
-        return read(folder)
+        return read(folder, *more)
 
     monkeypatch.setattr(power_store, "read", slowly)
     store = power_store.PowerStore()
@@ -79,6 +80,9 @@ def test_a_large_run_is_shown_while_it_is_read(run: RunFolder, monkeypatch: pyte
         shown = store.look(run, None, None, 60)
         assert shown is not None and shown["by"] == "sketch" and "while all are read" in shown["notes"][0]
         assert shown["energy_kwh"][-1] == pytest.approx(energy_kwh(read(run)), rel=1e-3)
+        near = store.look(run, START + 9150, START + 9210, 60)  # what one zooms to is read at once
+        assert near is not None and near["by"] == "second" and near["high_w"][30] == pytest.approx(800.0)
+        assert near["energy_kwh"][0] == pytest.approx((2 * 100 * 9000 + 2 * 400 * 50) / 3.6e6, rel=0.01)
     go_on.set()
     until = time.monotonic() + 30
     while (shown := store.look(run, None, None, 60)) and shown["by"] == "sketch" and time.monotonic() < until:
@@ -88,7 +92,7 @@ def test_a_large_run_is_shown_while_it_is_read(run: RunFolder, monkeypatch: pyte
 
 
 def test_a_large_run_that_cannot_be_read_says_so(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: RunFolder) -> None:
+    def broken(*_: Any) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(power_store, "LARGE_BYTES", 0)

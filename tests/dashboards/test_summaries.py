@@ -62,6 +62,18 @@ class Cells(HTMLParser):
             self.rows[-1][-1] += data
 
 
+def markdown_rows(text: str) -> dict[str, list[str]]:
+    """{first cell: the others} of all tables; fails where a row has other cells than its head."""
+    found, width = {}, 0
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        assert not cells or not width or len(cells) == width, line
+        width = len(cells)
+        if cells:
+            found[cells[0]] = cells[1:]
+    return found
+
+
 def require_offline(html: str) -> None:
     assert not re.search(r'(src|href)="(?!#)|url\((?!#)|@import|<script', html)
     assert len(html) < 2_000_000
@@ -85,6 +97,10 @@ def test_a_project_on_one_page(
     assert {"final", "a <b>&", "crash"} <= set(rows)
     assert "left out: x: not a run, it has no run.json" in html
     assert "no PUE: facility energy and carbon not known: a &lt;b&gt;&amp;" in html
+    assert hoofprint(monkeypatch, "runs", "--runs", runs, "--total", "--format", "markdown", "-o", output) == 0
+    cells = markdown_rows(output.read_text())
+    assert cells["**total**"] == rows["total"][1:]
+    assert all(cells[name] == rows[name][1:] for name in ("failed", "development", "final", "a <b>&", "crash"))
 
 
 def test_ten_thousand_runs_stay_under_two_megabytes_and_the_rest_is_counted() -> None:
@@ -112,21 +128,33 @@ def test_a_comparison_on_one_page_has_what_the_terminal_has(
     rows = {row[0]: row for row in Cells(html).rows if row}
     assert rows["Validation loss"][1:] == ["5.491", "5.491 =", "5.491 ="]
     assert rows["Status"][3] == "failed, 100.0 % of its plan"
-    assert rows["train step"][1].startswith(human_energy(2.71e-3)[:3])
+    record = json.loads((runs / "final" / "footprint.json").read_text())
+    of_phases = {part["phase"]: part["energy_kwh"] for part in record["energy"]["phases"]}
+    assert of_phases["train_step"] > 0 and rows["train step"][1].startswith(human_energy(of_phases["train_step"]))
     assert set(told["changed_keys"]) <= set(rows)
     assert all(f"{text}." in html for text in told["sentences"] if "<" not in text)
+    assert hoofprint(monkeypatch, "compare", *names, "--runs", runs, "--format", "markdown", "-o", output) == 0
+    text = output.read_text()
+    cells = markdown_rows(text)
+    assert cells["Validation loss"] == ["5.491", "5.491 (=)", "5.491 (=)"] and cells["Status"] == rows["Status"][1:]
+    assert {key.strip("`") for key in cells} >= set(told["changed_keys"]) and cells["train step"][0] != "–"
+    assert all(f"**{sentence}.**" in text for sentence in told["sentences"])
+    assert "\n\n\n" not in text and all(line.count("|") in (0, 5) for line in text.splitlines())
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("runs", "--format", "html", "-o", "a.html"), "--total --format html (or pdf) -o FILE"),
-        (("runs", "--total", "--format", "html"), "--total --format html (or pdf) -o FILE"),
+        (("runs", "--format", "html", "-o", "a.html"), "--total --format html (or markdown, pdf) -o FILE"),
+        (("runs", "--total", "--format", "html"), "--total --format html (or markdown, pdf) -o FILE"),
         (("runs", "--total", "--format", "html", "-o", "no/a.html"), "there is no folder"),
         (("runs", "--total", "--format", "html", "-o", "a.html", "--runs", "none"), "no such folder"),
-        (("compare", "final", "crash", "--format", "html"), "--format html (or pdf) -o FILE"),
+        (("compare", "final", "crash", "--format", "html"), "--format html (or markdown, pdf) -o FILE"),
         (("compare", "final", "crash", "--format", "html", "--json", "-o", "a.html"), "and is alone"),
-        (("compare", "final", "crash", "--format", "svg", "-o", "a.svg"), "'svg' is not one of 'html', 'pdf'"),
+        (
+            ("compare", "final", "crash", "--format", "svg", "-o", "a.svg"),
+            "'svg' is not one of 'html', 'markdown', 'pdf'",
+        ),
     ],
 )
 def test_bad_input_says_what_to_do_and_leaves_no_file(

@@ -1,6 +1,9 @@
 """The token files hold every document once, are built once, and are rebuilt when something changes."""
 
+import errno
 import os
+import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -59,6 +62,36 @@ def test_a_changed_file_is_tokenised_again_and_a_failed_build_leaves_nothing(tmp
     with pytest.raises(KeyboardInterrupt):
         build([spec], tokenizer, tmp_path / "cache", 0.2, stop)
     assert not list((tmp_path / "cache").glob("partial-*"))
+
+
+@pytest.mark.parametrize("room", [2_000, 8_000])  # for the tokenizer too little; or for the tokens
+def test_a_cache_without_room_is_named_and_keeps_nothing_half(room, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("some words to learn from this little document " * 500)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OSError) as raised:
+            build(
+                [SourceSpec("a", "text-folder", str(tmp_path / "in"))],
+                TokenizerSpec(vocab_size=280),
+                tmp_path / "cache",
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "cache"))
+    assert not [path for path in (tmp_path / "cache").iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("name", ["index.json", "00-train.bin", "01-validation.bin", "tokenizer.model"])
+def test_a_damaged_cache_is_named_and_made_again_when_it_is_removed(name, specs, tmp_path):
+    whole = build(specs, TokenizerSpec(vocab_size=300), tmp_path, 0.1)
+    path = whole.folder / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"{whole.folder.name}, .* is damaged .*: remove it"):
+        build(specs, TokenizerSpec(vocab_size=300), tmp_path, 0.1)
+    shutil.rmtree(whole.folder)
+    assert build(specs, TokenizerSpec(vocab_size=300), tmp_path, 0.1).train_tokens == whole.train_tokens
 
 
 def test_progress_reaches_the_end(specs, tmp_path):

@@ -41,7 +41,9 @@ def test_jsonl(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"text": 3}', b'{"other": "x"}', b"\xff", b'{"text": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "line", [b"{", b"[1]", b'{"text": 3}', b'{"other": "x"}', b"\xff", b'{"text": "\\ud800"}', b"[" * 100_000]
+)
 def test_a_broken_jsonl_line_is_named(tmp_path, line):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
@@ -59,9 +61,30 @@ def test_parquet(tmp_path):
         list(documents(SourceSpec("p", "parquet", str(path), text_key="body")))
     with pytest.raises(ValueError, match="row 1: expected text"):
         list(documents(SourceSpec("p", "parquet", str(path), text_key="n")))
-    path.write_text("not parquet")
-    with pytest.raises(ValueError, match="x.parquet: expected a parquet file"):
-        list(documents(SourceSpec("p", "parquet", str(path))))
+
+
+def test_a_damaged_parquet_file_is_named_however_it_is_damaged(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": [f"text {i} " * 20 for i in range(5000)]}), path)
+    whole = path.read_bytes()
+    third = len(whole) // 3
+    inverted = bytes(byte ^ 255 for byte in whole[third : third + 200])
+    for content in (
+        b"",
+        b"not parquet",
+        whole[: 2 * third],
+        whole[:third] + inverted + whole[third + 200 :],
+        whole[:4] + bytes(500) + whole[-4:],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="x.parquet: expected a parquet file"):
+            list(documents(SourceSpec("p", "parquet", str(path))))
+
+
+def test_a_folder_of_other_files_is_not_called_empty(tmp_path):
+    (tmp_path / "a.jsonl.gz").touch()
+    with pytest.raises(ValueError, match="has no .jsonl file, only others such as a.jsonl.gz"):
+        list(documents(SourceSpec("t", "jsonl", str(tmp_path))))
 
 
 def test_python_stdlib_is_topped_up_with_packages_and_capped():

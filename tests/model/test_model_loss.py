@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import loss
+from model import loss, native
 from model.loss import linear_cross_entropy_sum
 
 POSITIONS, DIM, VOCABULARY = 10, 3, 7
@@ -76,3 +76,22 @@ def test_the_form_for_compilers_says_the_same() -> None:
         for each in (loss._loss_and_gradient, loss._loss_and_gradient_in_one_pass)
     )
     torch.testing.assert_close(fusible, eager)
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.missing())
+@pytest.mark.parametrize("words", [VOCABULARY, 64, 1000])
+def test_in_place_it_is_the_loss_and_gradient_of_float64(words: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(9, words, generator=generator, dtype=torch.float64) * 20
+    targets = torch.randint(words, (9,), generator=generator)
+    targets[3] = loss.IGNORE
+    for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 2.0**-8)):
+        exact = loss._loss_and_gradient(logits.to(dtype).double(), targets, torch.float64, True)
+        found = loss._loss_and_gradient(logits.to(dtype), targets, torch.float32, True)
+        alone, _ = loss._loss_and_gradient(logits.to(dtype), targets, torch.float32, False)
+        assert found[1].dtype == dtype and torch.equal(alone, found[0])
+        torch.testing.assert_close(found[0].double(), exact[0], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(found[1].double(), exact[1], atol=atol, rtol=0)
+        assert not found[1][3].any()
+        with pytest.raises(IndexError, match="neither a word of the vocabulary nor left out"):
+            loss._loss_and_gradient(logits.to(dtype), targets.where(targets != loss.IGNORE, words), torch.float32, True)

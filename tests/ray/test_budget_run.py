@@ -13,7 +13,7 @@ import pytest
 from tiny import write_spec
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
-POWER_W, LIMIT_J, INTERVAL_S = 2000.0, 40_000.0, 0.5
+POWER_W, LIMIT_J, INTERVAL_S = 3000.0, 40_000.0, 0.5
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_budget_stops_the_run_and_a_larger_one_goes_on(tmp_path: Path, environ
     watts.write_text("1 W")
     run, top = tmp_path / "runs" / "one", [*HOOFPRINT, "top", "one", "--runs", str(tmp_path / "runs")]
     settings = [f"energy.budget.energy={LIMIT_J / 3600:.9g} Wh", f"energy.node_power_file={watts}"]
-    settings += [f"energy.sample_interval={INTERVAL_S}"]
+    settings += [f"energy.sample_interval={INTERVAL_S}", "training.checkpoint_every_steps=500"]
     sets = [part for each in settings for part in ("--set", each)]
     command = [*HOOFPRINT, "run", str(spec), "--runs", str(tmp_path / "runs"), *sets]
     process = subprocess.Popen([*command, "--name", "one"], stderr=subprocess.PIPE, text=True, env=environment)
@@ -36,10 +36,10 @@ def test_a_budget_stops_the_run_and_a_larger_one_goes_on(tmp_path: Path, environ
     while not (metrics.exists() and '"step": 3' in metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    watts.write_text(f"{POWER_W:g} W")
     seen = json.loads(subprocess.run([*top, "--json"], capture_output=True, text=True, env=environment).stdout)
     assert (seen["status"], seen["doubt"], seen["live"]["schema"]) == ("running", None, 1)
     assert seen["live"]["pid"] == process.pid
+    watts.write_text(f"{POWER_W:g} W")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 3, said
 

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 BIN = Path(sys.executable).parent
 HOOFPRINT = [sys.executable, "-m", "orchestrator"]
-LONG = ["--set", "training.tokens=50M"]
+# Such a run is stopped, and its last checkpoint is looked for: none before it need be written.
+LONG = ["--set", "training.tokens=50M", "--set", "training.checkpoint_every_steps=100000"]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,11 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from energy.metering import meter as meter_module
 from energy.metering.meter import Meter
+from energy.metering.windows import Window
 from energy.runs import RunFolder
 from energy.sensors import Reading
 
@@ -48,8 +51,10 @@ def meter_fake(
     attempt: int = 1,
     stop: bool = True,
     node: str = "n1",
+    machine: str | None = None,
 ) -> Meter:
-    """Take one reading at each time (unix = monotonic), then stop in order or leave as a crash would."""
+    """Take one reading at each time (unix = monotonic), then stop in order or leave as a crash would. Each node is a
+    machine of its own, unless another name for it is given."""
     held = [times[0]]
 
     def now() -> tuple[float, float]:
@@ -64,12 +69,28 @@ def meter_fake(
         discover_sensors=False,
         clock=now,
     )
-    for index, held[0] in enumerate(times):
-        meter.sample(last=stop and index == len(times) - 1)
+    boot = machine or meter_module.boot_id()
+    with patch.object(meter_module, "boot_id", lambda: boot and f"{boot} {'' if machine else node}"):
+        for index, held[0] in enumerate(times):
+            meter.sample(last=stop and index == len(times) - 1)
     if not stop and meter._writer is not None:
         for appender in (meter._writer._main, meter._writer._raw, meter._writer._seconds):
             os.close(appender._fd)  # as the kernel does for a process that is killed: nothing more is written
     return meter
+
+
+def metered_window(sensors: list[FakeSensor], seconds: int) -> tuple[Window, Meter]:
+    """A window from second 0 to `seconds` over sensors that are read every second, and once more after it."""
+    now = [0.0]
+    meter = Meter(node="n1", sensors=sensors, discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0]))
+    meter.sample()
+    window = meter.begin("w")
+    for now[0] in map(float, range(1, seconds + 1)):
+        meter.sample()
+    meter.end(window)
+    now[0] = seconds + 1.0
+    meter.sample()
+    return window, meter
 
 
 def write_phases(run: RunFolder, spans: list[tuple[str, float, float]], attempt: int = 1) -> None:

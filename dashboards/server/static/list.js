@@ -2,6 +2,7 @@
 // Filters as one types and shows new runs by itself. The server selects and sorts; the address holds the state. Runs
 // that are picked to be compared stay picked over filter, order and page, as long as the tab is open.
 const EVERY_MS = 2000;
+const READING_MS = 500; // while the server still reads the folder
 const list = document.getElementById("list");
 const box = document.getElementById("q");
 const base = document.body.dataset.base;
@@ -119,6 +120,8 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-setInterval(() => {
-  if (document.visibilityState === "visible") load();
-}, EVERY_MS);
+async function again() {
+  if (document.visibilityState === "visible") await load();
+  setTimeout(again, list.querySelector(".reading") ? READING_MS : EVERY_MS);
+}
+setTimeout(again, list.querySelector(".reading") ? READING_MS : EVERY_MS);

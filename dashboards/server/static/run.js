@@ -68,8 +68,8 @@ async function get(what) {
   return answer;
 }
 
-function tell(message) {
-  const place = document.getElementById("trouble");
+function tell(message, id = "trouble") {
+  const place = document.getElementById(id);
   place.textContent = message;
   place.hidden = !message;
 }
@@ -107,10 +107,9 @@ async function refreshPower() {
   power = found;
   drawPower();
   sayPower(powerChart.cursor);
-  const notes = document.getElementById("power-notes");
-  notes.textContent = (found.notes ?? []).slice(0, 3).join("; ");
-  notes.className = found.by === "sketch" ? "quiet" : "warning";
-  notes.hidden = !notes.textContent;
+  tell((found.notes ?? []).slice(0, 3).join("; "), "power-notes");
+  document.getElementById("power-notes").className = found.by === "sketch" ? "quiet" : "warning";
+  tell((found.remarks ?? []).map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`).join(" "), "power-remarks");
 }
 
 async function refreshLoss() {

@@ -13,59 +13,110 @@ from pathlib import Path
 
 import pytest
 from build import NoCompiler, build
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 from record_fakes import make_run
 from server_fakes import recorded, serve
 
 from browser.watched import Watched, until
 from energy.records.record import FILE_NAME, write_record
+from energy.runs import STOP_FILE
 
 ROOT = Path(__file__).parents[3]
+MANY = 100_000  # steps: more than are ever done
+STEP = re.compile(r"step ([\d,]+) of 100,000")
 GPUS = """gpu uuid=GPU-11111111-1111-1111-1111-111111111111 power=250
 gpu uuid=GPU-22222222-2222-2222-2222-222222222222 power=350
 """
 
 
-def test_a_real_run_goes_on_while_it_is_shown(watch: Callable[..., Watched], tmp_path: Path) -> None:
+@pytest.fixture
+def simulated(tmp_path: Path) -> dict[str, str]:
+    """The environment of a command that finds two simulated GPUs."""
     try:
         library = build(tmp_path / "nvml")
     except NoCompiler as error:
         pytest.skip(str(error))
     (tmp_path / "gpus.txt").write_text(GPUS)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"LD_LIBRARY_PATH": str(library), "NVML_SIM": str(tmp_path / "gpus.txt")}
+    return environment | {"NVML_SIM_EPOCH": str(int(time.time())), "PYTHONPATH": str(ROOT)}
+
+
+def its_page(page: Page, wait_s: float) -> None:
+    """Opens the run that appears by itself, and sees its power."""
+    link = page.get_by_role("link", name="goes-on")
+    expect(link).to_be_visible(timeout=1000 * wait_s)
+    link.click()
+    expect(page.locator("#now")).to_contain_text("running", timeout=1000 * wait_s)
+    expect(page.locator("#power-said")).to_contain_text(re.compile(r"mean [\d,]+ W"), timeout=1000 * wait_s)
+
+
+def goes_on(page: Page) -> None:
+    before = page.evaluate("power.energy_kwh[power.energy_kwh.length - 1]")  # by the chart, as it was last fetched
+    until(page, f"power.energy_kwh[power.energy_kwh.length - 1] > {before} + 2e-4")
+    assert 550 < page.evaluate("Math.max(...power.high_w)") < 700  # 250 and 350 W, and a modelled CPU
+
+
+def it_ends(page: Page, status: str) -> None:
+    """The page asks anew, by itself, and shows the record."""
+    expect(page.locator("#now")).to_contain_text(status, timeout=20_000)
+    expect(page.get_by_role("link", name="footprint.json")).to_be_visible()
+    expect(page.locator("h2", has_text="Where the energy went")).to_be_visible()
+
+
+def test_a_real_run_goes_on_while_it_is_shown(
+    watch: Callable[..., Watched], tmp_path: Path, simulated: dict[str, str]
+) -> None:
     (tmp_path / "runs").mkdir()
-    go_on = tmp_path / "go-on"
-    wait = f"import os, time\nwhile os.path.exists({str(go_on)!r}): time.sleep(0.1)"
-    go_on.touch()
-    environment = os.environ | {"LD_LIBRARY_PATH": str(library), "NVML_SIM": str(tmp_path / "gpus.txt")}
-    environment |= {"NVML_SIM_EPOCH": str(int(time.time())), "PYTHONPATH": str(ROOT)}
-    command = ["-m", "orchestrator", "measure", "--runs", str(tmp_path / "runs"), "--name", "goes-on", "--quiet"]
+    wait = f"import os, time\nwhile os.path.exists({str(tmp_path / 'go-on')!r}): time.sleep(0.1)"
+    (tmp_path / "go-on").touch()
+    command = [sys.executable, "-m", "orchestrator", "measure", "--runs", str(tmp_path / "runs"), "--name", "goes-on"]
     with serve(tmp_path / "runs") as client:
         page = watch(client).go("/")
         expect(page.locator("#list")).to_contain_text("No runs yet")
-        command = [sys.executable, *command, "--", sys.executable, "-c", wait]
-        process = subprocess.Popen(command, env=environment, cwd=ROOT)
+        command += ["--quiet", "--", sys.executable, "-c", wait]
+        process = subprocess.Popen(command, env=simulated, cwd=ROOT)
         try:
-            link = page.get_by_role("link", name="goes-on")
-            expect(link).to_be_visible(timeout=30_000)  # by itself
-            link.click()
-            said = page.locator("#power-said")
-            expect(page.locator("#now")).to_contain_text("running")
-            expect(said).to_contain_text(re.compile(r"mean [\d,]+ W"), timeout=20_000)
-
-            def energy() -> float:
-                """IT energy by the chart, in kWh: as it was last fetched."""
-                return page.evaluate("power.energy_kwh[power.energy_kwh.length - 1]")
-
-            before = energy()
-            until(page, f"power.energy_kwh[power.energy_kwh.length - 1] > {before} + 2e-4")
-            assert 550 < page.evaluate("Math.max(...power.high_w)") < 700  # 250 and 350 W, and a modelled CPU
+            its_page(page, 30)
+            goes_on(page)
         finally:
-            go_on.unlink()
+            (tmp_path / "go-on").unlink()
             assert process.wait(60) == 0
-        # It ends: the page asks anew, by itself, and shows the record.
-        expect(page.locator("#now")).to_contain_text("completed", timeout=20_000)
-        expect(page.get_by_role("link", name="footprint.json")).to_be_visible()
-        expect(page.locator("h2", has_text="Where the energy went")).to_be_visible()
+        it_ends(page, "completed")
+
+
+@pytest.mark.stress
+def test_a_real_training_goes_on_while_it_is_shown(
+    watch: Callable[..., Watched], tmp_path: Path, simulated: dict[str, str]
+) -> None:
+    from tiny import write_spec  # brings torch along
+
+    run = tmp_path / "runs" / "goes-on"
+    run.parent.mkdir()
+    spec = write_spec(tmp_path, steps=MANY)
+    command = [sys.executable, "-m", "orchestrator", "run", str(spec), "--runs", str(run.parent), "--name", run.name]
+    command += ["--set", f"training.checkpoint_every_steps={MANY}", "--set", "training.evaluate_every_steps=200"]
+    with serve(run.parent) as client, (tmp_path / "said.txt").open("w") as said:
+        page = watch(client).go("/")
+        process = subprocess.Popen(command, env=simulated, cwd=ROOT, stdout=said, stderr=said)
+        try:
+            its_page(page, 180)
+            now = page.locator("#now")
+            expect(now).to_contain_text(STEP, timeout=180_000)
+            expect(page.locator("#loss-said")).not_to_be_empty(timeout=20_000)
+            found = STEP.search(now.inner_text())
+            assert found is not None
+            goes_on(page)
+            expect(now).not_to_contain_text(found[0])
+            expect(now).to_contain_text(STEP)
+        finally:
+            if run.is_dir():
+                (run / STOP_FILE).touch()
+            else:
+                process.terminate()
+            code = process.wait(180)
+        assert code in (0, 130), (tmp_path / "said.txt").read_text()
+        it_ends(page, "stopped")
 
 
 def test_a_folder_comes_half_written_breaks_and_goes(watch: Callable[..., Watched], tmp_path: Path) -> None:

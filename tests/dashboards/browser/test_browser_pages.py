@@ -14,6 +14,11 @@ from server_fakes import Client
 
 from browser.runs import EVIL
 from browser.watched import NARROW, WIDE, Watched, until
+from dashboards.comparison import compare
+from dashboards.figures import Source
+from dashboards.summaries import comparison_html, total_html
+from energy.records.total import project_total
+from energy.runs import RunFolder
 
 PAGES = {
     "list": "/",
@@ -25,6 +30,18 @@ PAGES = {
     "compare": "/compare?run=llama-h200&run=spike&run=failed",
     "cluster": "/cluster",
     "plan": "/plan",
+}
+
+
+def of_comparison(runs: Path) -> str:
+    sources = [Source(RunFolder(runs / name)) for name in ("llama-h200", "spike", "failed")]
+    return comparison_html(compare(sources), sources)
+
+
+REPORTS: dict[str, Callable[[Path], str]] = {
+    "run": lambda runs: (runs / "llama-h200" / "report.html").read_text(encoding="utf-8"),
+    "project": lambda runs: total_html(*project_total(runs), "The runs"),
+    "comparison": of_comparison,
 }
 
 
@@ -62,19 +79,26 @@ def test_a_page_is_whole(watch: Callable[..., Watched], client: Client, tmp_path
         assert serious(page) == [], width
 
 
-def test_the_report_opens_from_the_disk(browser: Browser, runs: Path, tmp_path: Path) -> None:
-    report = runs / "llama-h200" / "report.html"
+@pytest.mark.parametrize("of", ["run", "project", "comparison"])
+def test_a_report_opens_from_the_disk(browser: Browser, runs: Path, tmp_path: Path, of: str) -> None:
+    report = tmp_path / "report.html"
+    report.write_text(REPORTS[of](runs), encoding="utf-8")
     asked: list[str] = []
     page = browser.new_page(viewport={"width": NARROW, "height": 900})
     try:
         page.on("request", lambda request: asked.append(request.url))
         page.goto(report.as_uri(), wait_until="load")
         assert asked == [report.as_uri()]
-        assert page.locator("h1").count() == 1 and page.locator("svg").count() >= 3
-        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-        assert serious(page) == []
-        page.screenshot(path=tmp_path / "report-390.png", full_page=True)
-        printed = page.pdf(path=tmp_path / "report.pdf", format="A4", print_background=True)
+        assert page.locator("h1").count() == 1 and page.locator("svg").count() == (3 if of == "run" else 1)
+        for width, scheme in ((NARROW, "light"), (WIDE, "dark")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert over == 0, f"{over} pixels wider than a screen of {width}"
+            page.screenshot(path=tmp_path / f"report-{of}-{scheme}-{width}.png", full_page=True)
+            assert serious(page) == [], (width, scheme)
+        page.emulate_media(color_scheme="light")
+        printed = page.pdf(path=tmp_path / f"report-{of}.pdf", format="A4", print_background=True)
         assert printed.startswith(b"%PDF") and 20_000 < len(printed) < 2_000_000
         assert 1 <= printed.count(b"/Type /Page\n") <= 12
     finally:

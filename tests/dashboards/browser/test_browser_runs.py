@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from server_fakes import START, Client
+from server_fakes import START, Client, serve
 
+from browser.proxy import before
 from browser.runs import EVIL, HOURS_S, SPIKE_S, SPIKE_W
 from browser.watched import Watched, until
 
@@ -175,6 +176,9 @@ def test_files_can_be_taken_along(watch: Callable[..., Watched], client: Client,
     assert name == "llama-h200-power.csv" and len(rows) > 60 and float(rows[30]["power_w vm"]) > 100
     name, content = saved(page, page.get_by_role("link", name="steps.csv"), tmp_path)
     assert len(list(csv.DictReader(io.StringIO(content.decode())))) >= 40
+    page.get_by_text("Figures for print").click()
+    name, content = saved(page, page.get_by_role("link", name="power as PDF"), tmp_path)
+    assert name == "llama-h200-power.pdf" and content.startswith(b"%PDF")
     page.get_by_role("link", name="Report", exact=True).click()
     assert page.url.endswith("report.html") and page.locator("h1").count() == 1
 
@@ -198,6 +202,34 @@ def test_runs_are_picked_and_compared(watch: Callable[..., Watched], client: Cli
     assert name.endswith(".svg") and content.startswith(b"<?xml") and b"sweep-02" in content
     name, content = saved(page, page.get_by_role("link", name="CSV"), tmp_path)
     assert [row["run"] for row in csv.DictReader(io.StringIO(content.decode()))] == ["sweep-02", "llama-h200"]
+
+
+@pytest.mark.parametrize("strip", [False, True], ids=["whole", "stripped"])
+def test_all_of_it_works_behind_a_proxy(watch: Callable[..., Watched], runs: Path, tmp_path: Path, strip: bool) -> None:
+    prefix = "/team/energy"
+    with serve(runs, prefix=prefix) as behind, before(behind, prefix, strip) as (proxy, client):
+        page = watch(client).go(f"{prefix}/?q=sweep&sort=name")
+        page.locator("#q").fill("llama")
+        expect(page.locator(".count")).to_contain_text("1 run of 17")
+        page.get_by_role("link", name="llama-h200").click()
+        said = page.locator("#power-said")
+        expect(said).to_contain_text("mean")
+        page.locator("#power").focus()
+        page.keyboard.press("+")
+        page.wait_for_url("**from=*")
+        page.reload()
+        expect(said).to_contain_text("mean")
+        page.get_by_text("Figures for print").click()
+        name, _ = saved(page, page.get_by_role("link", name="phases as SVG"), tmp_path)
+        assert name == "llama-h200-phases.svg"
+        for place, what in (("Total", "Project total"), ("Cluster", "Cluster"), ("Compare", "Compare")):
+            page.get_by_role("link", name=place, exact=True).click()
+            expect(page.locator("h1")).to_have_text(what)
+        page.goto(f"http://{client.host}:{client.port}{prefix}/compare?run=sweep-02&run=llama-h200")
+        expect(page.locator("#loss-said")).to_contain_text("loss")
+        page.get_by_role("link", name="sweep-02", exact=True).click()
+        expect(said).to_contain_text("mean")
+        assert proxy.strayed == []
 
 
 def test_a_script_in_a_name_is_only_text(watch: Callable[..., Watched], client: Client) -> None:

@@ -96,6 +96,7 @@ def test_after_a_crash_the_counter_s_growth_is_the_gap(run: RunFolder) -> None:
     assert account.energy_j == pytest.approx(1300)
     assert [attempt["energy_j"] for attempt in account.attempts] == pytest.approx([1200, 100])
     assert account.devices[0].gap_s == pytest.approx(10)
+    assert account.cut_off == 1 and account.overhead["cpu_s"] >= 0
     assert_sums(account)
 
 
@@ -120,8 +121,8 @@ def test_another_boot_s_counter_is_not_compared(
 
 
 def test_one_gpu_in_two_ledgers_at_different_times_adds_up(run: RunFolder) -> None:
-    meter_fake(run, [FakeSensor("GPU-1", counter(0, 100))], [0.0, 1.0], node="n1", stop=False)
-    meter_fake(run, [FakeSensor("GPU-1", counter(500, 600))], [5.0, 6.0], attempt=2, node="n1-again")
+    meter_fake(run, [FakeSensor("GPU-1", counter(0, 100))], [0.0, 1.0], machine="m1", stop=False)
+    meter_fake(run, [FakeSensor("GPU-1", counter(500, 600))], [5.0, 6.0], attempt=2, node="n1-again", machine="m1")
     account = account_run(run)
     assert account.energy_j == pytest.approx(600) and len(account.devices) == 1
     assert account.phases["gap"]["energy_j"] == pytest.approx(400)

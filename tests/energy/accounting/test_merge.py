@@ -80,3 +80,23 @@ def test_two_ledgers_of_one_run_for_two_instances_both_count(tmp_path: Path) -> 
         sensor.describe_more({"instances": parts, "share": sum(parts.values())})
         meter_fake(run, [sensor], [float(t) for t in range(11)], node=node)
     assert account_run(run).energy_j == pytest.approx(1000 * 5 / 7)
+
+
+def test_containers_of_one_machine_have_its_cpus_once_and_their_own_gpus(tmp_path: Path) -> None:
+    def metered_in(run: RunFolder, node: str, gpu: str, times: range, machine: str) -> None:
+        sensors = [FakeSensor(gpu, [reading(energy_j=100.0 * t, power_w=100.0) for t in times])]
+        sensors.append(FakeSensor(f"cpu@{node}", [reading(energy_j=10.0 * t) for t in times], kind="cpu"))
+        meter_fake(run, sensors, [float(t) for t in times], node=node, machine=machine)
+
+    one = RunFolder(tmp_path / "one")  # a run with a node in each of two containers, and a third machine
+    metered_in(one, "pod-a", "GPU-a", range(0, 61), "m1")
+    metered_in(one, "pod-b", "GPU-b", range(40, 101), "m1")
+    metered_in(one, "pod-c", "GPU-c", range(40, 101), "m2")
+    account = account_run(one)
+    assert account.energy_j == pytest.approx(3 * 6000 + 1000 + 600) and account.nodes == ["pod-a", "pod-b", "pod-c"]
+    assert {d.uuid for d in account.devices} == {"GPU-a", "GPU-b", "GPU-c", "cpu@pod-b", "cpu@pod-c"}
+    assert any("at the same time: counted once" in text for text in account.warnings)
+    other = RunFolder(tmp_path / "other")
+    metered_in(other, "pod-d", "GPU-d", range(90, 121), "m1")
+    merged = merge([one, other])
+    assert merged.energy_j == pytest.approx(19_600 + 3000 + 200) and merged.overlap_j == pytest.approx(100)

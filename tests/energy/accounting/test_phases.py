@@ -64,6 +64,9 @@ def test_phases_that_always_come_together_are_not_told_apart_by_regression() -> 
     ]
     found = by_phase(times, energy_j, Timeline(spans))
     assert {part.method for part in found.values()} == {"direct"}
+    # Neither has an interval of its own: the errors say that their parts of the sum are not known.
+    assert all(abs(found[name].energy_j - watts * found[name].seconds) < 2 * found[name].standard_error_j
+               for name, watts in POWERS_W.items())  # fmt: skip
     assert total(found) == pytest.approx(energy_j[-1], rel=1e-12)
 
 
@@ -73,7 +76,43 @@ def test_long_phases_are_told_by_their_edges_with_an_error() -> None:
     found = by_phase(times, energy_j, Timeline([("train_step", 0.0, 60.0), ("checkpoint", 60.0, 90.0)]))
     assert (found["train_step"].energy_j, found["checkpoint"].energy_j) == pytest.approx((18000, 1500))
     assert found[UNATTRIBUTED].energy_j == pytest.approx(500) and found[UNATTRIBUTED].seconds == pytest.approx(10)
-    assert 0 < found["checkpoint"].standard_error_j < 150
+    errors_j = {name: part.standard_error_j for name, part in found.items()}
+    # What one phase is given too much at an edge the other lacks; from 90 s on power does not change.
+    assert errors_j["train_step"] == pytest.approx(250 / math.sqrt(12), rel=0.01)
+    assert errors_j["checkpoint"] == pytest.approx(errors_j["train_step"], rel=0.01) and errors_j[UNATTRIBUTED] < 2
+
+
+@pytest.mark.parametrize(("train_s", "save_s", "pause_s"), [(17, 3.5, 0), (17, 3.5, 6), (60, 30, 6), (17, 2.0, 6)])
+def test_the_errors_of_phases_cover_the_truth(train_s: float, save_s: float, pause_s: float) -> None:
+    """Of a few readings' length or many, beside each other or apart: without bias, and inside two standard errors."""
+    powers_w, truths_j, relative = {"train_step": 400.0, "checkpoint": 100.0, UNATTRIBUTED: 250.0}, [], []
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        at, marks = draw.uniform(3, 4), [("before", UNATTRIBUTED, 0.0)]
+        for _ in range(40):
+            for name, span_s in (("train_step", train_s), ("checkpoint", save_s), (UNATTRIBUTED, pause_s)):
+                if span_s:
+                    marks.append(("", name, at))
+                    at += span_s * draw.uniform(0.9, 1.1)
+        marks.append(("", UNATTRIBUTED, at))
+        turns = np.array([start for _, _, start in marks] + [at + 5])
+        watts = np.array([powers_w[name] for _, name, _ in marks])
+        true_j = np.concatenate([[0.0], np.cumsum(watts * np.diff(turns))])
+        times = np.concatenate([[0.0], np.cumsum(draw.uniform(0.8, 1.2, int(2 * at)))])
+        times = times[times <= at + 5]
+        curve_j = np.interp(times, turns, true_j)
+        spans = [
+            (name, start, end)
+            for (_, name, start), end in zip(marks, turns[1:], strict=True)
+            if name in ("train_step", "checkpoint")
+        ]
+        found = by_phase(times, curve_j, Timeline(spans))
+        assert total(found) == pytest.approx(curve_j[-1], rel=1e-12)
+        for name in ("train_step", "checkpoint"):
+            truth_j = powers_w[name] * math.fsum(end - start for phase, start, end in spans if phase == name)
+            truths_j.append(abs(found[name].energy_j - truth_j) <= 2 * found[name].standard_error_j)
+            relative.append(found[name].energy_j / truth_j - 1)
+    assert np.mean(truths_j) > 0.95 and abs(np.mean(relative)) < 0.01
 
 
 def test_marks_of_one_phase_that_touch_are_one_span() -> None:

@@ -4,11 +4,10 @@ import math
 import random
 
 import pytest
-from energy_fakes import FakeSensor, reading
+from energy_fakes import FakeSensor, metered_window, reading
 
 from energy.accounting.account import Account, DeviceEnergy
 from energy.accounting.uncertainty import half_width, quantile
-from energy.metering.meter import Meter
 from energy.records.footprint import make_footprint
 from energy.units import JOULE_PER_KWH
 
@@ -51,16 +50,7 @@ def test_over_windows_of_a_meter_too() -> None:
             true_j += 10 * power_w
             readings = [reading(energy_j=power_w * gain * t, power_w=power_w * gain) for t in range(12)]
             sensors.append(FakeSensor(f"GPU-{n}", readings))
-        now = [0.0]
-        meter = Meter(sensors=sensors, discover_sensors=False, interval_s=1.0, clock=lambda now=now: (now[0], now[0]))
-        meter.sample()
-        meter.begin("w")
-        for t in range(1, 11):
-            now[0] = float(t)
-            meter.sample()
-        window = meter.end("w")
-        now[0] = 11.0
-        meter.sample()
+        window, _ = metered_window(sensors, 10)
         inside += window.low_j <= true_j <= window.high_j
     assert 372 <= inside <= 396  # 93 to 99 of 100
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from energy_fakes import FakeSensor, meter_fake, reading
+from energy_fakes import FakeSensor, meter_fake, metered_window, reading
 
 from energy.accounting.account import Account, account_run
 from energy.accounting.merge import merge
@@ -102,34 +102,15 @@ def test_what_is_taken_out_of_a_shared_node_widens_its_interval(run: RunFolder) 
 
 
 def test_a_window_and_the_screen_never_have_less_than_the_parts() -> None:
-    now = [0.0]
-    sensors = [gpu(400.0), node(failed=range(1, 11))]
-    meter = Meter(node="n1", sensors=sensors, discover_sensors=False, clock=lambda: (now[0], now[0]))
-    meter.sample()
-    meter.begin("w")
-    for now[0] in TIMES[1:10]:
-        meter.sample()
-    window = meter.end("w")
-    now[0] = TIMES[10]
-    meter.sample()
+    window, meter = metered_window([gpu(400.0), node(failed=range(1, 11))], 9)
     assert window.energy_j == pytest.approx(3600, rel=1e-3) and [d.kind for d in window.counted] == ["gpu"]
     assert next(d for d in window.devices if d.kind == "node").note.startswith("lost (RuntimeError: no answer")
     assert meter.live()["energy_j"] == pytest.approx(4000) and meter.live()["missing"] == ["node@n1"]
 
 
 def test_two_sensors_of_a_node_count_once_in_a_window_and_on_the_screen() -> None:
-    now = [0.0]
-    sensors = [gpu(), node(), node(520.0, uuid="redfish@n1")]
-    meter = Meter(node="n1", sensors=sensors, discover_sensors=False, clock=lambda: (now[0], now[0]))
-    for now[0] in TIMES[:3]:
-        meter.sample()
-    window = meter.begin("w")
-    for now[0] in TIMES[3:10]:
-        meter.sample()
-    meter.end(window)
-    now[0] = TIMES[10]
-    meter.sample()
-    assert window.energy_j == pytest.approx(7 * 500, rel=1e-3)
+    window, meter = metered_window([gpu(), node(), node(520.0, uuid="redfish@n1")], 9)
+    assert window.energy_j == pytest.approx(9 * 500, rel=1e-3)
     assert meter.live()["power_w"] == 500.0
 
 

@@ -1,6 +1,7 @@
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,36 @@ def test_a_full_disk_takes_a_frame_back_and_loses_no_energy(tmp_path: Path, monk
     assert account.damaged == []
 
 
+@pytest.mark.parametrize("others_take_the_rest", [False, True])
+def test_on_a_disk_that_stays_full_raw_rows_give_way_to_the_energy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_take_the_rest: bool
+) -> None:
+    run, now, room = RunFolder(tmp_path / "run"), [0.0], [60_000]
+    real_write = os.write
+
+    def limited(fd: int, data: bytes) -> int:
+        left = room[0] - sum(path.stat().st_size for path in run.energy_dir.iterdir())
+        if left <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(fd, bytes(data)[:left])
+
+    monkeypatch.setattr(ledger.os, "write", limited)
+    sensor = FakeSensor("GPU-1", [reading(energy_j=100.0 * n, power_w=100.0) for n in range(3001)])
+    meter = Meter(
+        run.ledger_file("n1"), sensors=[sensor], discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0])
+    )
+    for n in range(3001):
+        now[0] = float(n)
+        if n == 2000 and others_take_the_rest:
+            room[0] = 0
+        meter.sample(last=n == 3000)
+    lost = [text for text in meter.warnings if "were never written" in text]
+    assert len(lost) == others_take_the_rest and any("No space left" in text for text in meter.warnings)
+    account = account_run(run)
+    assert account.damaged == [] and (account.energy_j == 300_000) != others_take_the_rest
+    assert (run.energy_dir / "n1.raw").stat().st_size == 0
+
+
 def random_ticks(count: int, devices: int, seed: int = 1) -> list[Tick]:
     draw = random.Random(seed)
     energy, ticks = [0] * devices, []
@@ -168,6 +199,17 @@ def test_minutes_seconds_and_raw_have_the_same_energy_to_the_millijoule(tmp_path
     assert account_run(run, fine=False).devices[1].gap_s == pytest.approx(account_run(run).devices[1].gap_s)
 
 
+def test_what_is_no_ledger_is_not_an_empty_one(tmp_path: Path) -> None:
+    run = metered(tmp_path, 20)
+    for path, said in (
+        (tmp_path / "none.ledger", "RUN/energy/NODE.ledger"),
+        (run.energy_dir / "n1.seconds", "expected the ledger of a node"),
+        (run.path, str(run.ledger_file("n1"))),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            read_ledger(path)
+
+
 def test_a_damaged_middle_loses_no_energy(tmp_path: Path) -> None:
     run = metered(tmp_path)
     before = account_run(run).energy_j
@@ -178,6 +220,25 @@ def test_a_damaged_middle_loses_no_energy(tmp_path: Path) -> None:
         path.write_bytes(data)
     account = account_run(run)
     assert account.energy_j == before and len(account.damaged) == 2
+
+
+def test_a_stretch_whose_first_rows_are_lost_is_not_in_the_gap_before_it_too(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for times, attempt in ((range(0, 11), 1), (range(20, 151), 2)):
+        sensor = FakeSensor("GPU-1", [reading(energy_j=100.0 * t, power_w=100.0) for t in times])
+        meter_fake(run, [sensor], [float(t) for t in times], attempt, stop=attempt == 2)
+    path = run.ledger_file("n1")
+    for suffix in (".raw", ".seconds"):
+        path.with_suffix(suffix).unlink()
+    assert account_run(run).energy_j == pytest.approx(15_000)
+    data = bytearray(path.read_bytes())
+    rows = [
+        f for f in frames(bytes(data), []) if f.kind == ledger.MINUTE and ledger.TICK.unpack_from(f.payload)[0] == 2
+    ]
+    data[rows[0].end - 1] ^= 1
+    path.write_bytes(data)
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(15_000) and len(account.damaged) == 1
 
 
 def test_a_lost_header_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,28 @@ def test_the_cuts_of_a_curve_sum_to_the_curve(seed: int) -> None:
     assert by_attempt == pytest.approx(dict(whole.by_attempt()))
     outside = whole.between(whole.time_unix_s[-1] + 1, whole.time_unix_s[-1] + 2)
     assert outside.energy_j == 0
+
+
+def test_a_doubt_that_the_counter_took_back_later_is_one_of_the_start() -> None:
+    whole = replace(curve(1), doubt_sofar_j=np.repeat([5.0, 0.0], 20))
+    assert whole.doubt_j == 0 and whole.between(whole.time_unix_s[5], math.inf).doubt_j == 5.0
+
+
+def test_a_flaky_device_s_counter_is_compared_only_where_power_was_read_too(run: RunFolder) -> None:
+    answers = [RuntimeError("timeout") if n % 4 == 2 else reading(100.0 * n, 100.0) for n in range(41)]
+    meter_fake(run, [FakeSensor("GPU-1", answers)], [float(n) for n in range(41)])
+    [device] = account_run(run).devices
+    assert device.energy_j == pytest.approx(4000) and device.counter_to_power == pytest.approx(1.0)
+
+
+def test_of_a_model_that_is_asked_every_ten_seconds_a_kill_loses_nothing(run: RunFolder) -> None:
+    counted = [reading(energy_j=100.0 * n, power_w=100.0) for n in range(26)]
+    model = FakeSensor("cpu0", [Reading(power_w=40.0, covers_past=True)] * 26, kind="cpu", method="modelled")
+    meter_fake(run, [FakeSensor("GPU-1", counted), model], [float(n) for n in range(26)], stop=False)
+    account = account_run(run)
+    gpu, cpu = account.devices
+    assert account.start_unix_s is not None and account.end_unix_s is not None
+    span_s = account.end_unix_s - account.start_unix_s
+    assert span_s == pytest.approx(25.0, abs=1.0)
+    assert (gpu.energy_j, cpu.energy_j) == pytest.approx((100 * span_s, 40 * span_s))
+    assert math.fsum(p["energy_j"] for p in account.phases.values()) == pytest.approx(account.energy_j, rel=1e-12)

@@ -157,7 +157,7 @@ def test_what_cannot_be_is_refused_before_the_command_starts(tmp_path: Path) -> 
             ({"name": "taken"}, "exists"),
             ({"name": "../up"}, "plain folder name"),
             ({"gpus": ["GPU-none"]}, "hoofprint doctor"),
-            ({"prometheus_port": port}, f"port {port} .* in use"),
+            ({"prometheus": ("127.0.0.1", port)}, f"port {port} .* in use"),
         ):
             with pytest.raises(ValueError, match=expected):
                 measure(touch, runs, **given)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 from truth import parse
 
 GPUS = """
+gpu uuid=GPU-mute power=200 hang=0
 gpu uuid=GPU-fine power=200
 gpu uuid=GPU-flaky power=200 flaky=3
 gpu uuid=GPU-slow power=200 latency=0.003
@@ -27,7 +28,7 @@ epoch = time.time()
 os.environ["NVML_SIM_EPOCH"] = repr(epoch)  # the faults happen so many seconds from here
 import energy.metering.meter, energy.sensors.nvml
 energy.metering.meter.HANG_S = 0.4
-energy.sensors.nvml.REOPEN_AFTER_S = 0.2
+energy.sensors.nvml.REOPEN_AFTER_S = energy.sensors.nvml.FIRST_ANSWER_S = 0.2
 from energy import Meter
 from energy.accounting.account import account_run
 from energy.runs import RunFolder
@@ -86,6 +87,12 @@ def test_a_call_that_never_returns_marks_its_device_alone(measured: dict) -> Non
     assert any("does not answer" in warning for warning in measured["warnings"])
 
 
+def test_one_that_never_answered_holds_nobody_up(measured: dict) -> None:
+    device = measured["devices"]["GPU-mute"]
+    assert device["energy_j"] is None and device["note"] == "missing: its driver does not answer"
+    assert any("GPU-mute does not answer" in warning for warning in measured["warnings"])
+
+
 def test_a_reloaded_driver_starts_a_new_epoch(measured: dict) -> None:
     device = measured["devices"]["GPU-reloaded"]
     assert 0.5 < device["energy_j"] / measured["truth"]["GPU-reloaded"] <= 1.02
@@ -94,6 +101,9 @@ def test_a_reloaded_driver_starts_a_new_epoch(measured: dict) -> None:
 
 def test_window_and_ledger_agree(measured: dict) -> None:
     for uuid, device in measured["devices"].items():  # the ledger goes on until the meter was stopped, a little later
+        if uuid == "GPU-mute":
+            assert measured["account"][uuid] == 0
+            continue
         assert 0.99 * device["energy_j"] <= measured["account"][uuid] <= 1.25 * device["energy_j"], uuid
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from energy_fakes import FakeSensor, meter_fake, reading
+from energy_fakes import FakeSensor, meter_fake, metered_window, reading
 
 from energy.accounting import uncertainty
 from energy.accounting.account import Account, DeviceEnergy, account_run
@@ -17,7 +17,6 @@ from energy.accounting.uncertainty import quantile
 from energy.boundaries import BOUNDARIES, METHODS
 from energy.carbon.series import IntensitySeries
 from energy.factors import peak_flops, pue, rated_power
-from energy.metering.meter import Meter
 from energy.records.footprint import make_footprint
 from energy.records.record import canonical
 from energy.runs import RunFolder
@@ -188,16 +187,7 @@ def test_a_node_with_a_sensor_of_its_own_has_that_sensors_interval_alone(tmp_pat
     assert account.energy_j == pytest.approx(100_000)
     assert told["relative"] == 0.0475 and told["relative_90"] == 0.045
 
-    now = [0.0]
-    meter = Meter(sensors=sensors(), discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0]))
-    meter.sample()
-    meter.begin("w")
-    for t in range(1, 100):
-        now[0] = float(t)
-        meter.sample()
-    window = meter.end("w")
-    now[0] = 100.0
-    meter.sample()
+    window, _ = metered_window(sensors(), 99)
     assert window.energy_j and window.high_j
     assert (window.high_j - window.energy_j) / window.energy_j == pytest.approx(told["relative"], rel=0.01)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from energy_fakes import FakeSensor, meter_fake, reading
 from record_fakes import START, make_run
 
 from energy.carbon.formula import preset
@@ -83,6 +84,9 @@ def test_of_facility_energy_only_the_runs_that_have_it_share_joules(tmp_path: Pa
         write_record(make_run(tmp_path / name, start=start))
     entries = read_runs(tmp_path).entries
     whole = overlaps(entries)
+    shares = roll_up(entries)["total"]
+    assert shares["share_measured"] == pytest.approx(1 - shares["share_modelled"])
+    assert 0 < shares["share_modelled"] == pytest.approx(entries[0].shares["share_modelled"], rel=0.1)
     entries[2].energy_facility_kwh = entries[2].carbon_tco2eq = None  # it has no PUE: the sums leave it out
     found = overlaps(entries)
     assert found["energy_it_kwh"] == whole["energy_it_kwh"]
@@ -105,6 +109,18 @@ def test_only_runs_that_share_a_device_and_time_are_read_again() -> None:
     )
     assert [sorted(run.name for run in cluster) for cluster in found] == [["a", "b", "c"]]
     assert clusters([at("a", 0, 10, "1"), at("b", 10, 20, "1")]) == []
+
+
+def test_runs_in_two_containers_have_their_machine_s_cpus_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run, times = make_run(tmp_path / name, meter=False), [START + t for t in range(131)]
+        cpu = FakeSensor(f"cpu@{name}", [reading(36.0 * t, 36.0) for t in range(131)], kind="cpu")
+        meter_fake(run, [cpu], times, node=name, machine="m")
+        write_record(run)
+    _, told = project_total(tmp_path)
+    assert told["overlap"]["energy_it_kwh"] == pytest.approx(130 * 36 / 3.6e6)
+    assert told["total"]["energy_it_kwh"] == pytest.approx(130 * 36 / 3.6e6)
+    assert told["total"]["share_measured"] == 1 and told["total"]["boundaries"] == {"gpu": 2}
 
 
 def test_broken_and_foreign_folders_are_named(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_without_nvml_there_is_a_warning_and_no_gpu(nvml_env: Callable[[str], di
     assert "no GPU is measured" in done.stdout
 
 
-def zone(tree: Path, name: str, label: str, energy_uj: int, range_uj: int = 1_000_000) -> Path:
+def zone(tree: Path, name: str, label: str, energy_uj: int, range_uj: int = 10**12) -> Path:
     folder = tree / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "name").write_text(label + "\n")
@@ -97,10 +97,28 @@ def test_rapl_reads_packages_and_memory_once_and_unwraps(tmp_path: Path) -> None
     sensors, warnings = rapl.find("n1", tmp_path)
     assert [s.describe()["uuid"] for s in sensors] == ["cpu-package-0@n1", "dram-0@n1"] and warnings == []
     counters = []
-    for raw_uj in (900_000, 100_000, 950_000, 50_000):
-        (package / "energy_uj").write_text(str(raw_uj))
+    for raw_mj in (9e8, 1e8, 9.5e8, 0.5e8):
+        (package / "energy_uj").write_text(f"{raw_mj * 1e3:.0f}")
         counters.append(sensors[0].read().energy_mj)
-    assert counters == [900, 1100, 1950, 2050]
+    assert counters == [9e8, 11e8, 19.5e8, 20.5e8]
+
+
+@pytest.mark.parametrize(("away_s", "known_j"), [(200.0, 24_000), (300.0, 4_000)])
+def test_rapl_that_may_have_wrapped_twice_leaves_that_time_unknown(
+    run: RunFolder, tmp_path: Path, away_s: float, known_j: float
+) -> None:
+    """A package of 100 W whose meter stood still: its counter wraps within 262 s at most power, and only once here."""
+    package, now, range_uj = zone(tmp_path, "intel-rapl:0", "package-0", 0, 262_143_000_000), [0.0], 262_143_000_000
+    sensor = rapl.RaplSensor(package, "cpu-package-0@n1", "RAPL", "cpu", "n1", clock=lambda: now[0])
+    meter = Meter(
+        run.ledger_file("n1"), sensors=[sensor], discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0])
+    )
+    for now[0] in [*map(float, range(21)), *(20 + away_s + n for n in range(21))]:
+        (package / "energy_uj").write_text(str((250_000_000_000 + round(now[0] * 100e6)) % range_uj))
+        meter.sample(last=now[0] == 40 + away_s)
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(known_j)
+    assert any("that interval is unknown" in text for text in account.warnings) == (known_j == 4_000)
 
 
 def test_rapl_that_may_not_be_read_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def test_devices_by_index_and_uuid(nvml_env, value: str | None, devices: list[st
     found, warnings = visible(nvml_env, value)
     assert list(found) == devices and set(found.values()) <= {1.0}
     assert ("not on this node" in warnings) == (value in ("0,7,1", "-1"))
+    assert ("none of this node's 3 GPUs is metered" in warnings) == (value == "")
 
 
 def test_an_ambiguous_or_unknown_uuid_is_said(nvml_env) -> None:
@@ -74,4 +75,4 @@ def test_instances_are_named_in_full_and_never_more_than_their_gpu(nvml_env) -> 
     assert told["instances"][C] == pytest.approx({MIG: 2 / 7, other: 3 / 7})
     assert told["devices"][C] == pytest.approx(5 / 7)
     told = answer(nvml_env, f"{MIG},{C}")
-    assert told["instances"][C] is None and told["devices"][C] == 1.0
+    assert told["instances"][C] is None and told["devices"][C] == 1.0 and told["warnings"] == []

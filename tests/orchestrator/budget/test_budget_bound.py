@@ -17,7 +17,7 @@ from build import NoCompiler, build
 ROOT = Path(__file__).parents[3]
 
 GPU_W, GPUS, INTERVAL_S = 400.0, 2, 0.5
-LIMIT_J = 12_000.0
+LIMIT_J = 8_000.0
 DRIVER = """
 import json, sys, threading, time
 from pathlib import Path

@@ -1,98 +1,26 @@
 """Copies of checkpoints on S3, in a server that speaks S3 and checks keys (moto), through pyarrow as on AWS itself."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-import torch.multiprocessing as mp
+from s3_server import BUCKET, REGION, S3, s3_server
 from tiny import STEPS, losses, plain_rank, train, write_spec
 
 from energy.runs import RunFolder
 from orchestrator.checkpoints import saved
 from orchestrator.checkpoints.writer import CheckpointWriter
 
-# Its port on the first line; from then on every request is checked against the keys that it gave out itself.
-SERVER = """
-import sys, threading
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
-"""
-BUCKET, REGION = "checkpoints", "eu-west-1"
-ALL_OF_S3 = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-
-
-@dataclass(frozen=True)
-class S3:
-    process: subprocess.Popen[bytes]
-    port: int
-    key: str
-    secret: str
-
-    @property
-    def client(self) -> Any:
-        return _client(self.port, "s3", self.key, self.secret)
-
-    @property
-    def uri(self) -> str:
-        return f"s3://{BUCKET}/llama?endpoint_override=127.0.0.1:{self.port}&scheme=http&region={REGION}"
-
-    def environment(self, **changes: str) -> dict[str, str]:
-        return {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret} | changes
-
-    def names(self) -> list[str]:
-        listed = self.client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
-        return sorted(entry["Key"] for entry in listed if entry["Size"])
-
-
-def _client(port: int, service: str, key: str, secret: str) -> Any:
-    return boto3.client(
-        service,
-        endpoint_url=f"http://127.0.0.1:{port}",
-        region_name=REGION,
-        aws_access_key_id=key,
-        aws_secret_access_key=secret,
-    )
-
 
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[S3]:
-    with (tmp_path / "s3.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=log)
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        iam = _client(port, "iam", "nobody", "nothing")
-        iam.create_user(UserName="hoofprint")
-        iam.put_user_policy(UserName="hoofprint", PolicyName="s3", PolicyDocument=json.dumps(ALL_OF_S3))
-        given = iam.create_access_key(UserName="hoofprint")["AccessKey"]
-        found = S3(process, port, given["AccessKeyId"], given["SecretAccessKey"])
-        place = {"LocationConstraint": REGION}
-        found.client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)
-        _require_keys(port)
-        yield found
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _require_keys(port: int) -> None:
-    from urllib.request import Request, urlopen
-
-    head = {"Content-Type": "text/plain"}
-    urlopen(Request(f"http://127.0.0.1:{port}/moto-api/reset-auth", b"0", head, method="POST"), timeout=30).close()
+    with s3_server(tmp_path / "s3.log") as server:
+        yield server
 
 
 def rank_with(environment: dict[str, str], rank: int, world: int, port: int, job: Any) -> None:
@@ -145,26 +73,6 @@ def test_a_run_goes_on_from_its_copies_on_s3(tmp_path: Path, s3: S3, by_environm
     assert newest in s3.names()
     for file in run.path.rglob("*"):  # nowhere does a run keep the key with which it wrote
         assert not file.is_file() or s3.secret.encode() not in file.read_bytes(), file
-
-
-@pytest.mark.parametrize(
-    ("change", "environment", "said"),
-    [
-        (lambda uri: uri.replace(BUCKET, "nowhere"), {}, "Bucket 'nowhere' not found.*; make the bucket first"),
-        (None, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "ACCESS_DENIED.*; give the ranks a key that may write there"),
-        (lambda uri: uri + "&colour=red", {}, "Unexpected query parameter in S3 URI: 'colour'"),
-    ],
-    ids=["no such bucket", "a wrong key", "a misspelt option"],
-)
-def test_what_s3_refuses_is_told_before_the_training(
-    tmp_path: Path, s3: S3, change: Callable[[str], str] | None, environment: dict[str, str], said: str
-) -> None:
-    uri = change(s3.uri) if change else s3.uri
-    rank = partial(rank_with, s3.environment(**environment))
-    with pytest.raises(mp.ProcessRaisedException, match=f"ValueError: checkpoint.copy_to s3://.*{said}") as raised:
-        train(write_spec(tmp_path), tmp_path / "run", overrides=[f"checkpoint.copy_to={uri}"], rank=rank)
-    assert not RunFolder(tmp_path / "run").steps() and s3.names() == []
-    assert s3.secret not in str(raised.value)
 
 
 def test_a_server_that_dies_costs_the_copies_and_not_the_training(tmp_path: Path, s3: S3) -> None:

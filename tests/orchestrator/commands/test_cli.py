@@ -84,6 +84,9 @@ def test_a_missing_data_folder_is_named() -> None:
         (["--resume", "nowhere"], "not a run"),
         (["--resume", "x", "--name", "y"], "leave --name out"),
         (["--name", "a/b"], "plain folder name"),
+        (["--name", ""], "plain folder name"),
+        (["--runs", "spec.yaml"], "Directory 'spec.yaml' is a file"),
+        (["--set", "data.cache=spec.yaml"], "spec.yaml is a file, expected a folder"),
         (["--name", "taken"], "exists; give another --name"),
     ],
 )

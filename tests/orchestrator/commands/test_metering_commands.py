@@ -25,6 +25,7 @@ GPUS = (
     "gpu uuid=GPU-11111111-1111-1111-1111-111111111111 power=200\n"
     "gpu uuid=GPU-22222222-2222-2222-2222-222222222222 power=300 counter=0\n"
 )
+MIG = "MIG-11111111-2222-3333-4444-555555555555"
 SCRAPE = """
 import sys, time, urllib.request
 while "hoofprint_device_energy_joules_total" not in (text := urllib.request.urlopen(sys.argv[1]).read().decode()):
@@ -153,7 +154,10 @@ def test_bad_input_is_said_before_the_command_starts(hoofprint: Run, tmp_path: P
         (["--pue", "aws fleet 2025", "--pue-source", "me", *touch], "leave --pue-source out"),
         (["--pue", "nan", "--pue-source", "me", *touch], "finite number"),
         (["--gpus", "GPU-3", *touch], "hoofprint doctor"),
+        (["--gpus", " ,", *touch], "--gpus is empty"),
         (["--interval-s", "0", *touch], "--interval-s"),
+        (["--prometheus", "0.0.0.0:x", *touch], "'x' is not a valid integer"),
+        (["--prometheus", "203.0.113.9:0", *touch], "on 203.0.113.9 cannot be had"),
         ([], "Missing argument"),
     ):
         done = hoofprint("measure", *arguments)
@@ -181,6 +185,9 @@ def test_the_endpoint_serves_while_the_command_runs(hoofprint: Run) -> None:
     url = f"http://127.0.0.1:{port}/metrics"
     done = hoofprint("measure", "--name", "m", "--prometheus", port, "--", sys.executable, "-c", SCRAPE, url)
     assert done.returncode == 0 and url in done.stderr
+    other = f"http://127.0.0.2:{port}/metrics"  # another address of this machine, as the one that a cluster knows is
+    command = ["--", sys.executable, "-c", SCRAPE, other]
+    assert hoofprint("measure", "--prometheus", f"127.0.0.2:{port}", *command).returncode == 0
     assert re.search(r'hoofprint_device_energy_joules_total\{.*run="m".*uuid="GPU-1', done.stdout)
 
 
@@ -254,6 +261,14 @@ def test_doctor_names_every_gpu_and_which_are_metered(
     assert {c["section"] for c in checks} == {"GPU", "CPU", "machine", "software", "factors"}
     screen = hoofprint("doctor")
     assert screen.returncode == 0 and max(map(len, screen.stdout.splitlines())) <= 80
+    environment |= {"CUDA_VISIBLE_DEVICES": MIG}
+    (tmp_path / "gpus.txt").write_text(f"gpu uuid=GPU-mute hang=0\ngpu uuid=GPU-split mig={MIG}:3:42:20000\n")
+    done = hoofprint("doctor", "--json")
+    checks = {c["name"]: c for c in json.loads(done.stdout)["checks"] if c["section"] == "GPU"}
+    assert done.returncode == 0 and {n: c["state"] for n, c in checks.items()} == {
+        "NVML": "ok", "0": "missing", "1": "ok", "visible": "modelled",
+    }  # fmt: skip
+    assert "no answer in 5 s" in checks["0"]["found"] and "43%" in checks["visible"]["todo"]
     environment["NVML_SIM"] = str(tmp_path / "none")
     assert "no GPU is metered" in hoofprint("doctor").stdout
 

@@ -37,6 +37,10 @@ def test_without_a_format_all_is_written(run: RunFolder) -> None:
     assert result.stdout.splitlines() == [str(run.path / "report.html"), str(run.path / "report.md")]
     assert (run.path / "footprint.json").exists()
     assert json.loads(call(report, run.path, "--json").stdout) == json.loads((run.path / "footprint.json").read_text())
+    by_name = (run.path.name, "--runs", run.path.parent)
+    assert call(report, *by_name).stdout == result.stdout
+    assert call(verify, *by_name).stdout == call(verify, run.path).stdout != ""
+    assert "hoofprint runs --runs DIR" in call(report, "nobody", "--runs", run.path.parent).output
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("html", "pdf")])

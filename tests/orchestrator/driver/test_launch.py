@@ -1,5 +1,7 @@
 """A Ray that does not start, and a rank whose error cannot travel, are told in one line."""
 
+import subprocess
+import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -58,3 +60,19 @@ def test_a_training_that_cannot_be_set_up_failed_and_was_not_stopped(monkeypatch
     training.start()
     training.join()
     assert isinstance(training.error, ModuleNotFoundError) and training.complete is None
+
+
+def test_the_driver_and_ray_trains_controller_do_not_import_pytorch() -> None:
+    script = """
+import sys
+import orchestrator.driver.run, orchestrator.driver.supervise, orchestrator.driver.failures
+import orchestrator.cluster.capacity, orchestrator.cluster.meters
+from orchestrator.driver import launch, notices
+for own_cluster in True, False:
+    launch._trainer_class(own_cluster)
+config = notices.NoticingConfig("gloo", "run")  # it is in the controller, too
+config.train_func_context, config.backend_cls
+print("torch" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["False"]

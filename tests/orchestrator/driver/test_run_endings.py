@@ -40,10 +40,11 @@ def fails(error: BaseException) -> Any:
         (lambda *_: True, "completed", 0),
         (lambda *_: False, "stopped", 130),
         (fails(KeyboardInterrupt()), "stopped", 130),
+        (fails(SystemExit(15)), "stopped", 130),
         (fails(RuntimeError("Ray could not be started")), "failed", 1),
         (fails(TimeoutError("no meter answers")), "failed", 1),
     ],
-    ids=["completed", "stopped", "interrupted", "no Ray", "no meter"],
+    ids=["completed", "stopped", "interrupted", "SIGTERM while Ray starts", "no Ray", "no meter"],
 )
 def test_every_end_is_written_down(
     training: Any, status: str, code: int, start: Any, capfd: pytest.CaptureFixture[str]

@@ -132,6 +132,24 @@ def test_a_model_of_power_is_called_one(folder: Path, monkeypatch: pytest.Monkey
     assert summary(result).endswith(f"{result['joule_per_token']:.3g} J/token (CPU modelled, not measured)")
 
 
+class Late(Steady):
+    """A model that is found a moment after it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("modelled")
+        self._ready_s: float | None = None
+
+    def read(self) -> Reading:
+        self._ready_s = self._ready_s or time.monotonic() + 0.3
+        return Reading(pending=True) if time.monotonic() < self._ready_s else super().read()
+
+
+def test_a_model_is_awaited_until_it_is_looked_up_and_not_until_the_meter_asks_again() -> None:
+    with Meter(sensors=[Late()], discover_sensors=False) as meter:
+        generation._await_models(meter)
+        assert [device["power_w"] for device in meter.now()] == [WATTS]
+
+
 def test_no_sensor_gives_no_figure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "Meter", functools.partial(Meter, discover_sensors=False))
     result = ask(folder, "the")

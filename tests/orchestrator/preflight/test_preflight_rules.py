@@ -19,6 +19,7 @@ from orchestrator.spec.file import BadInput, load_experiment
 FLEET: dict[str, Any] = {"backend": "gloo", "bytes": 2**25, "nodes": 0, "bus_gb_per_s": None, "fault": None}
 GPU = {"index": 0, "name": "NVIDIA H100 80GB HBM3", "throttle_reasons": [], "temperature_c": 60, "power_w": 500.0}
 LIMITS = {"power_limit_w": 700.0, "default_power_limit_w": 700.0, "sm_clock_mhz": 1900, "max_sm_clock_mhz": 1980}
+WRITES = ("No space left on device", "Read-only file system: '/shared'")
 FINE = [
     {"section": "CPU", "name": "package-0", "state": "ok", "found": "energy counter", "todo": "", "details": {}},
     {"section": "software", "name": "torch", "state": "ok", "found": "2.13.0", "todo": "", "details": {}},
@@ -84,6 +85,39 @@ def test_a_power_cap_is_named_with_what_the_others_have() -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "check", "said", "todo"),
+    [
+        (
+            {"power_limit_w": 350.0, "default_power_limit_w": None},
+            "power cap",
+            "power limit 350 W; the other 2 NVIDIA H100 80GB HBM3: 700 W",
+            "-pl 700",
+        ),
+        (
+            {"power_limit_w": 600.0, "default_power_limit_w": 600.0},
+            "power cap",
+            "power limit 600 W, default of the board 600 W; the other 2 NVIDIA H100 80GB HBM3: 700 W",
+            "another kind of board",
+        ),
+        (
+            {"max_sm_clock_mhz": 1755, "sm_clock_mhz": 1750},
+            "clock",
+            "its clock is at most 1755 MHz; the other 2 NVIDIA H100 80GB HBM3: 1980 MHz",
+            "nvidia-smi -q -d CLOCK",
+        ),
+    ],
+)
+def test_a_board_that_differs_from_the_others_of_its_name(
+    told: dict[str, Any], check: str, said: str, todo: str
+) -> None:
+    fleet = [document(name, gpus=[gpu(f"GPU-{name}")]) for name in "ab"]
+    [found] = faults([*fleet, document("c", gpus=[gpu("GPU-c", **told)])])
+    assert (found.node, found.gpu, found.check, found.said) == ("c", "GPU-c", check, said) and todo in found.todo
+    # Of another name it is no like, and alone it has none.
+    assert faults([*fleet, document("c", gpus=[gpu("GPU-c", name="NVIDIA H100 PCIe", **told)])]) == []
+
+
+@pytest.mark.parametrize(
     ("told", "checks", "words"),
     [
         ({"throttle_reasons": ["SW power cap"], "sm_clock_mhz": 1400}, [], ""),  # a GPU at its limit, as in training
@@ -125,11 +159,17 @@ def test_what_could_not_be_measured_is_a_finding() -> None:
     busy = document("b", missing={"matmul": "busy: 0 of 2 CPUs free", "all-reduce": "busy: 0 of 2 CPUs free"})
     away = document("c", sees_runs=False, disk_write_mb_per_s=None)
     blind = document("d", gpus_counted=8)
-    said = {each.node: f"{each.said} > {each.todo}" for each in faults([hung, busy, away, blind])}
+    killed = document("e", missing={"all-reduce": "its process died: worker died"})
+    full, closed = (document(n, missing={"disk write": why}) for n, why in zip("fg", WRITES, strict=True))
+    nodes = [hung, busy, away, blind, killed, full, closed]
+    said = {each.node: f"{each.said} > {each.todo}" for each in faults(nodes)}
     assert said["a"].startswith("sensors not measured: no answer within 5 s > see dmesg")
     assert said["b"].startswith("matmul, all-reduce not measured: busy: 0 of 2 CPUs free > wait")
     assert "another one than the driver's > mount" in said["c"]
     assert said["d"].startswith("Ray counts 8 GPUs and NVML shows none")
+    assert said["e"].startswith("all-reduce not measured: its process died: worker died > see dmesg there")
+    assert said["f"].startswith("disk write not measured: No space left on device > free some space there")
+    assert "Read-only file system: '/shared' > let the user that Ray runs as on that node write there" in said["g"]
     [failed] = find_faults([document("a")], FLEET | {"fault": "timed out"})
     assert failed.node == "all" and "timed out" in failed.said
 

@@ -27,6 +27,8 @@ from orchestrator.ranks.profiling import CATEGORIES, SKIPPED, StepProfiler, cate
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128", "attention"),
         ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80", "attention"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("hoofprint::attention_backward", "attention"),
+        ("hoofprint::rms_norm_forward", "other kernels"),
         ("ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "exposed communication"),
         ("nccl:_all_gather_base", "exposed communication"),
         ("gloo:all_reduce", "exposed communication"),

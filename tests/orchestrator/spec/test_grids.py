@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import STEPS, train, write_spec
+from tiny import train, write_spec
 
 from energy.runs import RunFolder
 from orchestrator.driver.in_use import in_words, keep_choices
 from orchestrator.spec.file import BadInput, load_experiment
 
+STEPS = 12  # some behind the checkpoint of step 8
 MASKED = "data.document_masking=true"
 GRIDS = {
     "tensor": (2, ["cluster.workers=2", "cluster.tensor_parallel=2", "training.activation_checkpointing=selective"]),
@@ -29,7 +30,8 @@ GRIDS = {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder]:
     folder = tmp_path_factory.mktemp("grids")
-    return write_spec(folder), train(write_spec(folder), folder / "whole")
+    spec = write_spec(folder, steps=STEPS)
+    return spec, train(spec, folder / "whole")
 
 
 def losses(run: RunFolder) -> list[float]:

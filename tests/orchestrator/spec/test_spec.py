@@ -65,11 +65,24 @@ def test_the_papers_four(size: str, params: int, flop_per_token: int, tokens: in
         ("sample_interval: 500 ms", "pue: 1.1", "pue is given without pue_source"),
         ("name: laptop", "name: no/slash", "name"),
         ("tokens: 1M", "tokens: .inf", "expected a finite number"),
+        ("tokens: 1M", "tokens: 1e300", "expected at most 1e+18"),
+        ("tokens: 1M", f"tokens: 1{400 * '0'}", "expected a finite number"),
         ("tokens: 1M", "tokens: 1M\n  tokens: 2M", "the key stands already in line 20"),
         ("workers: 2", "workers: 2\n  accelerator: H1000", "unknown accelerator 'H1000'; did you mean"),
         ("seed: 1", "seed: -1", "greater than or equal to 0"),
+        ("seed: 1", "seed: 18446744073709551616", "less than 9007199254740992"),
         ("peak_lr: 3.0e-3", "peak_lr: .nan", "expected a finite number"),
         ("peak_lr: 3.0e-3", "peak_lr: 3.0e-3\n  betas: [0.9, 1.0]", "less than 1"),
+        ("peak_lr: 3.0e-3", "peak_lr: 3.0e-3\n  betas: [0.9]", "the list is too short: entry 2 is missing"),
+        ("peak_lr: 3.0e-3", "peak_lr: 3.0e-3\n  betas: [0.9, 0.9, 0.9]", "expected at most 2 entries"),
+        ("tokens: 1M", "tokens: 1,4T", "got '1,4T': a comma stands between thousands only, so write 1.4"),
+        ("peak_lr: 3.0e-3", "peak_lr: 0,003", "so write 0.003"),
+        ("workers: 2", "workers: 2\n  gpu_hour_price: 2,50 EUR", "so write 2.50"),
+        ("workers: 2", "workers: 2\n  step_deadline: -1", "step_deadline: expected auto, or a time above 0"),
+        ("name: laptop", "name: 2024", "expected text, got 2024: quote it, '2024'"),
+        ("seed: 1", "seed: 1\nyes: 2", "yes: unknown key yes"),
+        ("seed: 1", "seed: 1\nx: &x [*x]", "unknown key x"),
+        ("    - {name", "    python:\n      {name", "sources: expected a list, got {'python':"),
     ],
 )
 def test_a_fault_is_named_where_it_stands(old: str, new: str, said: str, tmp_path: Path) -> None:
@@ -89,6 +102,18 @@ def test_the_line_and_column_of_a_misspelt_key(tmp_path: Path) -> None:
         load_experiment(path)
 
 
+def test_of_a_long_line_the_part_round_the_caret_is_shown(tmp_path: Path) -> None:
+    sources = ", ".join(f"{{name: s{number}, kind: python-stdlib, proportion: 0.1}}" for number in range(10))
+    text = LAPTOP.read_text(encoding="utf-8").partition("  sources:")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(f"{text[0]}  sources: [{sources.replace('s7, kind', 's7, kin')}]\n" + text[2].partition("\n\n")[2])
+    with pytest.raises(BadInput) as raised:
+        load_experiment(spec)
+    _, shown, caret = str(raised.value).split("\n\n")[0].splitlines()
+    at = caret.index("^")
+    assert len(shown) < 200 and 50 < at < 150 and shown[at:].startswith("{name: s7, kin: ")
+
+
 def test_all_faults_at_once(tmp_path: Path) -> None:
     path = edited(tmp_path, "n_heads: 4", "n_heads: many\n  colour: red")
     with pytest.raises(BadInput, match="2 faults") as raised:
@@ -99,6 +124,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
 def test_overrides() -> None:
     experiment = load_experiment(LAPTOP, ["training.tokens=4M", "data.sources.0.min_bytes=1M", "model.dim=64"])
     assert (experiment.training.tokens, experiment.data.sources[0].min_bytes) == (4_000_000, 1_000_000)
+    assert load_experiment(LAPTOP, ["training.tokens=4,194,304"]).training.tokens == 4_194_304
     with pytest.raises(BadInput, match="unknown key dims; did you mean dim"):
         load_experiment(LAPTOP, ["model.dims=64"])
     with pytest.raises(BadInput, match="expected key=value"):
@@ -168,7 +194,7 @@ def test_a_warmup_longer_than_the_training_is_doubted() -> None:
     assert "warmup_steps 500" in load_experiment(LAPTOP, ["training.warmup_steps=500"]).doubts[0]
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00"])
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00", "a: !!int x", "a: " + "[" * 3000, "a: " + "9" * 5000])
 def test_a_file_that_is_no_experiment(text: str, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(text, encoding="utf-8")
@@ -187,7 +213,7 @@ def schema() -> jsonschema.Draft202012Validator:
 def test_editors_accept_the_experiments_as_written(path: Path, schema: jsonschema.Draft202012Validator) -> None:
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert [error.message for error in schema.iter_errors(written)] == []
-    written["training"] |= {"tokens": "1_400_000", "peak_lr": "3e-4"}
+    written["training"] |= {"tokens": "1_400_000", "batch_tokens": "4,194,304", "peak_lr": "3e-4"}
     written["energy"] |= {"sample_interval": "0.5 s", "intensity": "0.385 kg/kWh"}
     assert schema.is_valid(written)
 
@@ -196,6 +222,7 @@ def test_editors_accept_the_experiments_as_written(path: Path, schema: jsonschem
     ("section", "key", "value"),
     [
         ("training", "tokens", "1.4 parsec"),
+        ("training", "tokens", "1,4T"),
         ("training", "tokens", 0),
         ("training", "peak_lr", "3e-4 W"),
         ("energy", "intensity", "385 W"),

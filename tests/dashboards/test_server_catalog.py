@@ -1,0 +1,75 @@
+"""The list of a folder whose runs take long to read: what is there at once, what is said of the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from server_fakes import recorded, serve
+
+from dashboards.server import catalog
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Storage that gives two runs, and the others once the event is set."""
+    go_on, entry, taken = threading.Event(), catalog.read_entry, []
+
+    def read(path: Path) -> catalog.Entry:
+        taken.append(path.name)
+        if len(taken) > 2 and threading.current_thread().name == "catalog":
+            assert go_on.wait(60)
+        return entry(path)
+
+    monkeypatch.setattr(catalog, "read_entry", read)
+    monkeypatch.setattr(catalog, "TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(catalog, "WAIT_S", 0.05)
+    return go_on
+
+
+def test_what_was_read_is_shown_and_the_rest_is_counted(tmp_path: Path, slow: threading.Event) -> None:
+    model = recorded(tmp_path / "run-0")
+    for number in range(1, 6):
+        shutil.copytree(model.path, tmp_path / f"run-{number}")
+    for number in range(6):
+        os.utime(tmp_path / f"run-{number}", (1e9 + number,) * 2)
+    (tmp_path / "foreign").mkdir()
+    os.utime(tmp_path / "foreign", (1e9,) * 2)
+    with serve(tmp_path) as client:
+        for _ in range(100):
+            page = client.text("/")
+            if "2 runs so far" in page:
+                break
+        assert "5 folders are still being read" in page and "2 runs so far" in page
+        assert "/run/run-5/" in page and "/run/run-4/" in page and "/run/run-0/" not in page  # the newest first
+        assert "5 folders are still to be read" in client.ask("/cluster.json").json()["not_shown"][0]
+        assert client.ask("/run/run-0/").status == 200, "one that is asked for is read before its turn"
+        assert client.ask("/run/none/").status == 404
+        assert "it has no run.json" in client.ask("/run/foreign/").text
+        found: list[int] = []
+        wanting = threading.Thread(target=lambda: found.append(len(client.ask("/runs.json").json()["runs"])))
+        wanting.start()
+        wanting.join(0.2)
+        assert wanting.is_alive(), "who asks for all waits for all"
+        slow.set()
+        wanting.join(60)
+        assert found == [6]
+        page = client.text("/")
+        assert "still being read" not in page and "6 runs" in page and "foreign: not a run" in page
+        assert client.ask("/total.json").json()["total"]["runs"] == 6
+
+
+def test_a_look_that_fails_does_not_end_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(tmp_path / "one")
+    monkeypatch.setattr(catalog, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(catalog, "REST", 0)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    runs = catalog.Catalog(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "read_entry", lambda _: 1 / 0)
+        with pytest.raises(RuntimeError, match="failed"):
+            runs.listing(whole=True)
+    assert [entry.name for entry in runs.listing(whole=True).entries] == ["one"]
