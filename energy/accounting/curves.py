@@ -175,8 +175,8 @@ def curve_of(device: int, session: Session) -> Curve:
 
 
 def _held(curve: Curve, end_unix_s: float) -> Curve:
-    """The curve of a model up to the last row of a stretch that was killed. Models are asked every ten seconds: what one
-    said last stands for the rest, with as much doubt."""
+    """The curve of a model up to the last row of a stretch that was killed. Models are asked every ten seconds: what
+    one said last stands for the rest, with as much doubt."""
     told = np.flatnonzero(np.isfinite(curve.power_w))
     rest_s = end_unix_s - float(curve.time_unix_s[-1])
     if rest_s <= 0 or not len(told):
