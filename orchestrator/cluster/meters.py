@@ -113,6 +113,7 @@ class Meters(list[Any]):
     def __init__(self, start: Callable[[str, str], Any]):
         super().__init__()
         self._start, self._metered = start, set[str]()
+        self.nodes: list[str] = []  # of each, its node's name
         self._meet()
         self._told: dict[str, int] = {}
         self._stopped = threading.Event()
@@ -145,6 +146,7 @@ class Meters(list[Any]):
             if node_id not in self._metered:
                 self._metered.add(node_id)
                 self.append(self._start(node_id, name))
+                self.nodes.append(name)
 
     def tell_last(self) -> str | None:
         self._stopped.set()
@@ -219,9 +221,10 @@ def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
     faults: list[str] = []
     if isinstance(meters, Meters) and (fault := meters.tell_last()) is not None:
         faults.append(fault)
-    for meter in meters:
+    nodes = [f" of {node}" for node in meters.nodes] if isinstance(meters, Meters) else [""] * len(meters)
+    for meter, of_node in zip(meters, nodes, strict=True):
         try:
             described.append(ray.get(meter.stop.remote(), timeout=10))
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-            faults.append(f"a meter could not be stopped in order: {type(error).__name__}")
+            faults.append(f"the meter{of_node} could not be stopped in order: {type(error).__name__}")
     return described, faults

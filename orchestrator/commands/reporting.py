@@ -90,7 +90,8 @@ def _record(folder: "RunFolder", reason: str | None) -> dict[str, Any]:
 
     try:
         if settle_if_dead(folder):
-            _note("the run was lost: its process ended without a word; go on with it by --resume")
+            todo = "" if folder.read_run().get("kind") == "measure" else "; go on with it by --resume"
+            _note(f"the run was lost: its process ended without a word{todo}")
         before = len(read_entries(folder.path)[0])
         record = write_record(folder, reason)
     except OSError as error:

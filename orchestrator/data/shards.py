@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from orchestrator.data.tokenizer import Tokenizer, TokenizerSpec
 
 VERSION = 1  # of the files' format: raise it when the same input would give other files
 BATCH_CHARACTERS = 2_000_000
+NEW_S = 60.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Progress = Callable[[int, int | None, str], None]
 
@@ -57,7 +60,9 @@ def build(
         folder = cache / _key("shards", described, digest, validation_fraction, seed)
         if not folder.exists():
             cache.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(cache)
             partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
+            held = _held(partial)
             try:
                 _write(partial, sources, tokenizer, validation_fraction, seed, total_bytes, report)
                 try:
@@ -67,6 +72,8 @@ def build(
                         raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+                if held is not None:
+                    os.close(held)
     corpus = _open(folder, sources, tokenizer)
     if corpus.train_tokens < min_tokens:
         raise ValueError(
@@ -79,6 +86,31 @@ def build(
 def open_corpus(folder: str | Path, sources: Sequence[SourceSpec]) -> TokenizedCorpus:
     """The corpus that `build` made of `sources` in `folder`, memory-mapped: what a worker opens."""
     return _open(Path(folder), sources, Tokenizer.load(Path(folder) / "tokenizer.model"))
+
+
+def _held(folder: Path) -> int | None:
+    """A lock on a folder, which ends with the process however that dies; None where it is held, or cannot be had."""
+    opened = None
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody's, gone, or on storage without locks
+        if opened is not None:
+            os.close(opened)
+        return None
+    return opened
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """What a process left that was killed while it wrote."""
+    for partial in cache.glob("partial-*"):
+        with suppress(FileNotFoundError):  # its writer was faster
+            if time.time() - partial.stat().st_mtime < NEW_S:  # perhaps not locked yet
+                continue
+        held = _held(partial)
+        if held is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(held)
 
 
 @contextmanager

@@ -85,9 +85,19 @@ class RunScreen:
         self._last_line_unix_s = 0.0
         self._low_disk = False
 
-    def note(self, text: str) -> None:
-        if not self._quiet:
-            self._say(Text(text))
+    def note(self, text: str, style: str = "") -> None:
+        """A line, on a terminal broken between words; of several lines each as it is."""
+        if self._quiet:
+            return
+        if self._console.is_terminal and "\n" not in text:
+            indent = text[: len(text) - len(text.lstrip())]
+            width = max(40, self._width() - 1)
+            text = "\n".join(
+                textwrap.wrap(
+                    text, width, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
+                )
+            )
+        self._say(Text(text, style))
 
     def failed(self, lines: list[str], log: Path | None = None) -> None:
         """What went wrong and what to do: shown however quiet the run is, and in whole lines to copy from."""
@@ -128,9 +138,9 @@ class RunScreen:
             f"{run['run_id']}: {params} parameters, {human_count(steps * batch)} tokens in {steps:,} steps, "
             f"{workers} {'GPU' if cuda else 'CPU'} worker{'s' if workers > 1 else ''}"
         )
-        self._wrapped(view.metering(run["meters"], workers if cuda else 0))
+        self.note(f"  {view.metering(run['meters'], workers if cuda else 0)}")
         for text in _reservations(run["meters"], cuda):
-            self._wrapped(text, "dim")
+            self.note(f"  {text}", "dim")
         if self._verbose:
             self.note("  Ray's log: logs/ray.log in the run folder")
 
@@ -199,12 +209,6 @@ class RunScreen:
 
     def _say(self, text: Text) -> None:
         self._console.print(text, soft_wrap=not self._console.is_terminal)
-
-    def _wrapped(self, text: str, style: str = "") -> None:
-        if self._quiet:
-            return
-        for line in textwrap.wrap(text, max(40, self._width() - 1), initial_indent="  ", subsequent_indent="    "):
-            self._console.print(Text(line, style))
 
     def _width(self) -> int:
         """Columns of the terminal as it is now; stdout, which rich would ask, may be a file."""

@@ -43,6 +43,20 @@ def test_the_cache_is_used_and_leaves_nothing_partial(corpus, specs, cache, monk
     assert not list(cache.glob("partial-*"))
 
 
+def test_what_a_killed_build_left_is_removed_and_what_another_writes_is_not(specs, cache, tmp_path):
+    there = tmp_path / "cache"
+    for name in ("partial-killed", "partial-written", "partial-new"):
+        (there / name).mkdir(parents=True)
+        (there / name / "tokens.bin").write_bytes(b"12")
+        if name != "partial-new":
+            os.utime(there / name, (1, 1))
+    written = shards._held(there / "partial-written")
+    assert written is not None
+    build(specs, TokenizerSpec(vocab_size=300), there, 0.1)
+    os.close(written)
+    assert {path.name for path in there.glob("partial-*")} == {"partial-written", "partial-new"}
+
+
 def test_a_changed_file_is_tokenised_again_and_a_failed_build_leaves_nothing(tmp_path):
     path = tmp_path / "in" / "a.txt"
     path.parent.mkdir()

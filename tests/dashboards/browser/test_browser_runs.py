@@ -249,6 +249,7 @@ def test_a_script_in_a_name_is_only_text(watch: Callable[..., Watched], client: 
 def test_the_colours_that_one_chose_stay(watch: Callable[..., Watched], client: Client) -> None:
     page = watch(client).go("/")
     page.get_by_role("button", name="Dark colours").click()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 23, 28)"
+    expect(page.locator("body")).to_have_css("background-color", "rgb(18, 23, 28)")
     page.get_by_role("link", name="Total").click()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 23, 28)"
+    expect(page.locator("h1")).to_have_text("Project total")
+    expect(page.locator("body")).to_have_css("background-color", "rgb(18, 23, 28)")
