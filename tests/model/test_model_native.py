@@ -1,13 +1,17 @@
 """Compiling the routines: once for a machine, and without a compiler everything trains by PyTorch's own kernels."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from model import native
+from model.kernels_attention import causal_attention
 
 SCRIPT = """
 import torch
@@ -96,3 +100,25 @@ def test_without_a_folder_of_the_users_own_it_is_kept_for_this_process(
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
     folder = native._cache_folder()
     assert folder.is_dir() and folder == native._cache_folder() and folder.stat().st_mode & 0o077 == 0
+
+
+@compiled_here
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" else [""])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processors_with_narrower_vectors_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str, dtype: torch.dtype
+) -> None:
+    narrower = ctypes.CDLL(str(native._compiled(f"{os.environ.get('CC', 'cc')} {without}", tmp_path)))
+    monkeypatch.setattr(native, "_load", lambda: narrower)
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, heads, 150, 40, dtype=dtype) for heads in (4, 2, 2)]
+    ours, exact = ([x.detach().to(kind).requires_grad_() for x in inputs] for kind in (dtype, torch.float64))
+    out = causal_attention(*ours)
+    truth = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    truth.backward(grad.double())
+    relative = 1e-5 if dtype == torch.float32 else 2e-2
+    for found, wanted in [(out, truth), *((x.grad, y.grad) for x, y in zip(ours, exact, strict=True))]:
+        assert found is not None and wanted is not None
+        assert float((found.double() - wanted).norm() / wanted.norm()) < relative
