@@ -119,6 +119,9 @@ def test_processors_with_narrower_vectors_compute_the_same(
     out.backward(grad)
     truth.backward(grad.double())
     relative = 1e-5 if dtype == torch.float32 else 2e-2
-    for found, wanted in [(out.detach(), truth.detach()), *((x.grad, y.grad) for x, y in zip(ours, exact, strict=True))]:
+    for found, wanted in [
+        (out.detach(), truth.detach()),
+        *((x.grad, y.grad) for x, y in zip(ours, exact, strict=True)),
+    ]:
         assert found is not None and wanted is not None
         assert float((found.double() - wanted).norm() / wanted.norm()) < relative
