@@ -7,11 +7,13 @@ holds a number of watts. It is of the whole node and contains every other device
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shlex
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +116,17 @@ def node_sensors(
     node: str,
     *,
     baseline_w: float | None = None,
+    baselines_w: Mapping[str, float] | None = None,
     baseline_source: str = "declared",
     power_command: str | None = None,
     power_file: str | None = None,
 ) -> list[Sensor]:
-    """The sensors that somebody declared for this node; none where nothing was."""
+    """The sensors that somebody declared for this node; none where nothing was.
+
+    baselines_w: W by patterns of node names (`gpu-*`), of which the first that fits is this node's.
+    """
+    if baselines_w is not None:
+        baseline_w = next((watts for name, watts in baselines_w.items() if fnmatch.fnmatchcase(node, name)), None)
     sensors: list[Sensor] = []
     if power_command is not None or power_file is not None:
         file = None if power_file is None else Path(power_file)

@@ -278,7 +278,8 @@ def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
     energy = experiment.energy
     declared = {
         "baseline_w": energy.node_baseline,
-        "baseline_source": energy.node_baseline_source,
+        "baselines_w": energy.node_baselines,
+        "baseline_source": energy.node_baseline_source or energy.node_baselines_source,
         "power_command": energy.node_power_command,
         "power_file": str(energy.node_power_file) if energy.node_power_file else None,
     }

@@ -255,6 +255,9 @@ class EnergySpec(Section):
     device_rated_power_source: str | None = None
     node_baseline: Annotated[PowerW, Field(gt=0)] | None = None  # fans, network, storage of a node: nothing reads them
     node_baseline_source: str | None = None
+    # the same by kind of node: {"gpu-*": 700 W, "*": 90 W}, of the patterns of names the first that fits
+    node_baselines: Annotated[dict[str, Annotated[PowerW, Field(gt=0)]], Field(min_length=1)] | None = None
+    node_baselines_source: str | None = None
     node_power_command: str | None = None  # prints a node's whole power, such as `ipmitool dcmi power reading`
     node_power_file: Path | None = None
     budget: BudgetSpec = BudgetSpec()

@@ -19,9 +19,10 @@ SOURCED = (
     "water_intensity",
     "device_rated_power",
     "node_baseline",
+    "node_baselines",
 )
 TOLD_BY_ONE_OF = {
-    "the power of a node": ("node_baseline", "node_power_command", "node_power_file"),
+    "the power of a node": ("node_baseline", "node_baselines", "node_power_command", "node_power_file"),
     "the grid's intensity": ("grid", "intensity"),
     "the grid's intensity by the hour": ("grid_series", "grid_zone"),
 }

@@ -62,6 +62,13 @@ def test_a_command_and_a_file(tmp_path: Path) -> None:
         node_sensors("n1", baseline_w=-1)
 
 
+@pytest.mark.parametrize(("node", "power_w"), [("gpu-7", 700), ("login", 90), ("GPU-7", 90)])
+def test_kinds_of_nodes_have_baselines_of_their_own(node: str, power_w: float) -> None:
+    [sensor] = node_sensors(node, baselines_w={"gpu-*": 700, "*": 90}, baseline_source="data sheet")
+    assert sensor.read().power_w == power_w
+    assert node_sensors(node, baselines_w={"other-*": 700}) == []
+
+
 def test_a_baseline_is_assumed_and_a_node_s_own_power_is_the_whole(tmp_path: Path) -> None:
     file = tmp_path / "power"
     file.write_text("500")
