@@ -39,6 +39,7 @@ def measure(work: Path, times: int) -> dict[str, Any]:
     """So many recoveries of one run, each SOON_S after its attempt's first step."""
     spec = write_spec(work, workers=WORKERS, steps=1_000_000)
     overrides = [f"training.checkpoint_every_steps={INTERVAL_STEPS}", "training.evaluate_every_steps=100000"]
+    overrides += [f"cluster.max_failures={times}"]  # none of them may have seen a new checkpoint
     run = Run(OwnRay(work / "stand-in"), work / "runs" / "recovery", spec, overrides)
     run.start()
     try:
@@ -86,9 +87,9 @@ def _recovery(run: Run) -> dict[str, Any]:
                 seen.setdefault("controller there", now)
             if len([each for each in run.processes(RANK) if each.pid not in pids]) == WORKERS:
                 seen["workers there"] = now
-        return run.newest_step()[0] > attempt
+        return run.newest_step()[0] > attempt or run.exit_code is not None
 
-    if not wait_until(look, LIMIT_S, LOOK_S):
+    if not wait_until(look, LIMIT_S, LOOK_S) or run.exit_code is not None:
         raise RuntimeError(f"attempt {attempt + 1} did not begin: {run.log}")
     seen |= _told(run, attempt + 1)
     moments = [killed_s, *(seen[part] for part in PARTS)]
