@@ -17,6 +17,7 @@ from orchestrator.spec.file import BadInput, load_experiment
 
 RESERVE = ".reserve"
 RESERVE_BYTES = 2**20
+TAIL_BYTES = 2**16
 RESUMABLE = {
     "data.cache",
     "training.evaluate_every_steps",
@@ -82,6 +83,17 @@ def claim_new(path: Path) -> Claim:
 def discard(path: Path) -> None:
     """Removes a folder in which nothing happened, so that its name is free again."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def has_trained(folder: RunFolder, attempt: int) -> bool:
+    """Whether rank 0 has written of a step of the attempt. Only the end of a file is read: signal handlers ask."""
+    try:
+        with open(folder.path / "metrics" / "rank-0.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith(b'{"attempt": %d, "event": "step"' % attempt) for line in lines)
 
 
 class Before:

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def _run(
         attempt_files.undo(folder, before)
         raise
     over: BudgetSpent | None = None
-    with Stops(folder.path / STOP_FILE, screen, lambda: ending.write("stopped")) as stops:
+    stop_file, trained = folder.path / STOP_FILE, partial(attempt_files.has_trained, folder)
+    with Stops(stop_file, screen, lambda: ending.write("stopped"), lambda: trained(ending.attempt)) as stops:
         with RayLog(folder.path / RAY_LOG) as log:
             try:
                 complete = _train(

@@ -19,8 +19,16 @@ class Stops:
     """Once: before the first step ends at once, in order; then asks the trainer for checkpoint and report; after the
     training changes nothing. Twice: ends now; what is on disk stays, and run.json says that it was stopped."""
 
-    def __init__(self, stop_file: Path, screen: Terminal, write_ending: Callable[[], None]):
+    def __init__(
+        self,
+        stop_file: Path,
+        screen: Terminal,
+        write_ending: Callable[[], None],
+        has_trained: Callable[[], bool] = lambda: False,
+    ):
+        """has_trained: whether there is a step that a stop could lose; called from a signal handler."""
         self._stop_file, self._screen, self._write_ending = stop_file, screen, write_ending
+        self._has_trained = has_trained
         self._count, self._stage = 0, "starting"
         self._notes: list[str] = []
         self._old: dict[int, Any] = {}
@@ -57,7 +65,9 @@ class Stops:
         if self._count > 1:
             self._end_now()
         if self._stage == "starting":
-            raise KeyboardInterrupt
+            if not self._has_trained():
+                raise KeyboardInterrupt
+            self.gently()  # the driver has not looked since the first step
         if self._stage == "finishing":
             self._screen.blurt("writing the report; Ctrl-C again ends at once")
             return

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from tiny import write_spec
 
-from orchestrator.driver.attempts import resumable
+from energy.runs import RunFolder
+from orchestrator.driver.attempts import has_trained, resumable
 from orchestrator.driver.endings import advice, cause
 from orchestrator.driver.stops import Stops
+from orchestrator.ranks.loop import StepResult
+from orchestrator.ranks.metrics import MetricsFile
 from orchestrator.spec.file import dump_experiment, load_experiment
 
 
@@ -134,6 +137,17 @@ def test_before_the_first_step_it_ends_at_once(tmp_path: Path, exits: list[int])
     with pytest.raises(KeyboardInterrupt), Stops(tmp_path / "stop", Screen(), lambda: None):
         signal.raise_signal(signal.SIGTERM)
     assert not exits and not (tmp_path / "stop").exists()
+
+
+def test_a_first_step_that_the_driver_has_not_seen_yet_is_kept(tmp_path: Path, exits: list[int]) -> None:
+    folder = RunFolder(tmp_path)
+    assert not has_trained(folder, 2)
+    metrics = MetricsFile(tmp_path / "metrics" / "rank-0.jsonl", attempt=2, rank=0, batch_tokens=8, started_unix_s=0.0)
+    metrics.step(1, StepResult(loss=1.0, grad_norm=1.0, lr=0.1, stop=False))
+    assert has_trained(folder, 2) and not has_trained(folder, 1) and not has_trained(folder, 3)
+    with Stops(tmp_path / "stop", Screen(), lambda: None, lambda: has_trained(folder, 2)):
+        signal.raise_signal(signal.SIGTERM)
+    assert (tmp_path / "stop").exists() and not exits
 
 
 def test_while_it_trains_once_asks_and_twice_ends(tmp_path: Path, exits: list[int]) -> None:
