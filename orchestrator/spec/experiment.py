@@ -323,13 +323,20 @@ class Experiment(Section):
     @property
     def doubts(self) -> list[str]:
         """What can be trained and is hardly meant: said before the start, and no fault."""
+        found = []
         steps, warmup = self.total_steps, self.training.warmup_steps
-        if warmup < steps:
-            return []
-        return [
-            f"training.warmup_steps {warmup:,} is not less than the {steps:,} steps of the training: the learning rate "
-            "only rises, and peak_lr is hardly reached, or never"
-        ]
+        if warmup >= steps:
+            found.append(
+                f"training.warmup_steps {warmup:,} is not less than the {steps:,} steps of the training: the learning "
+                "rate only rises, and peak_lr is hardly reached, or never"
+            )
+        tokenizer = self.data.tokenizer
+        if tokenizer.path is not None and tokenizer.vocab_size != TokenizerSpec().vocab_size:
+            found.append(
+                f"data.tokenizer.vocab_size {tokenizer.vocab_size:,} is of one that is trained, and not used: "
+                f"{tokenizer.path} is there already"
+            )
+        return found
 
     def llama_config(self, vocab_size: int | None = None) -> LlamaConfig:
         """The model; `vocab_size` is the tokenizer's. ValueError where the model has no row for one of its pieces."""

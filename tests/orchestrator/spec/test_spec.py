@@ -194,6 +194,14 @@ def test_a_warmup_longer_than_the_training_is_doubted() -> None:
     assert "warmup_steps 500" in load_experiment(LAPTOP, ["training.warmup_steps=500"]).doubts[0]
 
 
+def test_the_size_of_a_tokenizer_that_is_there_already_is_doubted(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    there = f"data.tokenizer.path={tmp_path / 'tokenizer.model'}"
+    [doubt] = load_experiment(LAPTOP, [there, "data.tokenizer.vocab_size=5000"]).doubts
+    assert "vocab_size 5,000" in doubt and "tokenizer.model" in doubt
+    assert load_experiment(LAPTOP, [there, "data.tokenizer.vocab_size=32000"]).doubts == []
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00", "a: !!int x", "a: " + "[" * 3000, "a: " + "9" * 5000])
 def test_a_file_that_is_no_experiment(text: str, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
