@@ -189,29 +189,21 @@ static void forward_head(const Shape *s, const Array *q, const Array *out, float
 int attention_forward(const Shape *s, const Array *q, const Array *k, const Array *v, const Array *out, float *lse) {
     const int64_t W = padded(s->channels, LANES), L = padded(s->length, BLOCK), group = s->heads / s->kv_heads;
     const int64_t floats = 3 * L * W + 3 * BLOCK * W + 2 * BLOCK * BLOCK + 2 * BLOCK;
-    int failed = 0;
-#pragma omp parallel num_threads(s->threads)
-    {
-        float *memory = reserve(floats), *room = memory;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t item = 0; item < s->batch * s->kv_heads; item++) {
-            if (memory == NULL) {
-#pragma omp atomic write
-                failed = NO_MEMORY;
-                continue;
-            }
-            const int64_t b = item / s->kv_heads, kv = item % s->kv_heads;
-            room = memory;
-            float *k_LU = take(&room, L * W), *v_LU = take(&room, L * W), *spare = take(&room, L * W);
-            read_units(s, k, b, kv, 0, L, W, k_LU);
-            read_units(s, v, b, kv, 0, L, W, v_LU);
-            const float *v_LW = along_positions(s, v_LU, L, W, spare);
-            for (int64_t h = kv * group; h < (kv + 1) * group; h++)
-                forward_head(s, q, out, lse + (b * s->heads + h) * s->length, b, h, W, k_LU, v_LW, room);
-        }
-        free(memory);
+    float *memory = reserve(floats, s->threads);
+    if (memory == NULL) return NO_MEMORY;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(s->threads)
+    for (int64_t item = 0; item < s->batch * s->kv_heads; item++) {
+        const int64_t b = item / s->kv_heads, kv = item % s->kv_heads;
+        float *room = own(memory, floats);
+        float *k_LU = take(&room, L * W), *v_LU = take(&room, L * W), *spare = take(&room, L * W);
+        read_units(s, k, b, kv, 0, L, W, k_LU);
+        read_units(s, v, b, kv, 0, L, W, v_LU);
+        const float *v_LW = along_positions(s, v_LU, L, W, spare);
+        for (int64_t h = kv * group; h < (kv + 1) * group; h++)
+            forward_head(s, q, out, lse + (b * s->heads + h) * s->length, b, h, W, k_LU, v_LW, room);
     }
-    return failed;
+    free(memory);
+    return 0;
 }
 
 /* What the query heads of a key/value head share in the backward. */
@@ -279,32 +271,24 @@ int attention_backward(const Shape *s, const Array *q, const Array *k, const Arr
                        const Array *grad_v) {
     const int64_t W = padded(s->channels, LANES), L = padded(s->length, BLOCK), group = s->heads / s->kv_heads;
     const int64_t floats = 5 * L * W + 7 * BLOCK * W + 5 * BLOCK * BLOCK + 2 * BLOCK;
-    int failed = 0;
-#pragma omp parallel num_threads(s->threads)
-    {
-        float *memory = reserve(floats), *room = memory;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t item = 0; item < s->batch * s->kv_heads; item++) {
-            if (memory == NULL) {
-#pragma omp atomic write
-                failed = NO_MEMORY;
-                continue;
-            }
-            const int64_t b = item / s->kv_heads, head = item % s->kv_heads;
-            room = memory;
-            float *k_LU = take(&room, L * W), *v_LU = take(&room, L * W), *spare = take(&room, L * W);
-            float *grad_k_LW = take(&room, L * W), *grad_v_LW = take(&room, L * W);
-            read_units(s, k, b, head, 0, L, W, k_LU);
-            read_units(s, v, b, head, 0, L, W, v_LU);
-            memset(grad_k_LW, 0, sizeof(float) * (size_t)(L * W));
-            memset(grad_v_LW, 0, sizeof(float) * (size_t)(L * W));
-            const KeyValueHead kv = {k_LU, along_positions(s, k_LU, L, W, spare), v_LU, grad_k_LW, grad_v_LW};
-            for (int64_t h = head * group; h < (head + 1) * group; h++)
-                backward_head(s, q, out, grad, lse + (b * s->heads + h) * s->length, grad_q, b, h, W, &kv, room);
-            write_rows(s, grad_k, b, head, 0, L, W, s->scale, grad_k_LW);
-            write_rows(s, grad_v, b, head, 0, L, W, 1.0f, grad_v_LW);
-        }
-        free(memory);
+    float *memory = reserve(floats, s->threads);
+    if (memory == NULL) return NO_MEMORY;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(s->threads)
+    for (int64_t item = 0; item < s->batch * s->kv_heads; item++) {
+        const int64_t b = item / s->kv_heads, head = item % s->kv_heads;
+        float *room = own(memory, floats);
+        float *k_LU = take(&room, L * W), *v_LU = take(&room, L * W), *spare = take(&room, L * W);
+        float *grad_k_LW = take(&room, L * W), *grad_v_LW = take(&room, L * W);
+        read_units(s, k, b, head, 0, L, W, k_LU);
+        read_units(s, v, b, head, 0, L, W, v_LU);
+        memset(grad_k_LW, 0, sizeof(float) * (size_t)(L * W));
+        memset(grad_v_LW, 0, sizeof(float) * (size_t)(L * W));
+        const KeyValueHead kv = {k_LU, along_positions(s, k_LU, L, W, spare), v_LU, grad_k_LW, grad_v_LW};
+        for (int64_t h = head * group; h < (head + 1) * group; h++)
+            backward_head(s, q, out, grad, lse + (b * s->heads + h) * s->length, grad_q, b, h, W, &kv, room);
+        write_rows(s, grad_k, b, head, 0, L, W, s->scale, grad_k_LW);
+        write_rows(s, grad_v, b, head, 0, L, W, 1.0f, grad_v_LW);
     }
-    return failed;
+    free(memory);
+    return 0;
 }

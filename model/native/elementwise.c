@@ -31,29 +31,21 @@ static inline void put(void *to, int64_t at, int64_t n, int bfloat16, const floa
 int rms_norm_forward(const void *x, const float *weight, void *y, float *inverse, int64_t N, int64_t E,
                      int64_t bfloat16, int64_t threads, float eps) {
     const int64_t W = padded(E, 64);
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        float *memory = reserve(2 * W), *room = memory;
-        float *row = take(&room, W), *w = take(&room, W);
-        if (memory != NULL) get(weight, 0, E, 0, w);
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < N; i++) {
-            if (memory == NULL) {
-#pragma omp atomic write
-                failed = NO_MEMORY;
-                continue;
-            }
-            get(x, i * E, E, bfloat16, row);
-            vec squares = {0};
-            for (int64_t e = 0; e < E; e += LANES) squares += load(row + e) * load(row + e);
-            const float r = inverse[i] = 1.0f / sqrtf(across(squares) / E + eps);
-            for (int64_t e = 0; e < E; e += LANES) store(row + e, load(row + e) * r * load(w + e));
-            put(y, i * E, E, bfloat16, row);
-        }
-        free(memory);
+    float *memory = reserve(W, threads + 1), *w = memory + threads * W;
+    if (memory == NULL) return NO_MEMORY;
+    get(weight, 0, E, 0, w);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < N; i++) {
+        float *row = own(memory, W);
+        get(x, i * E, E, bfloat16, row);
+        vec squares = {0};
+        for (int64_t e = 0; e < E; e += LANES) squares += load(row + e) * load(row + e);
+        const float r = inverse[i] = 1.0f / sqrtf(across(squares) / E + eps);
+        for (int64_t e = 0; e < E; e += LANES) store(row + e, load(row + e) * r * load(w + e));
+        put(y, i * E, E, bfloat16, row);
     }
-    return failed;
+    free(memory);
+    return 0;
 }
 
 /* dx = r g w - x r^3 / E sum(g w x), and of dw = sum over rows of g x r the sums of `chunks` equal parts of the rows,
@@ -61,40 +53,33 @@ int rms_norm_forward(const void *x, const float *weight, void *y, float *inverse
 int rms_norm_backward(const void *grad, const void *x, const float *weight, const float *inverse, void *grad_x,
                       float *grad_weight, int64_t chunks, int64_t N, int64_t E, int64_t bfloat16, int64_t threads) {
     const int64_t W = padded(E, 64), rows = (N + chunks - 1) / chunks;
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        float *memory = reserve(4 * W), *room = memory;
-        float *high = take(&room, W), *g = take(&room, W), *w = take(&room, W), *sum = take(&room, W);
-        if (memory != NULL) get(weight, 0, E, 0, w);
-#pragma omp for schedule(static)
-        for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            if (memory == NULL) {
-#pragma omp atomic write
-                failed = NO_MEMORY;
-                continue;
+    float *memory = reserve(3 * W, threads + 1), *w = memory + threads * 3 * W;
+    if (memory == NULL) return NO_MEMORY;
+    get(weight, 0, E, 0, w);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float *room = own(memory, 3 * W);
+        float *high = take(&room, W), *g = take(&room, W), *sum = take(&room, W);
+        memset(sum, 0, sizeof(float) * (size_t)W);
+        for (int64_t i = chunk * rows; i < N && i < (chunk + 1) * rows; i++) {
+            const float r = inverse[i];
+            get(x, i * E, E, bfloat16, high);
+            get(grad, i * E, E, bfloat16, g);
+            vec along = {0};
+            for (int64_t e = 0; e < E; e += LANES) {
+                vec product = load(g + e) * load(high + e);
+                store(sum + e, load(sum + e) + product * r);
+                along += product * load(w + e);
             }
-            memset(sum, 0, sizeof(float) * (size_t)W);
-            for (int64_t i = chunk * rows; i < N && i < (chunk + 1) * rows; i++) {
-                const float r = inverse[i];
-                get(x, i * E, E, bfloat16, high);
-                get(grad, i * E, E, bfloat16, g);
-                vec along = {0};
-                for (int64_t e = 0; e < E; e += LANES) {
-                    vec product = load(g + e) * load(high + e);
-                    store(sum + e, load(sum + e) + product * r);
-                    along += product * load(w + e);
-                }
-                const float back = across(along) * r * r * r / E;
-                for (int64_t e = 0; e < E; e += LANES)
-                    store(g + e, load(g + e) * load(w + e) * r - load(high + e) * back);
-                put(grad_x, i * E, E, bfloat16, g);
-            }
-            put(grad_weight, chunk * E, E, 0, sum);
+            const float back = across(along) * r * r * r / E;
+            for (int64_t e = 0; e < E; e += LANES)
+                store(g + e, load(g + e) * load(w + e) * r - load(high + e) * back);
+            put(grad_x, i * E, E, bfloat16, g);
         }
-        free(memory);
+        put(grad_weight, chunk * E, E, 0, sum);
     }
-    return failed;
+    free(memory);
+    return 0;
 }
 
 /* x / (1 + e^-x), and 1 / (1 + e^-x) in `sigmoid`, by an exponential that cannot overflow. */
@@ -149,33 +134,26 @@ int swiglu_backward(const void *grad, const void *gate, const void *up, void *gr
 int rotate(const void *x, const float *cosines, const float *sines, void *y, int64_t positions, int64_t angles,
            int64_t heads, int64_t D, int64_t direction, int64_t bfloat16, int64_t threads) {
     const int64_t half = D / 2, W = padded(D, 64);
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        float *memory = reserve(2 * W), *room = memory;
+    float *memory = reserve(2 * W, threads);
+    if (memory == NULL) return NO_MEMORY;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t position = 0; position < positions; position++) {
+        float *room = own(memory, 2 * W);
         float *restrict row = take(&room, W), *restrict turned = take(&room, W);
-#pragma omp for schedule(static)
-        for (int64_t position = 0; position < positions; position++) {
-            if (memory == NULL) {
-#pragma omp atomic write
-                failed = NO_MEMORY;
-                continue;
+        const float *c = cosines + position % angles * half, *s = sines + position % angles * half;
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t at = (position * heads + head) * D;
+            get(x, at, D, bfloat16, row);
+            for (int64_t d = 0; d < half; d++) {
+                const float sine = s[d] * direction;
+                turned[d] = row[d] * c[d] - row[d + half] * sine;
+                turned[d + half] = row[d + half] * c[d] + row[d] * sine;
             }
-            const float *c = cosines + position % angles * half, *s = sines + position % angles * half;
-            for (int64_t head = 0; head < heads; head++) {
-                const int64_t at = (position * heads + head) * D;
-                get(x, at, D, bfloat16, row);
-                for (int64_t d = 0; d < half; d++) {
-                    const float sine = s[d] * direction;
-                    turned[d] = row[d] * c[d] - row[d + half] * sine;
-                    turned[d + half] = row[d + half] * c[d] + row[d] * sine;
-                }
-                put(y, at, D, bfloat16, turned);
-            }
+            put(y, at, D, bfloat16, turned);
         }
-        free(memory);
     }
-    return failed;
+    free(memory);
+    return 0;
 }
 
 /* loss = log(sum(exp(x))) - x[target] of each row of the logits (N, V), which then become its gradient if that is
@@ -183,40 +161,39 @@ int rotate(const void *x, const float *cosines, const float *sines, void *y, int
 int cross_entropy(void *logits, const int64_t *targets, float *loss, int64_t N, int64_t V, int64_t ignored,
                   int64_t differentiate, int64_t bfloat16, int64_t threads) {
     const int64_t W = padded(V, 64);
+    float *memory = reserve(W, threads);
+    if (memory == NULL) return NO_MEMORY;
     int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        float *memory = reserve(W), *row = memory;
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < N; i++) {
-            const int64_t target = targets[i], valid = target >= 0 && target < V;
-            if (memory == NULL || (!valid && target != ignored)) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < N; i++) {
+        const int64_t target = targets[i], valid = target >= 0 && target < V;
+        float *row = own(memory, W);
+        if (!valid && target != ignored) {
 #pragma omp atomic write
-                failed = memory == NULL ? NO_MEMORY : BAD_INDEX;
-                continue;
-            }
-            get(logits, i * V, V, bfloat16, row);
-            for (int64_t v = V; v < padded(V, LANES); v++) row[v] = -INFINITY;
-            vec most = (vec){0} - INFINITY;
-            for (int64_t v = 0; v < V; v += LANES) most = larger(load(row + v), most);
-            float top = most[0];
-            for (int lane = 1; lane < LANES; lane++) top = most[lane] > top ? most[lane] : top;
-            loss[i] = valid ? top - row[target] : 0.0f;
-            vec sums = {0};
-            for (int64_t v = 0; v < V; v += LANES) {
-                vec p = exponential(load(row + v) - top);
-                store(row + v, p);
-                sums += p;
-            }
-            const float sum = across(sums);
-            if (valid) loss[i] += logf(sum);
-            if (!differentiate) continue;
-            const float factor = valid ? 1.0f / sum : 0.0f;
-            for (int64_t v = 0; v < V; v += LANES) store(row + v, load(row + v) * factor);
-            if (valid) row[target] -= 1.0f;
-            put(logits, i * V, V, bfloat16, row);
+            failed = BAD_INDEX;
+            continue;
         }
-        free(memory);
+        get(logits, i * V, V, bfloat16, row);
+        for (int64_t v = V; v < padded(V, LANES); v++) row[v] = -INFINITY;
+        vec most = (vec){0} - INFINITY;
+        for (int64_t v = 0; v < V; v += LANES) most = larger(load(row + v), most);
+        float top = most[0];
+        for (int lane = 1; lane < LANES; lane++) top = most[lane] > top ? most[lane] : top;
+        loss[i] = valid ? top - row[target] : 0.0f;
+        vec sums = {0};
+        for (int64_t v = 0; v < V; v += LANES) {
+            vec p = exponential(load(row + v) - top);
+            store(row + v, p);
+            sums += p;
+        }
+        const float sum = across(sums);
+        if (valid) loss[i] += logf(sum);
+        if (!differentiate) continue;
+        const float factor = valid ? 1.0f / sum : 0.0f;
+        for (int64_t v = 0; v < V; v += LANES) store(row + v, load(row + v) * factor);
+        if (valid) row[target] -= 1.0f;
+        put(logits, i * V, V, bfloat16, row);
     }
+    free(memory);
     return failed;
 }

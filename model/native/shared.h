@@ -3,6 +3,7 @@
 #define NATIVE_SHARED_H
 
 #include <math.h>
+#include <omp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -94,13 +95,18 @@ static inline uint16_t rounded(float x) { /* to the nearest, ties to even; NaN s
 
 static inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-/* Memory of a thread (NULL where there is none), cut into arrays, all of whole lines of 64 numbers. */
+/* Memory for so many numbers for each thread, reserved before the threads begin (NULL where there is none): `own` is a
+ * thread's, and `take` cuts it into arrays, all of whole lines of 64 numbers. */
+static inline float *reserve(int64_t floats, int64_t threads) {
+    return aligned_alloc(256, sizeof(float) * (size_t)(floats * threads));
+}
+
+static inline float *own(float *memory, int64_t floats) { return memory + floats * omp_get_thread_num(); }
+
 static inline float *take(float **room, int64_t floats) {
     float *taken = *room;
     *room += floats;
     return taken;
 }
-
-static inline float *reserve(int64_t floats) { return aligned_alloc(256, sizeof(float) * (size_t)floats); }
 
 #endif
