@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+MEASURE = "measure"  # `kind` in run.json of a command that was measured; of a training there is none
 SERIES = "grid/series.json"  # in a run's folder: the grid's intensity over the run, where it is declared by the hour
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from dashboards.server.catalog import Catalog, Live, ReadLive
 from dashboards.server.nodes import Node, number_of, read_node
-from dashboards.server.pages import BROKEN, MEASURE
+from dashboards.server.pages import BROKEN
 from dashboards.server.preflight import Preflight, read_preflight
-from energy.runs import RunFolder
+from energy.runs import MEASURE, RunFolder
 
 HEAD_BYTES = 64 * 1024  # of a rank's metrics: where it says which GPUs it holds
 AT_LIMIT = 0.98  # of its rated power: it can draw no more, and is slowed down to keep to it

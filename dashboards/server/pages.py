@@ -15,12 +15,11 @@ from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards, m
 from energy import human
 from energy.records.record import FILE_NAME as RECORD
 from energy.records.total import NOT_SAID, Entry
-from energy.runs import RunFolder
+from energy.runs import MEASURE, RunFolder
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, UndefinedError)  # what files of another shape lead to
-MEASURE = "measure"  # kind of a run of `hoofprint measure`
 NUMERIC = ("tokens", "loss", "energy", "carbon", "hours")
 
 

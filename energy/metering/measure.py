@@ -29,11 +29,10 @@ from energy.metering.live import told
 from energy.metering.measurement import Factors, Measurement
 from energy.metering.meter import Meter
 from energy.metering.windows import Window
-from energy.runs import LOCK, RunFolder, require_run_name
+from energy.runs import LOCK, MEASURE, RunFolder, require_run_name
 from energy.sensors import discover
 from energy.sensors.declared import node_sensors
 
-KIND = "measure"
 COMMAND_PHASE = "command"
 LOOK_UP_S = 10.0  # the models of CPU and memory need a second or two of it, where there are no counters
 STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -154,8 +153,8 @@ def _describe(
         "run_id": folder.path.name,
         "name": name or shlex.join(command)[:80],
         "status": "running",
-        "kind": KIND,
-        "purpose": KIND,
+        "kind": MEASURE,
+        "purpose": MEASURE,
         "created_unix_s": now,
         "ended_unix_s": None,
         "error": None,
@@ -170,7 +169,7 @@ def _describe(
         "planned_tokens": None,
         "accounting": factors.accounting(),
         "meters": [meter.describe()],
-        "command": shlex.join(["hoofprint", KIND, "--", *command]),
+        "command": shlex.join(["hoofprint", MEASURE, "--", *command]),
         "measured_command": list(command),
         "working_directory": os.getcwd(),
     }
@@ -187,7 +186,7 @@ def _make_folder(runs_dir: Path, name: str | None) -> RunFolder:
     """A new run folder. ValueError when the name is none, or is taken."""
     if name is not None:
         require_run_name(name)
-    stem = name or time.strftime(f"{KIND}-%Y%m%d-%H%M%S")
+    stem = name or time.strftime(f"{MEASURE}-%Y%m%d-%H%M%S")
     number = 1
     while True:
         path = runs_dir.absolute() / (stem if number == 1 else f"{stem}-{number}")

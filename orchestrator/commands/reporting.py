@@ -86,11 +86,12 @@ def _record(folder: "RunFolder", reason: str | None) -> dict[str, Any]:
     import json
 
     from energy.records.record import FILE_NAME, read_entries, write_record
+    from energy.runs import MEASURE
     from orchestrator.driver.attempts import settle_if_dead
 
     try:
         if settle_if_dead(folder):
-            todo = "" if folder.read_run().get("kind") == "measure" else "; go on with it by --resume"
+            todo = "" if folder.read_run().get("kind") == MEASURE else "; go on with it by --resume"
             _note(f"the run was lost: its process ended without a word{todo}")
         before = len(read_entries(folder.path)[0])
         record = write_record(folder, reason)

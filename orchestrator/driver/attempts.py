@@ -88,7 +88,7 @@ def discard(path: Path) -> None:
 def has_trained(folder: RunFolder, attempt: int) -> bool:
     """Whether rank 0 has written of a step of the attempt. Only the end of a file is read: signal handlers ask."""
     try:
-        with open(folder.path / "metrics" / "rank-0.jsonl", "rb") as file:
+        with open(folder.metrics_file(0), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
