@@ -208,7 +208,7 @@ class RunScreen:
         self._terminal.write(f"{text}\n".encode())
 
     def _say(self, text: Text) -> None:
-        self._console.print(text, soft_wrap=not self._console.is_terminal)
+        self._console.print(text, soft_wrap=True)  # a path stays whole
 
     def _width(self) -> int:
         """Columns of the terminal as it is now; stdout, which rich would ask, may be a file."""

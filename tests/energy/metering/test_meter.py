@@ -281,3 +281,9 @@ def test_a_forked_child_does_not_change_what_the_meter_has_cost() -> None:
         os._exit(cost.total_s([(1.0, 2.0)]) != before_s)
     assert os.waitpid(child, 0)[1] == 0
     assert before_s == cost.total_s([]) + 2.0 >= 7.0
+
+
+def test_readings_are_at_most_the_interval_apart_and_in_step_with_nothing() -> None:
+    meter = meter_of(Board("GPU-1"))
+    spaces_s = [meter._spaced(1.0) for _ in range(1000)]
+    assert max(spaces_s) <= 1.0 and 0.8 <= min(spaces_s) < 0.85 < max(spaces_s) - 0.1

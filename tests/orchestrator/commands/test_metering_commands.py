@@ -227,6 +227,18 @@ def test_a_run_at_work_is_not_taken_for_lost(environment: dict[str, str], hoofpr
     assert json.loads((tmp_path / "runs" / "m" / "run.json").read_text())["status"] == "completed"
 
 
+def test_a_killed_command_is_reported_without_the_advice_for_trainings(
+    environment: dict[str, str], hoofprint: Run, tmp_path: Path
+) -> None:
+    command = [*HOOFPRINT, "measure", "-q", "--name", "m", "--", "sh", "-c", "echo ready; sleep 1"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.kill()
+    process.communicate()
+    done = hoofprint("report", "runs/m")
+    assert done.returncode == 0 and "the run was lost" in done.stderr and "--resume" not in done.stderr
+
+
 def test_readings_as_csv_and_parquet(hoofprint: Run, tmp_path: Path) -> None:
     assert hoofprint("measure", "-q", "--name", "m", "--interval-s", "0.1", "--", "sleep", "1").returncode == 0
     done = hoofprint("readings", "runs/m")

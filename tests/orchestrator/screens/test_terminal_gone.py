@@ -1,8 +1,11 @@
 """A run goes on, and ends in order, when the terminal that shows it is closed."""
 
+import fcntl
 import os
 import pty
 import signal
+import struct
+import termios
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,22 @@ def test_what_is_said_after_the_terminal_is_gone_hurts_nobody(terminal: tuple[in
     screen.failed(["the run failed: for a reason", "what to do"])
     screen.blurt("from a handler")
     screen.release()
+
+
+def test_a_long_note_is_broken_between_words_and_stays_indented(terminal: tuple[int, int], tmp_path: Path) -> None:
+    reading, showing = terminal
+    fcntl.ioctl(showing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    note = f"  activation checkpointing none (on the CPU nothing is computed twice); {'path/' * 20}; float32"
+    screen = screen_on(showing)
+    screen.note(note)
+    lines = os.read(reading, 1000).decode().splitlines()
+    assert [line.rstrip() for line in lines if len(line) > 60] == [f"    {'path/' * 20};"]  # to be copied whole
+    assert len(lines) > 2 and all(line.startswith("    ") for line in lines[1:])
+    assert " ".join(" ".join(lines).split()) == " ".join(note.split())
+    with (tmp_path / "log").open("w+") as log:
+        screen_on(log.fileno()).note(note)
+        log.seek(0)
+        assert log.read() == f"{note}\n"
 
 
 def test_other_faults_of_writing_are_told() -> None:
