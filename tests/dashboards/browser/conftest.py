@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def watch(browser: Browser) -> Iterator[Callable[..., Watched]]:
+def servers() -> Iterator[ExitStack]:
+    """Servers of one test. They end after its pages (`watch`), which ask until they are closed."""
+    with ExitStack() as servers:
+        yield servers
+
+
+@pytest.fixture
+def watch(browser: Browser, servers: ExitStack) -> Iterator[Callable[..., Watched]]:
     """Opens pages of a server; afterwards none may have logged an error, lacked an answer or asked elsewhere."""
     contexts: list[BrowserContext] = []
     watched: list[Watched] = []

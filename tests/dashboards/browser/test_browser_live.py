@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -65,29 +66,29 @@ def it_ends(page: Page, status: str) -> None:
 
 
 def test_a_real_run_goes_on_while_it_is_shown(
-    watch: Callable[..., Watched], tmp_path: Path, simulated: dict[str, str]
+    watch: Callable[..., Watched], servers: ExitStack, tmp_path: Path, simulated: dict[str, str]
 ) -> None:
     (tmp_path / "runs").mkdir()
     wait = f"import os, time\nwhile os.path.exists({str(tmp_path / 'go-on')!r}): time.sleep(0.1)"
     (tmp_path / "go-on").touch()
     command = [sys.executable, "-m", "orchestrator", "measure", "--runs", str(tmp_path / "runs"), "--name", "goes-on"]
-    with serve(tmp_path / "runs") as client:
-        page = watch(client).go("/")
-        expect(page.locator("#list")).to_contain_text("No runs yet")
-        command += ["--quiet", "--", sys.executable, "-c", wait]
-        process = subprocess.Popen(command, env=simulated, cwd=ROOT)
-        try:
-            its_page(page, 30)
-            goes_on(page)
-        finally:
-            (tmp_path / "go-on").unlink()
-            assert process.wait(60) == 0
-        it_ends(page, "completed")
+    client = servers.enter_context(serve(tmp_path / "runs"))
+    page = watch(client).go("/")
+    expect(page.locator("#list")).to_contain_text("No runs yet")
+    command += ["--quiet", "--", sys.executable, "-c", wait]
+    process = subprocess.Popen(command, env=simulated, cwd=ROOT)
+    try:
+        its_page(page, 30)
+        goes_on(page)
+    finally:
+        (tmp_path / "go-on").unlink()
+        assert process.wait(60) == 0
+    it_ends(page, "completed")
 
 
 @pytest.mark.stress
 def test_a_real_training_goes_on_while_it_is_shown(
-    watch: Callable[..., Watched], tmp_path: Path, simulated: dict[str, str]
+    watch: Callable[..., Watched], servers: ExitStack, tmp_path: Path, simulated: dict[str, str]
 ) -> None:
     from tiny import write_spec  # brings torch along
 
@@ -96,7 +97,8 @@ def test_a_real_training_goes_on_while_it_is_shown(
     spec = write_spec(tmp_path, steps=MANY)
     command = [sys.executable, "-m", "orchestrator", "run", str(spec), "--runs", str(run.parent), "--name", run.name]
     command += ["--set", f"training.checkpoint_every_steps={MANY}", "--set", "training.evaluate_every_steps=200"]
-    with serve(run.parent) as client, (tmp_path / "said.txt").open("w") as said:
+    client = servers.enter_context(serve(run.parent))
+    with (tmp_path / "said.txt").open("w") as said:
         page = watch(client).go("/")
         process = subprocess.Popen(command, env=simulated, cwd=ROOT, stdout=said, stderr=said)
         try:
@@ -119,58 +121,62 @@ def test_a_real_training_goes_on_while_it_is_shown(
         it_ends(page, "stopped")
 
 
-def test_a_folder_comes_half_written_breaks_and_goes(watch: Callable[..., Watched], tmp_path: Path) -> None:
+def test_a_folder_comes_half_written_breaks_and_goes(
+    watch: Callable[..., Watched], servers: ExitStack, tmp_path: Path
+) -> None:
     recorded(tmp_path / "runs" / "old")
-    with serve(tmp_path / "runs") as client:
-        seen = watch(client)
-        page = seen.go("/")
-        left, rows = page.locator("details.left"), page.locator("#list tbody")
-        expect(rows).to_contain_text("old")
-        new = tmp_path / "runs" / "new"
-        new.mkdir()
-        (new / "run.json").write_text('{"run_id": "new", "stat')
-        expect(left).to_contain_text("1 folder left out")
-        left.locator("summary").click()
-        expect(left).to_contain_text("new: cannot be read (run.json: not JSON")
-        make_run(new)
-        expect(rows).to_contain_text("no record")
-        write_record(make_run(tmp_path / "made"))
-        shutil.copy(tmp_path / "made" / FILE_NAME, new)
-        page.get_by_role("link", name="new").click()
-        expect(page.locator("#power-said")).to_contain_text("mean")
-        # Its record breaks while it is shown: the rest stays, and it is named.
-        (new / FILE_NAME).write_text('{"schema": ')
-        page.reload()
-        expect(page.locator("main")).to_contain_text(f"{FILE_NAME} cannot be shown")
-        expect(page.locator("#power-said")).to_contain_text("mean")
-        for path in new.rglob("*.ledger"):
-            path.write_bytes(b"\0" * 5000)
-        page.reload()
-        expect(page.locator("#power-notes")).to_contain_text("n1.ledger: byte 0: torn")
-        assert seen.faults() == []
-        shutil.rmtree(new)
-        page.evaluate("refreshState().catch(trouble)")  # an ended run asks only every 10 s
-        expect(page.locator("#trouble")).to_contain_text("folder is gone")
-        assert page.locator("h1").inner_text() == "new"
-        page.get_by_role("link", name="Runs").click()
-        expect(rows).not_to_contain_text("new")
-        seen.forgive()  # the browser logs the 404 of what is gone
+    client = servers.enter_context(serve(tmp_path / "runs"))
+    seen = watch(client)
+    page = seen.go("/")
+    left, rows = page.locator("details.left"), page.locator("#list tbody")
+    expect(rows).to_contain_text("old")
+    new = tmp_path / "runs" / "new"
+    new.mkdir()
+    (new / "run.json").write_text('{"run_id": "new", "stat')
+    expect(left).to_contain_text("1 folder left out")
+    left.locator("summary").click()
+    expect(left).to_contain_text("new: cannot be read (run.json: not JSON")
+    make_run(new)
+    expect(rows).to_contain_text("no record")
+    write_record(make_run(tmp_path / "made"))
+    shutil.copy(tmp_path / "made" / FILE_NAME, new)
+    page.get_by_role("link", name="new").click()
+    expect(page.locator("#power-said")).to_contain_text("mean")
+    # Its record breaks while it is shown: the rest stays, and it is named.
+    (new / FILE_NAME).write_text('{"schema": ')
+    page.reload()
+    expect(page.locator("main")).to_contain_text(f"{FILE_NAME} cannot be shown")
+    expect(page.locator("#power-said")).to_contain_text("mean")
+    for path in new.rglob("*.ledger"):
+        path.write_bytes(b"\0" * 5000)
+    page.reload()
+    expect(page.locator("#power-notes")).to_contain_text("n1.ledger: byte 0: torn")
+    assert seen.faults() == []
+    shutil.rmtree(new)
+    page.evaluate("refreshState().catch(trouble)")  # an ended run asks only every 10 s
+    expect(page.locator("#trouble")).to_contain_text("folder is gone")
+    assert page.locator("h1").inner_text() == "new"
+    page.get_by_role("link", name="Runs").click()
+    expect(rows).not_to_contain_text("new")
+    seen.forgive()  # the browser logs the 404 of what is gone
 
 
-def test_the_page_says_when_the_dashboard_is_gone(watch: Callable[..., Watched], tmp_path: Path) -> None:
+def test_the_page_says_when_the_dashboard_is_gone(
+    watch: Callable[..., Watched], servers: ExitStack, tmp_path: Path
+) -> None:
     recorded(tmp_path / "one")
-    with serve(tmp_path) as client:
-        for path, what in (("/", "#list"), ("/run/one/", "h1")):
-            seen = watch(client)
-            page = seen.go(path)
-            if what == "h1":
-                expect(page.locator("#power-said")).to_contain_text("mean")
-            page.context.set_offline(True)
-            ask = "refreshState().catch(trouble)" if what == "h1" else "load()"  # else an ended run waits for 10 s
-            page.evaluate(ask)
-            expect(page.locator("#trouble")).to_contain_text("No answer from the dashboard")
-            expect(page.locator(what)).to_contain_text("one")
-            page.context.set_offline(False)
-            page.evaluate(ask)
-            expect(page.locator("#trouble")).to_be_hidden()
-            seen.forgive()
+    client = servers.enter_context(serve(tmp_path))
+    for path, what in (("/", "#list"), ("/run/one/", "h1")):
+        seen = watch(client)
+        page = seen.go(path)
+        if what == "h1":
+            expect(page.locator("#power-said")).to_contain_text("mean")
+        page.context.set_offline(True)
+        ask = "refreshState().catch(trouble)" if what == "h1" else "load()"  # else an ended run waits for 10 s
+        page.evaluate(ask)
+        expect(page.locator("#trouble")).to_contain_text("No answer from the dashboard")
+        expect(page.locator(what)).to_contain_text("one")
+        page.context.set_offline(False)
+        page.evaluate(ask)
+        expect(page.locator("#trouble")).to_be_hidden()
+        seen.forgive()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -205,31 +206,34 @@ def test_runs_are_picked_and_compared(watch: Callable[..., Watched], client: Cli
 
 
 @pytest.mark.parametrize("strip", [False, True], ids=["whole", "stripped"])
-def test_all_of_it_works_behind_a_proxy(watch: Callable[..., Watched], runs: Path, tmp_path: Path, strip: bool) -> None:
+def test_all_of_it_works_behind_a_proxy(
+    watch: Callable[..., Watched], servers: ExitStack, runs: Path, tmp_path: Path, strip: bool
+) -> None:
     prefix = "/team/energy"
-    with serve(runs, prefix=prefix) as behind, before(behind, prefix, strip) as (proxy, client):
-        page = watch(client).go(f"{prefix}/?q=sweep&sort=name")
-        page.locator("#q").fill("llama")
-        expect(page.locator(".count")).to_contain_text("1 run of 17")
-        page.get_by_role("link", name="llama-h200").click()
-        said = page.locator("#power-said")
-        expect(said).to_contain_text("mean")
-        page.locator("#power").focus()
-        page.keyboard.press("+")
-        page.wait_for_url("**from=*")
-        page.reload()
-        expect(said).to_contain_text("mean")
-        page.get_by_text("Figures for print").click()
-        name, _ = saved(page, page.get_by_role("link", name="phases as SVG"), tmp_path)
-        assert name == "llama-h200-phases.svg"
-        for place, what in (("Total", "Project total"), ("Cluster", "Cluster"), ("Compare", "Compare")):
-            page.get_by_role("link", name=place, exact=True).click()
-            expect(page.locator("h1")).to_have_text(what)
-        page.goto(f"http://{client.host}:{client.port}{prefix}/compare?run=sweep-02&run=llama-h200")
-        expect(page.locator("#loss-said")).to_contain_text("loss")
-        page.get_by_role("link", name="sweep-02", exact=True).click()
-        expect(said).to_contain_text("mean")
-        assert proxy.strayed == []
+    behind = servers.enter_context(serve(runs, prefix=prefix))
+    proxy, client = servers.enter_context(before(behind, prefix, strip))
+    page = watch(client).go(f"{prefix}/?q=sweep&sort=name")
+    page.locator("#q").fill("llama")
+    expect(page.locator(".count")).to_contain_text("1 run of 17")
+    page.get_by_role("link", name="llama-h200").click()
+    said = page.locator("#power-said")
+    expect(said).to_contain_text("mean")
+    page.locator("#power").focus()
+    page.keyboard.press("+")
+    page.wait_for_url("**from=*")
+    page.reload()
+    expect(said).to_contain_text("mean")
+    page.get_by_text("Figures for print").click()
+    name, _ = saved(page, page.get_by_role("link", name="phases as SVG"), tmp_path)
+    assert name == "llama-h200-phases.svg"
+    for place, what in (("Total", "Project total"), ("Cluster", "Cluster"), ("Compare", "Compare")):
+        page.get_by_role("link", name=place, exact=True).click()
+        expect(page.locator("h1")).to_have_text(what)
+    page.goto(f"http://{client.host}:{client.port}{prefix}/compare?run=sweep-02&run=llama-h200")
+    expect(page.locator("#loss-said")).to_contain_text("loss")
+    page.get_by_role("link", name="sweep-02", exact=True).click()
+    expect(said).to_contain_text("mean")
+    assert proxy.strayed == []
 
 
 def test_a_script_in_a_name_is_only_text(watch: Callable[..., Watched], client: Client) -> None:
