@@ -10,7 +10,8 @@ from wheels in a folder, all of which are installed without their dependencies i
     transformers tokenizers huggingface_hub safetensors regex pyyaml packaging tqdm filelock fsspec (transformers),
     pytest pluggy iniconfig (the tests in gpu_tests/)
 What is missing is said in the result. Each part is a process of its own with a limit of time, and keeps what it found
-when it is cut short. --help names the parts, in their order."""
+when it is cut short. --help names the parts, in their order. Where no --output is given, a whole run on a GPU writes to
+benchmarks/results/gpu.json, and any other to .cache/gpu-suite/gpu.json."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ from model.memory import GB, Batch, Compute, memory_gb  # noqa: E402
 from model.sharding import Layout  # noqa: E402
 
 CACHE = ROOT / ".cache"
+LOGS = CACHE / "gpu-suite"
 LEAST_S = 15.0  # with less time left than that no part is started
 LAYERS = 32
 # What peers take beside master weights and moments, of what we take there (results/gpu.json: transformers).
@@ -174,7 +176,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--wheels", type=Path, help="a folder of wheels of peers")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--output", type=Path, help="the JSON file; a table for people is written beside it")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--only", default=",".join(names), help="parts, with commas between")
     parser.add_argument("--layers", type=int, help=f"default: what fits, at most {LAYERS}")
@@ -184,12 +186,13 @@ def main() -> None:
     wanted = [name.strip() for name in options.only.split(",")]
     if odd := [name for name in wanted if name not in names]:
         parser.error(f"--only {', '.join(odd)}: expected some of {', '.join(names)}")
+    whole = options.device == "cuda" and not options.tiny and options.layers is None and set(wanted) == set(names)
+    output: Path = options.output or (RESULTS if whole else LOGS) / "gpu.json"
     began_s = time.monotonic()
     # One device: the meter counts those that are visible.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     packages, fault = install(options.wheels)
-    logs = CACHE / "gpu-suite"
-    told = run_part({"part": "about", "device": options.device}, 120.0, logs / "about.log", packages)
+    told = run_part({"part": "about", "device": options.device}, 120.0, LOGS / "about.log", packages)
     about = told["found"].get("about")
     if about is None:
         raise SystemExit(f"{options.device}: {told['error']}")
@@ -210,17 +213,16 @@ def main() -> None:
         left_s = options.minutes * 60 - (time.monotonic() - began_s)
         if name not in wanted:
             continue
-        if left_s < LEAST_S:
-            result["parts"][name] = {"found": {}, "error": "skipped: no time left", "seconds": 0.0}
-            continue
-        log = logs / f"{name.replace(' ', '-')}.log"
-        found = result["parts"][name] = run_part(task, min(limit_s, left_s), log, packages)
-        print(f"{time.monotonic() - began_s:5.0f} s  {name}: {found['error'] or 'done'}", flush=True)
+        cell: dict[str, Any] = {"found": {}, "error": "skipped: no time left", "seconds": 0.0}
+        if left_s >= LEAST_S:
+            cell = run_part(task, min(limit_s, left_s), LOGS / f"{name.replace(' ', '-')}.log", packages)
+        result["parts"][name] = cell
+        print(f"{time.monotonic() - began_s:5.0f} s  {name}: {cell['error'] or 'done'}", flush=True)
         result |= {"seconds": time.monotonic() - began_s, "summary": summary(result["parts"])}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-    print(json.dumps(result.get("summary"), indent=2))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    print(f"{json.dumps(result.get('summary'), indent=2)}\n{output}")
 
 
 if __name__ == "__main__":

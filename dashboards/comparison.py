@@ -27,6 +27,8 @@ FIGURES = (
 )  # fmt: skip
 TOTALS = ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "gpu_hours")
 OF_ENERGY = ("energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq")
+LESS_IS_BETTER = ("loss", "energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq", "gpu_hours")
+MORE_IS_BETTER = ("mfu",)
 SHARE_APART = 0.2  # shares of measured energy that differ by more are worth a word
 AS_FACTOR = 4.0  # so many times more is said as a factor: 2,843 % more is hard to think of
 UNTIMED = ("name",)  # keys of a spec that say nothing of what was trained
@@ -58,6 +60,13 @@ class Compared:
                 "partial": self.partial, "trained_fraction": self.trained_fraction}  # fmt: skip
         interval = {"energy_it_low_kwh": self.low_kwh, "energy_it_high_kwh": self.high_kwh}
         return told | self.figures | interval | self.means
+
+
+def sense_of(figure: str, relative: float) -> str:
+    """Whether a change of a figure is "better" or "worse"; "" for one that has no such sense."""
+    if figure not in (*LESS_IS_BETTER, *MORE_IS_BETTER):
+        return ""
+    return "better" if (relative < 0) == (figure in LESS_IS_BETTER) else "worse"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

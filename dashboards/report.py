@@ -15,7 +15,7 @@ from energy import human
 from energy.accounting.account import account_run
 from energy.boundaries import METHODS, boundary_text
 from energy.records.record import FILE_NAME, series_of, write_record
-from energy.runs import RunFolder, replace_file
+from energy.runs import MEASURE, RunFolder, replace_file
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_ROWS = 128  # of sensors, and of warnings: a page of thousands of GPUs is neither read nor under 2 MB
@@ -33,7 +33,8 @@ LABELS = {
 
 
 def headline(record: dict[str, Any]) -> list[dict[str, str]]:
-    """The five numbers at the top: label, value with unit, its interval, and one line of context."""
+    """The five numbers at the top: label, value with unit, its interval, and one line of context. Of a command that was
+    measured, which trains nothing, the three that it has."""
     energy, carbon, compute, time = (record[key] for key in ("energy", "carbon", "compute", "time"))
 
     def bounds(key: str) -> tuple[float | None, float | None]:
@@ -47,20 +48,23 @@ def headline(record: dict[str, Any]) -> list[dict[str, str]]:
     facility, mfu = energy["energy_facility_kwh"], compute["mfu"]
     shares = [(energy[f"share_{kind}"], kind) for kind in ("measured", "modelled", "assumed")]
     covered = ", ".join(f"{100 * share:.0f} % {kind}" for share, kind in shares if share)
-    rate = human.human_count(compute["tokens_per_s"])
+    device_hours, rate = f"{human.digits(time['device_hours'])} device-hours", compute["tokens_per_s"]
+    used = card(
+        "IT energy",
+        human.human_energy(energy["energy_it_kwh"], *bounds("energy_it_kwh")),
+        covered or "not measured",
+    )
+    of_facility = "needs PUE and grid intensity"
+    if facility is not None:
+        of_facility = f"of {human.human_energy(facility)} at the facility"
+    emitted_text = human.human_carbon(carbon["carbon_tco2eq"], *bounds("carbon_tco2eq"))
+    emitted = card("Carbon", emitted_text, of_facility)
+    took = human.human_time(time["duration_s"])
+    if record["model"].get("params") is None:
+        return [used, emitted, card("Time", took, device_hours)]
     return [
-        card(
-            "IT energy",
-            human.human_energy(energy["energy_it_kwh"], *bounds("energy_it_kwh")),
-            covered or "not measured",
-        ),
-        card(
-            "Carbon",
-            human.human_carbon(carbon["carbon_tco2eq"], *bounds("carbon_tco2eq")),
-            f"of {human.human_energy(facility)} at the facility"
-            if facility is not None
-            else "needs PUE and grid intensity",
-        ),
+        used,
+        emitted,
         card(
             "Energy per token",
             human.human_joule(energy["joule_per_token"], *bounds("joule_per_token")),
@@ -70,13 +74,9 @@ def headline(record: dict[str, Any]) -> list[dict[str, str]]:
             "Compute",
             human.human_flop(compute["compute_flop"]),
             f"{human.human_count(record['data']['tokens_trained'])} tokens"
-            + (f", MFU {human.percent(mfu)}" if mfu else ""),
+            + (f", MFU {human.percent(mfu)} (PaLM, of {human.human_flop(compute['peak_flops'])}/s)" if mfu else ""),
         ),
-        card(
-            "Time",
-            human.human_time(time["duration_s"]),
-            f"{human.digits(time['device_hours'])} device-hours, {rate} tokens/s",
-        ),
+        card("Time", took, f"{device_hours}, {human.human_count(rate)} tokens/s"),
     ]
 
 
@@ -228,6 +228,7 @@ def _as_cause(row: dict[str, Any]) -> dict[str, Any]:
 
 def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
     spec = Path(run.path) / "experiment.yaml"
+    measured = run.read_run().get("kind") == MEASURE  # a command of `hoofprint measure`
     return {
         "record": record,
         "headline": headline(record),
@@ -251,9 +252,9 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
                 )
                 if record[part][key] is None
             ),
-            "preparing the data and starting Ray, before the meters run",
+            *([] if measured else ["preparing the data and starting Ray, before the meters run"]),
             "network and storage outside the nodes, and the people and machines around the run",
-            "development runs other than this one",
+            *([] if measured else ["development runs other than this one"]),
             *(["CPUs, memory and fans of the nodes"] if record["energy"]["boundary"] == "gpu" else []),
         ],
     }

@@ -3,18 +3,16 @@ Markdown, which has no figures."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dashboards.comparison import Comparison
-from dashboards.figures import Drawing, Missing, Source
+from dashboards.figures import Drawing, Missing
 from dashboards.figures.project import project_drawing
 from dashboards.report import report_environment
 from dashboards.server.compare_table import figure_rows, phase_rows, state_of
 from dashboards.templating import day
 from energy import human
-from energy.records.record import FILE_NAME
 from energy.records.total import Entry, RunList
 
 MOST_RUNS = 1000  # rows of the list of a project: the page stays under 2 MB; the total has all
@@ -54,11 +52,9 @@ def measured_kwh(entries: Sequence[Entry]) -> dict[str, float]:
     """kWh by group of the runs that were measured, by each record's own share; an unread one adds nothing."""
     found: dict[str, float] = {}
     for entry in entries:
-        if not entry.has_record or not entry.energy_it_kwh:
-            continue
-        record = json.loads((entry.path / FILE_NAME).read_text(encoding="utf-8"))
-        share = record["energy"]["share_measured"] or 0.0
-        found[entry.group] = found.get(entry.group, 0.0) + share * entry.energy_it_kwh
+        if entry.energy_it_kwh:
+            share = entry.shares.get("share_measured") or 0.0
+            found[entry.group] = found.get(entry.group, 0.0) + share * entry.energy_it_kwh
     return found
 
 
@@ -91,24 +87,27 @@ def _mass(tonnes: float) -> str:
     return human.human_carbon(tonnes).removesuffix(" CO₂eq")
 
 
-def comparison_html(found: Comparison, sources: Sequence[Source]) -> str:
-    """The report of a comparison; sources: of the same runs, in the same order, for their phases."""
-    return _render("compare.html.j2", **_of_comparison(found, sources), **_inline(found.figure))
+Phases = Sequence[Mapping[str, Any]]  # of a run, as its record has them
 
 
-def comparison_markdown(found: Comparison, sources: Sequence[Source]) -> str:
+def comparison_html(found: Comparison, phases: Sequence[Phases]) -> str:
+    """The report of a comparison; phases: of the same runs, in the same order."""
+    return _render("compare.html.j2", **_of_comparison(found, phases), **_inline(found.figure))
+
+
+def comparison_markdown(found: Comparison, phases: Sequence[Phases]) -> str:
     """As `comparison_html`."""
-    return _render("compare.md.j2", **_of_comparison(found, sources))
+    return _render("compare.md.j2", **_of_comparison(found, phases))
 
 
-def _of_comparison(found: Comparison, sources: Sequence[Source]) -> dict[str, Any]:
+def _of_comparison(found: Comparison, phases: Sequence[Phases]) -> dict[str, Any]:
     names = [run.name for run in found.runs]
     return {
         "title": f"{', '.join(names[:-1])} and {names[-1]}",
         "runs": [{"name": run.name, "state": state_of(run), "purpose": run.purpose, "partial": run.partial}
                  for run in found.runs],
         "rows": figure_rows(found),
-        "phases": phase_rows([source.record["energy"]["phases"] for source in sources]),
+        "phases": phase_rows(phases),
         "sentences": found.sentences(),
         "caveats": found.caveats(),
         "changed": found.changed_keys(),

@@ -30,9 +30,11 @@ MADE = DOCS / "images.partial"  # those there stay until all are made
 MOST_BYTES = 200_000
 H200 = ROOT / "tests" / "dashboards" / "sample_run"  # a real run on one H200
 NOTES = {
-    "cpu-": "real runs of `sample/small.yaml` on two CPU cores without counters: all of their energy is modelled",
+    "cpu-*": "real runs of `sample/small.yaml` on two CPU cores without counters: all of their energy is modelled",
     "sim-4-gpus": "such a run beside four simulated GPUs, which pynvml reads from the stand-in in `tests/nvml_sim`",
-    "llama-h200": "a real run on one NVIDIA H200",
+    "llama-h200": "a real run on one NVIDIA H200, which lies in `tests/dashboards/sample_run`",
+    "plan.json": f"`{PLAN}`",
+    "sunny.csv`, `windy.csv": "made up by `gallery.py`",
 }
 
 
@@ -103,10 +105,12 @@ def page_of() -> str:
     lines = [
         "# What it looks like",
         "",
-        "Every picture is made by `make gallery` from the command under it. Its runs:",
+        "`make gallery` makes each picture by the command under it, in a folder that has `experiments/` (and in it "
+        "`sample/small.yaml`), `faulty.yaml` and `runs/`. Those of a training that goes on were kept by "
+        "`make_sample.py`. What the names stand for:",
         "",
     ]
-    lines += [f"- `{name}{'*' if name.endswith('-') else ''}`: {note}" for name, note in NOTES.items()]
+    lines += [f"- `{name}`: {note}" for name, note in NOTES.items()]
     for section, pictures in shown().items():
         lines += ["", f"## {section}"]
         for picture in pictures:

@@ -16,8 +16,10 @@ gradients there are those that the moment has; all of them where an earlier micr
 
 Gathered. FSDP2 gathers one block in the computing dtype while it computes and prefetches the next; an all-gather
 has an output buffer beside the weights that it is copied to: 3 blocks x b. The root group (embedding, last norm,
-output) stays gathered: b x root. In the backward one block's gradient stands unsharded (b x block) beside the fp32
-input of its reduce-scatter (4 x block), and the gradient of the output matrix waits for the root's own (b V d).
+output) stays gathered: b x root. Where weights are gathered once a step, those of all blocks stand from the first
+forward to the last backward, b x block each in place of the three. In the backward one block's gradient stands
+unsharded (b x block) beside the fp32 input of its reduce-scatter (4 x block), and the gradient of the output matrix
+waits for the root's own (b V d).
 A single worker gathers nothing (`model.parallelize`). Where b is less than 4 its layers cast their weights, and without
 checkpointing each block keeps its copies for the backward (b x block); in float8 they are made again.
 
@@ -61,6 +63,7 @@ from model.sharding import MASTER_BYTES, Layout
 
 CHECKPOINTING = ("none", "selective", "full")  # the least computation first
 ONCE, EACH = "once_per_step", "each_micro_batch"  # when gradients are reduced; the least communication first
+EACH_USE = "each_use"  # when weights are gathered: so, or ONCE
 GB = 1e9
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}  # most fp32 logits that stand at once, as in model/loss.py
 MOMENTS_BYTES = 8  # of AdamW, in float32
@@ -103,17 +106,29 @@ def activation_bytes_per_token(config: LlamaConfig, checkpointing: str, compute:
 
 
 def memory_gb(
-    config: LlamaConfig, layout: Layout, batch: Batch, checkpointing: str, compute: Compute, reduction: str = ONCE
+    config: LlamaConfig,
+    layout: Layout,
+    batch: Batch,
+    checkpointing: str,
+    compute: Compute,
+    reduction: str = ONCE,
+    gathering: str = EACH_USE,
 ) -> dict[str, float]:
     """GB per worker at the peak of a step, by component, and their `total` (see the top of the file)."""
-    moments = _moments(config, layout, batch, checkpointing, compute, reduction)
+    moments = _moments(config, layout, batch, checkpointing, compute, reduction, gathering)
     peak = max(moments.values(), key=lambda parts: sum(parts.values()))
     gigabytes = {name: float(size) / GB for name, size in peak.items()}
     return gigabytes | {"total": sum(gigabytes.values())}
 
 
 def _moments(
-    config: LlamaConfig, layout: Layout, batch: Batch, checkpointing: str, compute: Compute, reduction: str
+    config: LlamaConfig,
+    layout: Layout,
+    batch: Batch,
+    checkpointing: str,
+    compute: Compute,
+    reduction: str,
+    gathering: str,
 ) -> dict[str, dict[str, float]]:
     """Bytes by component at the moments of a step."""
     d, h, layers, b, t = config.dim, config.ffn_hidden, config.n_layers, compute.width, layout.tensor
@@ -127,8 +142,9 @@ def _moments(
     casts = alone and b < MASTER_BYTES  # each layer its own weights
     copied = b * block if casts and compute.dtype != "float8" else 0
     copies = copied * (layers if checkpointing == "none" else 1)
-    gathered = copies if alone else b * root
-    of_block = 0 if alone else 3 * b * block + (b + MASTER_BYTES) * block + b * matrix
+    blocks_kept, blocks_passing = (layers, 0) if gathering == ONCE else (0, 3)
+    gathered = copies if alone else b * (root + blocks_kept * block)
+    of_block = 0 if alone else (blocks_passing * b + b + MASTER_BYTES) * block + b * matrix
     accumulated, left = 0.0, 0.0  # unreduced; and reduced, by the micro-batches before
     if several and (alone or reduction == EACH):
         left = MASTER_BYTES * shard

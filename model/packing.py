@@ -16,6 +16,7 @@ from model.attention import Backend, Mask, Varlen
 
 Form = Literal["mask", "flex", "varlen"]
 _HALF = (torch.bfloat16, torch.float16)
+_AMPERE = (8, 0)  # compute capability of the first GPUs that PyTorch's flash attention runs on
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ def form_of(wanted: Backend, device: torch.device, dtype: torch.dtype) -> Form:
     """How `Packing` says what may attend to what: which kernels can train there.
 
     varlen is flash attention, which does no work for what is masked, and needs no compiler; it knows half precision
-    only. FlexAttention skips what is masked by blocks. Neither trains on the CPU: there a mask is added to the scores.
+    only, from Ampere on. FlexAttention skips what is masked by blocks. Neither trains on the CPU: there a mask is added
+    to the scores.
     """
     if wanted in ("flex", "varlen"):
         if device.type != "cuda":
@@ -42,7 +44,7 @@ def form_of(wanted: Backend, device: torch.device, dtype: torch.dtype) -> Form:
         raise ValueError(f"attention {wanted} takes no document mask; use auto, varlen, flex, efficient or math")
     if device.type != "cuda" or wanted != "auto":
         return "mask"
-    return "varlen" if dtype in _HALF else "flex"
+    return "varlen" if dtype in _HALF and torch.cuda.get_device_capability(device) >= _AMPERE else "flex"
 
 
 def pack(tokens_BL: torch.Tensor, first_id: int, form: Form, device: torch.device, dtype: torch.dtype) -> Packing:

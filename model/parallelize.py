@@ -44,7 +44,7 @@ def parallelize(
     param_dtype: torch.dtype = torch.float32,
     checkpointing: Checkpointing = "none",
     compile: bool = False,
-    reshard_after_forward: bool = True,
+    gather_once: bool = False,
 ) -> Llama:
     """Spread `model` over the ranks of `mesh`, in place, and return it. Call on meta, then `to_empty`, then
     `init_weights`.
@@ -54,7 +54,8 @@ def parallelize(
     param_dtype: what the forward and backward compute in; master weights and gradient reduction stay float32.
     checkpointing: what blocks keep for the backward (`model.activation`).
     compile: torch.compile each block. The blocks are alike, so one is compiled and the rest reuse it.
-    reshard_after_forward: free a block's gathered weights after its forward (less memory, one more gather).
+    gather_once: keep a block's gathered weights from its first forward of a step to its last backward (more memory,
+    less communication), instead of gathering them anew for each; needs `set_gradient_sync`.
 
     FSDP averages gradients over the data-parallel ranks; scale the loss by `loss_scale` to undo it.
 
@@ -73,14 +74,14 @@ def parallelize(
             block.compile(fullgraph=True)
         model.head.compiled = True
     if mesh is not None and plan is not None and plan.layout.world > 1:
-        _fully_shard(model, mesh, plan, param_dtype, reshard_after_forward)
+        _fully_shard(model, mesh, plan, param_dtype, gather_once)
     elif param_dtype != torch.float32:
         model.compute_dtype = param_dtype
     return model
 
 
 def _fully_shard(
-    model: Llama, mesh: DeviceMesh, plan: ShardingPlan, param_dtype: torch.dtype, reshard_after_forward: bool
+    model: Llama, mesh: DeviceMesh, plan: ShardingPlan, param_dtype: torch.dtype, gather_once: bool
 ) -> None:
     # Inputs are not cast: the residual stream has param_dtype from the embedding on, and the rotary tables
     # must stay float32.
@@ -93,7 +94,7 @@ def _fully_shard(
     modules = {name: model.get_submodule(name) for name in plan.units}
     for name, module in modules.items():
         # The root's own group (embedding, last norm, output) is the first the backward needs: keep it gathered.
-        fully_shard(module, reshard_after_forward=reshard_after_forward and name != ROOT, **options)
+        fully_shard(module, reshard_after_forward=not gather_once and name != ROOT, **options)
     # Without being told, FSDP gathers the next unit when the CPU gets there; named here, while the one before computes.
     for name, module in modules.items():
         unit = cast(FSDPModule, module)
@@ -119,12 +120,14 @@ def loss_scale(data_ranks: int, global_tokens: int) -> float:
     return data_ranks / global_tokens
 
 
-def set_gradient_sync(model: nn.Module, last: bool, each_micro_batch: bool) -> None:
-    """Before the backward of a micro-batch: what is summed over ranks then, and what waits for the `last` of the step.
+def set_gradient_sync(model: nn.Module, last: bool, each_micro_batch: bool, gather_once: bool = False) -> None:
+    """Before a micro-batch: what is summed over ranks in its backward, and what waits for the `last` of the step.
 
     Waiting sends least, and keeps the gradients of the whole model on each rank: 4 bytes per parameter. With
-    `each_micro_batch` they are cut at once (a reduce-scatter each time); replicas still wait for the last.
+    `each_micro_batch` they are cut at once (a reduce-scatter each time); replicas still wait for the last. With
+    `gather_once`, as given to `parallelize`, the gathered weights stay for the next micro-batch.
     """
     if isinstance(model, FSDPModule):  # a single rank has nobody to reduce with
         model.set_requires_gradient_sync(last or each_micro_batch)
         model.set_requires_all_reduce(last)
+        model.set_reshard_after_backward(last or not gather_once)

@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,13 @@ def many(
     work: Path,
     first_run: int = 0,
     most_minutes: float = math.inf,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """So many kills over as many runs as it takes, in turns in a Ray of their own and on a cluster; fewer, if no run is
-    begun any more because `most_minutes` are over."""
-    runs: list[dict[str, Any]] = []
+    begun any more because `most_minutes` are over. before: what an earlier call returned, whose runs these go on from.
+    """
+    runs: list[dict[str, Any]] = list(before["runs"]) if before else []
+    minutes, sittings = (before["minutes"], before.get("sittings", 1)) if before else (0.0, 0)
     began_s = time.monotonic()
     places: list[Place] = [OwnRay(work / "own"), TwoNodes(work / "two")]
     try:
@@ -177,7 +180,8 @@ def many(
             place.close()
     told = summary(runs)
     met = told["met"] and told["kills"] >= TARGET_KILLS
-    return told | {"met": met, "target_kills": TARGET_KILLS, "seed": seed, "minutes": _minutes(began_s), "runs": runs}
+    told |= {"minutes": minutes + _minutes(began_s), "sittings": sittings + 1}
+    return told | {"met": met, "target_kills": TARGET_KILLS, "seed": seed, "runs": runs}
 
 
 def _minutes(since_s: float) -> float:

@@ -1,7 +1,7 @@
 """How well runs survive: kills, recovery, the stall of a checkpoint, many meters.
 
     python benchmarks/resilience/run.py [--only kills recovery checkpoints meters] [--kills 100] [--seed 1]
-        [--first-run 0] [--minutes M] [--output NAME]
+        [--first-run 0] [--minutes M] [--more] [--output NAME]
 
 Writes benchmarks/results/resilience.json and resilience.md after each part; with --only the other parts stay as they
 were. All of it takes about an hour on two cores, which should have nothing else to do for `recovery`, `checkpoints`
@@ -38,7 +38,15 @@ Part = Callable[[argparse.Namespace, Path], dict[str, Any]]
 
 def _kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     reference = kills.uninterrupted(work, STEPS)
-    return kills.many(options.kills, options.seed, reference, work, options.first_run, options.minutes)
+    before = _read(options).get("kills") if options.more else None
+    if before and before["seed"] != options.seed:
+        raise SystemExit(f"the runs of before have seed {before['seed']}: give --seed {before['seed']}")
+    return kills.many(options.kills, options.seed, reference, work, options.first_run, options.minutes, before)
+
+
+def _read(options: argparse.Namespace) -> dict[str, Any]:
+    file = RESULTS / f"{options.output}.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 PARTS: dict[str, Part] = {
@@ -56,11 +64,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no run of `kills` is begun")
     parser.add_argument("--seed", type=int, default=1, help="of the kills")
     parser.add_argument("--first-run", type=int, default=0, help="number of the first run of `kills`")
+    parser.add_argument("--more", action="store_true", help="go on from the `kills` that the output has, up to --kills")
     parser.add_argument("--times", type=int, default=4, help="recoveries")
     parser.add_argument("--output", default="resilience", help="name of the files under benchmarks/results")
     options = parser.parse_args()
     file = RESULTS / f"{options.output}.json"
-    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    result = _read(options)
     for name in options.only:
         print(name, flush=True)
         work = Path(tempfile.mkdtemp(prefix=f"resilience-{name}-"))

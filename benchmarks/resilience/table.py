@@ -54,7 +54,8 @@ def _kills_page(part: Result) -> list[str]:
     lines = [
         f"kill -9 at random moments (seed {part['seed']}): {kinds}; {moments}. Runs take turns between a Ray of their "
         "own and an emulated cluster of two nodes; each node has two GPUs of the NVML stand-in. A killed driver is "
-        f"resumed by `hoofprint run --resume`, all else by itself. {part['minutes']:.0f} minutes.",
+        f"resumed by `hoofprint run --resume`, all else by itself. {part['minutes']:.0f} minutes, in "
+        f"{part.get('sittings', 1)} sittings.",
         "",
         "Where the newest checkpoint was still being written when the kill came, what was trained meanwhile is lost "
         f"on top of the interval: at most {part['most_steps_lost']} steps.",

@@ -55,7 +55,8 @@ PARTS = (*SIZES, "memory", "scaling")
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """How much is measured. sequences: of a step, by size. turn_s: about what a turn of a system lasts. case_s: for the
-    turns of one size and dtype. warm_up: steps, before one more that tells how many make a turn. total_s: after that
+    turns of one size and dtype. warm_up: steps, before one more that tells how many make a turn. memory: sizes, and
+    sequences of a step; the more, the less of the peak is state, which is the same for all systems. total_s: after that
     nothing is begun any more, and what was left out says so."""
 
     systems: tuple[str, ...]
@@ -65,7 +66,7 @@ class Preset:
     case_s: float
     least_turns: int
     most_turns: int
-    memory: tuple[str, ...]
+    memory: tuple[tuple[str, int], ...]
     memory_systems: tuple[str, ...]
     scaling: tuple[str, ...]
     scaling_s: float
@@ -81,7 +82,7 @@ QUICK = Preset(
     case_s=25.0,
     least_turns=3,
     most_turns=9,
-    memory=("100M",),
+    memory=(("100M", 1), ("100M", 4)),
     memory_systems=EAGER,
     scaling=("10M",),
     scaling_s=20.0,
@@ -95,11 +96,11 @@ FULL = Preset(
     case_s=120.0,
     least_turns=5,
     most_turns=25,
-    memory=tuple(SIZES),
+    memory=(("10M", 8), ("100M", 2), ("100M", 4)),
     memory_systems=tuple(SYSTEMS),
     scaling=tuple(SIZES),
     scaling_s=60.0,
-    total_s=1500.0,
+    total_s=1800.0,
 )
 
 
@@ -155,18 +156,19 @@ class Bench:
             **compare(case, seconds),
         }
 
-    def memory(self, size: str, dtype: str) -> dict[str, Any]:
+    def memory(self, size: str, sequences: int, dtype: str) -> dict[str, Any]:
         """Peak of a step of each system after the first ones. A thread each and three at a time: what a process holds
         does not depend on how fast it is."""
-        case = Case(config=SIZES[size], sequences=self.preset.sequences[size], dtype=dtype)  # type: ignore[arg-type]
+        case = Case(config=SIZES[size], sequences=sequences, dtype=dtype)  # type: ignore[arg-type]
         systems = self.preset.memory_systems
         errors = {system: self.missing(system) for system in systems if self.missing(system)}
+        part = f"memory-{size}-{sequences}-{dtype}"
         found: dict[str, Any] = {}
         waiting = [system for system in systems if system not in errors]
         while waiting:
             some, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
             with ExitStack() as at_end:
-                runners = [self.runner(system, case, f"memory-{size}-{dtype}", 1, kept=False) for system in some]
+                runners = [self.runner(system, case, part, 1, kept=False) for system in some]
                 for runner in runners:
                     at_end.callback(runner.end)
                 for runner in _ready(runners, errors):
@@ -182,6 +184,7 @@ class Bench:
         return {
             "dtype": dtype,
             "params": case.config.params,
+            "batch_tokens": case.tokens,
             "bytes": found,
             "ratios": ratios,
             "errors": errors,
@@ -243,9 +246,10 @@ def run(bench: Bench, parts: Iterable[str], keep: Callable[[dict[str, Any]], Non
         folder = bench.work / f"scaling-{size}"
         work = partial(measure_scaling, case, folder, environment(kept=True), preset.scaling_s, preset.warm_up)
         measure("scaling", size, work)
-    for size in preset.memory if "memory" in parts else ():
+    for size, sequences in preset.memory if "memory" in parts else ():
         for dtype in DTYPES:
-            measure("memory", f"{size} {dtype}", partial(bench.memory, size, dtype))
+            name = f"{size} {dtype}, {sequences * SIZES[size].sequence_length:,} tokens"
+            measure("memory", name, partial(bench.memory, size, sequences, dtype))
     print(f"{time.monotonic() - began_s:5.0f} s  done", flush=True)
 
 

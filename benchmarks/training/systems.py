@@ -123,7 +123,15 @@ def hoofprint(case: Case, compile: bool) -> Step:
         ranks = dist.get_world_size()
         mesh = make_mesh(case.device, Layout(shards=ranks))
         plan = sharding_plan(model, layout_of(mesh), prefetch=1 if device.type == "cuda" else 0)
-    parallelize(model, mesh, plan=plan, param_dtype=case.torch_dtype, checkpointing=case.checkpointing, compile=compile)
+    parallelize(
+        model,
+        mesh,
+        plan=plan,
+        param_dtype=case.torch_dtype,
+        checkpointing=case.checkpointing,
+        compile=compile,
+        gather_once=device.type == "cpu",  # as `hoofprint run`
+    )
     model.to_empty(device=device)
     _draw_weights(model, device)
     optimizer = make_optimizer(model, lr=ADAMW["lr"])

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from dashboards.figures.curves import MEASURED
 from dashboards.figures.drawing import COLOURS, HATCH, INK, Drawing, say_nothing
 from energy.accounting.account import GAP, IDLE_DEVICES, LOST, USEFUL
 from energy.accounting.phases import UNATTRIBUTED
@@ -16,6 +17,7 @@ from energy.units import JOULE_PER_KWH
 
 NOT_USED = (LOST, IDLE_DEVICES, GAP, UNATTRIBUTED)
 LETTER_WIDTH, GAP_WIDTH = 0.0125, 0.02  # of a label over the whole bar, as a share of its length
+ALL = 0.9995
 KINDS = ("useful", "overhead", "lost or not known")
 LOOKS: dict[str, dict[str, Any]] = {
     "useful": {"facecolor": COLOURS[0], "edgecolor": COLOURS[0]},
@@ -35,6 +37,7 @@ def phases_drawing(account: Any) -> Drawing:
     phases = [(name, part) for name, part in phases if part["energy_j"] > 0 or part["seconds"] > 0]
     total = sum(part["energy_j"] for _, part in phases)
     sums = {kind: sum(part["energy_j"] for name, part in phases if kind_of(name) == kind) for kind in KINDS}
+    known = _how_known(account)
 
     def draw(figure: Figure) -> None:
         if not total:
@@ -43,7 +46,7 @@ def phases_drawing(account: Any) -> Drawing:
         rows = 0.27 * max(2, len(phases))
         figure.set_size_inches(7.2, 1.75 + rows)
         whole, axes = figure.subplots(2, 1, height_ratios=[0.5, rows + 0.1])
-        _draw_whole(whole, sums, total)
+        _draw_whole(whole, sums, total, known)
         factor, unit = energy_scale(phases[0][1]["energy_j"])
         for row, (name, part) in enumerate(phases):
             joules = part["energy_j"]
@@ -63,10 +66,17 @@ def phases_drawing(account: Any) -> Drawing:
         axes.grid(axis="x")
 
     said = "; ".join(f"{name}: {human_energy(part['energy_j'] / JOULE_PER_KWH)}" for name, part in phases)
-    return Drawing("phases", f"Energy by phase. {said}.", draw)
+    return Drawing("phases", f"Energy by phase{known}. {said}.", draw)
 
 
-def _draw_whole(axes: Axes, sums: dict[str, float], total: float) -> None:
+def _how_known(account: Any) -> str:
+    """What of the energy was not measured: a bar here is of all devices, and can have no hatching for some of them."""
+    rest_j = sum(device.energy_j for device in account.devices if device.method not in MEASURED)
+    share = rest_j / account.energy_j if account.energy_j > 0 else 0.0
+    return f", {percent(share) if share < ALL else 'all'} of it modelled or assumed" if share > 0 else ""
+
+
+def _draw_whole(axes: Axes, sums: dict[str, float], total: float, known: str) -> None:
     left, reached = 0.0, 0.0
     labels: list[tuple[str, float]] = []
     for kind, joules in sums.items():
@@ -87,7 +97,7 @@ def _draw_whole(axes: Axes, sums: dict[str, float], total: float) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.5, 1.3)
     axes.set_axis_off()
-    axes.set_title(f"All energy: {human_energy(total / JOULE_PER_KWH)}", pad=6)
+    axes.set_title(f"All energy: {human_energy(total / JOULE_PER_KWH)}{known}", pad=6)
 
 
 def _width(text: str) -> float:

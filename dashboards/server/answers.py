@@ -9,11 +9,16 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dashboards.server.web import Response
+from dashboards.server.web import REPORT_POLICY, Response
 
 
 def html(page: str, status: int = 200) -> Response:
     return Response(status, page.encode("utf-8", "replace"))
+
+
+def as_report(page: str, name: str) -> Response:
+    """A page that is a file of its own, to be taken along."""
+    return Response(200, page.encode("utf-8", "replace"), "text/html; charset=utf-8", name, REPORT_POLICY)
 
 
 def as_json(document: Any, name: str = "") -> Response:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dashboards.server import steps
-from dashboards.server.answers import as_csv, as_json, html, plain_name
+from dashboards.server.answers import as_csv, as_json, as_report, html, plain_name
 from dashboards.server.catalog import Catalog, Query, ReadLive
 from dashboards.server.cluster import Cluster
 from dashboards.server.compare import Compare
-from dashboards.server.figure_files import FORMS, figure_file
+from dashboards.server.figure_files import DRAWING, FORMS, figure_file
 from dashboards.server.pages import BROKEN, Pages
 from dashboards.server.planning import Plan, Planning
 from dashboards.server.power_store import PowerStore
@@ -21,6 +21,7 @@ from dashboards.server.rendering import environment
 from dashboards.server.web import REPORT_POLICY, Arguments, Response, text
 from energy.records.record import FILE_NAME as RECORD
 from energy.records.record import series_of
+from energy.records.total import RunList
 from energy.runs import RunFolder
 
 STATIC = Path(__file__).with_name("static")
@@ -30,7 +31,8 @@ FILES = {
     "report.html": "text/html; charset=utf-8",
     "report.md": "text/markdown; charset=utf-8",
 }
-COMPARE = ("compare", "compare.json", "compare.csv", "compare-steps.json", *(f"compare.{form}" for form in FORMS))
+OF_COMPARE = ("", ".json", ".csv", ".html", "-steps.json", *(f".{form}" for form in FORMS))
+COMPARE = tuple(f"compare{what}" for what in OF_COMPARE)
 FORM_PAGES = ("plan",)
 POINTS, MOST_POINTS = 1000, 4000
 LARGEST_FILE = 64_000_000
@@ -83,10 +85,14 @@ class App:
                 return as_csv("runs.csv", [entry.as_json() for entry in entries])
             case ["total"]:
                 return html(self._pages.total())
+            case ["total", "now"]:
+                return html(self._pages.sums())
             case ["total.json"]:
                 return as_json(self.catalog.total(), "total.json")
             case ["total.csv"]:
                 return self._total_csv()
+            case ["total.html"]:
+                return self._total_report()
             case [name] if name in COMPARE:
                 return self._compare.respond(name.removeprefix("compare"), arguments)
             case ["cluster" | "cluster.json" | "cluster.csv" as name]:
@@ -122,6 +128,10 @@ class App:
             return self._of_run[what](folder, arguments)
         except FileNotFoundError:
             return html(self._pages.missing(f"The run “{name}” was there a moment ago, and is gone."), 404)
+        except OSError as error:
+            where = str(error.filename or "").replace(f"{folder.path}/", "")
+            why = f"The files of “{name}” cannot be read: {error.strerror or error}{f' ({where})' if where else ''}."
+            return html(self._pages.missing(why), 403)
         except BROKEN as error:
             traceback.print_exc()
             why = f"The files of “{name}” are not understood: {type(error).__name__}: {error}"
@@ -137,6 +147,17 @@ class App:
         parts = [*total["by_purpose"].items(), ("total", total["total"])]
         keys = [*TOTAL_COLUMNS, *(f"{key}_unknown_runs" for key in TOTAL_COLUMNS[1:])]
         return as_csv("total.csv", [{"purpose": name} | {key: part[key] for key in keys} for name, part in parts])
+
+    def _total_report(self) -> Response:
+        from dashboards.summaries import total_html  # brings matplotlib along
+
+        listing, total = self.catalog.listing(whole=True), self.catalog.total()
+        if not listing.entries:
+            return html(self._pages.missing("There is no run in this folder yet: nothing to report."), 404)
+        entries = RunList(listing.entries, listing.left_out)
+        with DRAWING:
+            page = total_html(entries, total, f"Runs in {self.catalog.directory.resolve().name}")
+        return as_report(page, "total.html")
 
     def _file(self, folder: RunFolder, name: str, save: bool) -> Response:
         path = folder.path / name
@@ -162,7 +183,8 @@ class App:
         found = found or {"edges_unix_s": []}
         edges = found["edges_unix_s"]
         grid = _grid(folder, edges[0], edges[-1]) if edges else None
-        return as_json(found | self._around(run, live) | {"grid": grid})
+        lanes = self._steps.lanes(folder, edges[0], edges[-1], points) if edges else {}
+        return as_json(found | self._around(run, live) | {"grid": grid, "lanes": lanes})
 
     def _around(self, run: Mapping[str, Any], live: Mapping[str, Any] | None) -> dict[str, Any]:
         """What is drawn over the curves: attempts, events, budgets as IT energy, and where it will end."""
@@ -171,14 +193,16 @@ class App:
             for each in run.get("attempts") or []
             if isinstance(each, dict)
         ]
-        if live is None or run.get("status") != "running":
+        if live is None:
             return {"attempts": attempts, "events": [], "limits": [], "forecast": None}
         limits = []
         for each in live["budget"]:
             per_it = {"energy_it_kwh": 1.0, "energy_facility_kwh": live["pue"]}.get(each["quantity"])
             if per_it:
-                limits.append({"kwh": each["limit"] / per_it, "text": f"limit {each['words']['limit']}"})
-        forecast = {key: live["forecast"][key] for key in ("ends_unix_s", "energy_it_kwh")}
+                of = "" if per_it == 1.0 else f" of {each['words']['of']}"
+                limits.append({"kwh": each["limit"] / per_it, "text": f"limit {each['words']['limit']}{of}"})
+        goes_on = run.get("status") == "running"
+        forecast = {key: live["forecast"][key] for key in ("ends_unix_s", "energy_it_kwh")} if goes_on else None
         return {"attempts": attempts, "events": live["events"], "limits": limits, "forecast": forecast}
 
     def _live_state(self, folder: RunFolder) -> Mapping[str, Any] | None:

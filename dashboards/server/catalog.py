@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from energy.records.record import FILE_NAME as RECORD
-from energy.records.total import FAILED, SUMMED, Entry, overlaps, read_entry, roll_up
+from energy.records.total import FAILED, SUMMED, Entry, Together, read_entry, roll_up
 from energy.run_holder import is_held
 from energy.runs import RunFolder
 
@@ -128,6 +128,8 @@ class Catalog:
         self._read: dict[str, tuple[Stamp, Entry]] = {}
         self._found: dict[str, Entry | str] = {}  # by the last look: runs, and why others are left out
         self._total: tuple[int, dict[str, Any]] = (-1, {})
+        self._together = Together()
+        self._adding: threading.Thread | None = None
 
     def listing(self, whole: bool = False) -> Listing:
         """What is known of the folder now. whole: waits until every run of it was read."""
@@ -165,8 +167,31 @@ class Catalog:
         listing = self.listing(whole=True)
         with self._summing:
             if self._total[0] != listing.version:
-                self._total = (listing.version, _total(listing.entries))
+                self._total = (listing.version, _total(listing.entries, self._together))
             return self._total[1]
+
+    def total_so_far(self, listing: Listing) -> tuple[dict[str, Any], tuple[int, int] | None]:
+        """(the total of the runs that were read, how many runs of how many were looked at for what two of them metered
+        at once), without a wait. The second is None where that is known; until then it is in the total twice."""
+        with self._lock:
+            known = self._total
+            if known[0] != listing.version and listing.is_whole and self._adding is None:
+                self._adding = threading.Thread(target=self._add_up, name="total", daemon=True)
+                self._adding.start()
+            adding = self._adding
+        if adding is not None and listing.is_whole:
+            adding.join(WAIT_S)
+            known = self._total
+        if known[0] == listing.version:
+            return known[1], None
+        return roll_up(listing.entries), (self._together.looked, self._together.of)
+
+    def _add_up(self) -> None:
+        try:
+            self.total()
+        finally:
+            with self._lock:
+                self._adding = None
 
     def _look(self) -> None:
         """One look at the folder, in a thread of its own: `_listing` is replaced by what it finds, also on the way."""
@@ -250,9 +275,9 @@ def _as_it_was(entry: Entry) -> bool:
     return is_held(entry.path, look_only=True) == (entry.status == "running")
 
 
-def _total(entries: list[Entry]) -> dict[str, Any]:
+def _total(entries: list[Entry], together: Together) -> dict[str, Any]:
     try:
-        return roll_up(entries, overlaps(entries))
+        return roll_up(entries, together.overlaps(entries))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         total = roll_up(entries)
         what = f"what two runs metered at once is in the total twice: their ledgers cannot be compared ({error})"
@@ -265,15 +290,21 @@ def _checked(entry: Entry) -> Entry:
     wrong = []
     for key in ("start_unix_s", "end_unix_s", "tokens", "loss", *SUMMED):
         value = getattr(entry, key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if value is not None and not _is_number(value):
             wrong.append(key)
             setattr(entry, key, None)
+    odd = [key for key, share in entry.shares.items() if share is not None and not _is_number(share)]
+    if odd:
+        wrong += odd
+        entry.shares = {key: None if key in odd else share for key, share in entry.shares.items()}
     if wrong:
         text = f"not a number in its files: {', '.join(wrong)}"
         entry.note = f"{entry.note}; {text}" if entry.note else text
     return entry
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def week(entries: Iterable[Entry], now: float) -> dict[str, Any]:

@@ -1,61 +1,35 @@
-"""The page that puts runs beside each other: which they are, each read again only when its files changed."""
+"""The page that puts runs beside each other: what is told of them, and what is taken along."""
 
 from __future__ import annotations
 
-import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-import numpy as np
 from jinja2 import Environment
 
-from dashboards.server import steps
-from dashboards.server.answers import as_csv, as_json, html, plain_name
+from dashboards.server.answers import as_csv, as_json, as_report, html, plain_name
 from dashboards.server.catalog import Catalog
 from dashboards.server.figure_files import DRAWING, FORMS
 from dashboards.server.pages import BROKEN
 from dashboards.server.power_store import PowerStore
+from dashboards.server.sides import NoRecord, Side, Sides
 from dashboards.server.web import Arguments, Response, text
-from energy.records.record import FILE_NAME as RECORD
-from energy.runs import RunFolder
 
 if TYPE_CHECKING:  # they bring matplotlib along, which the list does without
-    from dashboards.comparison import Compared, Comparison
+    from dashboards.comparison import Comparison
 
 FEWEST, MOST = 2, 8
-KEPT_RUNS = 24
-POINTS = 600  # of the curve of one run
-SKETCHED = (
-    "so large that its curve is drawn from some of its steps, and its energy up to each from some rows of each ledger; "
-    "its figures and evaluations are all there"
-)
-REST = 4  # a run that goes on and took so long to read is read again after so many times as long
-
-
-@dataclass(frozen=True)
-class Side:
-    """One run as it stands in a comparison: its figures, its phases by its record, and its curves for the chart."""
-
-    compared: Compared
-    phases: list[dict[str, Any]]
-    curves: dict[str, list[Any]]
-    sketched: str = ""  # of a very large run, from what its curves are drawn
 
 
 class Compare:
     """Answers the addresses that begin with `compare`."""
 
     def __init__(self, catalog: Catalog, power: PowerStore, environment: Environment) -> None:
-        self._catalog, self._power, self._environment = catalog, power, environment
-        self._steps = steps.StepStore()
-        self._reading = threading.Lock()
-        self._kept: OrderedDict[Path, tuple[Any, Side, float]] = OrderedDict()
+        self._catalog, self._sides, self._environment = catalog, Sides(power), environment
 
     def respond(self, what: str, arguments: Arguments) -> Response:
         """what: of the address after `compare`, such as "" or ".csv"."""
@@ -63,7 +37,7 @@ class Compare:
         if len(names) > MOST:
             why = f"{len(names)} runs are too many to tell apart: compare {FEWEST} to {MOST}."
             return self._page(names, None, [], [why], 400) if not what else text(400, why)
-        sides, faults = self._read(names)
+        sides, faults = self._read(names, with_curves=bool(what) or "whole" in arguments)
         if not what:
             missing = bool(faults) and len(sides) < FEWEST
             return self._page(names, sides, [*sides.values()], faults, 404 if missing else 200)
@@ -77,12 +51,21 @@ class Compare:
             from dashboards.server.compare_table import flat_rows
 
             return as_csv(f"{stem}.csv", flat_rows(found))
+        if what == ".html":
+            from dashboards.summaries import comparison_html
+
+            with DRAWING:
+                return as_report(comparison_html(found, [side.phases for side in sides.values()]), f"{stem}.html")
         if what == "-steps.json":
-            return as_json({"runs": [self._curve(found, name, side) for name, side in sides.items()]})
+            runs = [self._curve(found, name, side) for name, side in sides.items()]
+            return as_json({"runs": runs, "sentences": found.sentences(), "left_out": faults})
         return self._figure(found, what.removeprefix("."), stem)
 
-    def _read(self, names: Sequence[str]) -> tuple[dict[str, Side], list[str]]:
-        """({name: side} of the runs that can be read, what is wrong with the others)."""
+    def _read(self, names: Sequence[str], with_curves: bool) -> tuple[dict[str, Side], list[str]]:
+        """({name: side} of the runs that can be read, what is wrong with the others).
+
+        with_curves: also of runs where they take so long that a page does not wait for them.
+        """
         sides, faults = {}, []
         for name in names:
             folder = self._catalog.find(name)
@@ -90,7 +73,9 @@ class Compare:
                 faults.append(self._catalog.why_not(name) or f"There is no run “{name}” in this folder (any more).")
                 continue
             try:
-                sides[name] = self._side(folder)
+                sides[name] = self._sides.read(folder, with_curves)
+            except NoRecord as error:
+                faults.append(f"{name}: {error}")
             except FileNotFoundError as error:
                 faults.append(f"{name}: a file was there a moment ago, and is gone ({error.filename or error})")
             except OSError as error:
@@ -100,40 +85,11 @@ class Compare:
                 faults.append(f"{name}: its files are not understood ({str(error).replace(f'{folder.path}/', '')})")
         return sides, faults
 
-    def _side(self, folder: RunFolder) -> Side:
-        with self._reading:  # one at a time: two would take twice the memory and give the same
-            stamp = _stamp(folder)
-            before = self._kept.get(folder.path)
-            if before is not None and (before[0] == stamp or time.monotonic() < before[2]):
-                self._kept.move_to_end(folder.path)
-                return before[1]
-            began = time.monotonic()
-            side = self._read_side(folder)
-            self._kept[folder.path] = (stamp, side, time.monotonic() + REST * (time.monotonic() - began))
-            self._kept.move_to_end(folder.path)
-            while len(self._kept) > KEPT_RUNS:
-                self._kept.popitem(last=False)
-            return side
-
-    def _read_side(self, folder: RunFolder) -> Side:
-        from dashboards.comparison import read_compared
-        from dashboards.figures import Source
-
-        power, is_whole = self._power.energies(folder)
-        sketched = not is_whole or steps.is_large(folder)
-        source = Source(_Sketched(folder.path) if sketched else folder)
-        compared = read_compared(source)
-        columns = steps.measured(folder, self._steps, power, quick=POINTS if sketched else 0)
-        if sketched:
-            compared = replace(compared, path=_evaluations(columns))
-        drawn = steps.chart(columns, POINTS)
-        curves = {key: drawn[key] for key in ("kind", "step", "attempt", "loss", *steps.AXES)}
-        return Side(compared, list(source.record["energy"]["phases"]), curves, SKETCHED if sketched else "")
-
     def _curve(self, found: Comparison, name: str, side: Side) -> dict[str, Any]:
         first = found.runs[0]
         apart: set[str] = set() if side.compared is first else found.blocked_at_any_moment(side.compared)
-        return {"name": name, "loss_apart": "loss" in apart, "energy_apart": "energy_it_kwh" in apart} | side.curves
+        told = {"name": name, "loss_apart": "loss" in apart, "energy_apart": "energy_it_kwh" in apart}
+        return told | (side.curves or {})
 
     def _figure(self, found: Comparison, form: str, stem: str) -> Response:
         from dashboards.figures import Missing
@@ -163,30 +119,20 @@ class Compare:
                     for name, side in sides.items()
                 ],
                 "query": _query(kept),
+                "whole": f"{_query(kept)}&whole=yes",
+                "later": [name for name, side in sides.items() if side.curves is None],
                 "sentences": found.sentences(),
                 "caveats": found.caveats(),
                 "rows": compare_table.figure_rows(found),
                 "phases": compare_table.phase_rows([side.phases for side in shown]),
                 "changed": found.changed_keys(),
-                "has_loss": any(value is not None for side in shown for value in side.curves["loss"]),
+                "has_loss": any(side.curves is None or any(value is not None for value in side.curves["loss"])
+                                for side in shown),
                 "sketched": {name: side.sketched for name, side in sides.items() if side.sketched},
                 "running": [name for name, side in sides.items() if side.compared.status == "running"],
                 "now_unix_s": time.time(),
             }  # fmt: skip
         return html(self._environment.get_template("compare.html.j2").render(**context), status)
-
-
-class _Sketched(RunFolder):
-    """A run whose metrics and ledgers are too large to be read whole for a page."""
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        return []  # they are in the columns of `steps.measured`
-
-
-def _evaluations(columns: dict[str, steps.Array]) -> list[tuple[float, float]]:
-    """(IT kWh, validation loss) of each evaluation; [] where its energy is not known."""
-    kept = (columns["evaluation"] > 0) & np.isfinite(columns["energy_kwh"]) & np.isfinite(columns["loss"])
-    return list(zip(columns["energy_kwh"][kept].tolist(), columns["loss"][kept].tolist(), strict=True))
 
 
 def _comparison(sides: Sequence[Side]) -> Comparison:
@@ -197,21 +143,3 @@ def _comparison(sides: Sequence[Side]) -> Comparison:
 
 def _query(names: Sequence[str]) -> str:
     return f"?{urlencode([('run', name) for name in names], errors='surrogateescape')}"
-
-
-def _stamp(folder: RunFolder) -> tuple[tuple[str, int, int], ...]:
-    """Changes with whatever a comparison is read from. FileNotFoundError without a run.json."""
-    named = (RECORD, "experiment.yaml", "tokenizer.model")
-    paths = [folder.run_file, *(folder.path / name for name in named), folder.metrics_file(0)]
-    if folder.energy_dir.is_dir():
-        paths += sorted(folder.energy_dir.iterdir())
-    stamps = []
-    for path in paths:
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            if path == folder.run_file:
-                raise
-            continue
-        stamps.append((path.name, stat.st_mtime_ns, stat.st_size))
-    return tuple(stamps)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dashboards.comparison import AS_FACTOR, Compared, Comparison
+from dashboards.comparison import AS_FACTOR, Compared, Comparison, sense_of
 from dashboards.server.parts import UNKNOWN
 from energy import human
 
 _KWH: human.Scales = ((1e3, 1e3, "MWh"), (0.1, 1.0, "kWh"), (1e-4, 1e-3, "Wh"), (0.0, 1 / 3.6e6, "J"))
 _JOULE: human.Scales = ((1e3, 1e3, "kJ"), (1.0, 1.0, "J"), (1e-3, 1e-3, "mJ"), (0.0, 1e-6, "µJ"))
 _TONNE: human.Scales = ((1.0, 1.0, "t"), (1e-3, 1e-3, "kg"), (1e-6, 1e-6, "g"), (0.0, 1e-9, "mg"))
-LESS_IS_BETTER = ("loss", "energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq", "gpu_hours")
-MORE_IS_BETTER = ("mfu",)
 SAME = 5e-4  # a smaller change is none
 Say = Callable[[float], str]
 
@@ -65,7 +63,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, str, Say]]:
         scaled("joule_per_token", "Energy per token", _JOULE),
         scaled("carbon_tco2eq", "Carbon", _TONNE, " CO₂eq"),
         ("gpu_hours", "GPU-hours", human.digits),
-        ("mfu", "MFU", human.percent),
+        ("mfu", "MFU (PaLM)", human.percent),
     ]
     return [each for each in found if any(run.figures[each[0]] is not None for run in comparison.runs)]
 
@@ -78,9 +76,7 @@ def _change(key: str, difference: Mapping[str, float | None] | None) -> tuple[st
     if abs(relative) < SAME:
         return "=", ""
     words = f"×{human.digits(1 + relative)}" if relative >= AS_FACTOR else f"{100 * relative:+.3g} %".replace("-", "−")
-    if key not in (*LESS_IS_BETTER, *MORE_IS_BETTER):
-        return words, ""
-    return words, "better" if (relative < 0) == (key in LESS_IS_BETTER) else "worse"
+    return words, sense_of(key, relative)
 
 
 def state_of(run: Compared) -> str:

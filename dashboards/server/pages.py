@@ -99,12 +99,19 @@ class Pages:
             return {"note": f"its live state cannot be read: {error}"}
 
     def total(self) -> str:
-        listing = self._catalog.listing(whole=True)
-        total = self._catalog.total() if listing.entries else None
-        most = 0.0
-        if total:
-            most = max((part["energy_it_kwh"] or 0.0 for part in total["by_purpose"].values()), default=0.0)
-        return self._render("total", listing=listing, total=total, most=most, directory=str(self._catalog.directory))
+        return self._render("total", **self._total())
+
+    def sums(self) -> str:
+        """The part of the total's page that changes while the folder is read."""
+        return self._render("sums", **self._total())
+
+    def _total(self) -> dict[str, Any]:
+        listing = self._catalog.listing()
+        total, looked = self._catalog.total_so_far(listing) if listing.entries else (None, None)
+        parts = total["by_purpose"].values() if total else ()
+        most = max((part["energy_it_kwh"] or 0.0 for part in parts), default=0.0)
+        about = {"listing": listing, "directory": str(self._catalog.directory)}
+        return about | {"total": total, "most": most, "looked": looked if listing.is_whole else None}
 
     def run(self, folder: RunFolder) -> str:
         """The page of one run; its record, where it cannot be read, is named and the rest shown."""

@@ -41,6 +41,7 @@ class Power:
     by: str = "second"
     notes: list[str] = field(default_factory=list)
     until_unix_s: float = math.inf  # where the last cell is metered up to
+    modelled_w: NDArray[np.float32] | None = None  # of the mean power of all nodes, what no sensor measured
     _total_w: Array | None = field(default=None, repr=False)
     _bands: dict[int, dict[str, NDArray[np.float32]]] = field(default_factory=dict, init=False, repr=False)
 
@@ -54,7 +55,7 @@ class Power:
 
     @property
     def nbytes(self) -> int:
-        return self.low_w.nbytes * (2 + len(self.mean_w)) + self.unread.nbytes
+        return self.low_w.nbytes * (3 + len(self.mean_w)) + self.unread.nbytes
 
     def total_w(self) -> Array:
         """Mean power of all nodes in each cell; NaN where none is known."""
@@ -101,20 +102,24 @@ class Power:
         count = min(points, last - first)
         starts = first + np.unique((np.arange(count) * ((last - first) / max(1, count))).astype(np.int64))
         times = self.start_unix_s + self.step_s * np.append(starts, last)
-        nodes = {}
         width = times[-1] - times[-2] if count else 1.0
         times[-1] = min(times[-1], self.end_unix_s)
-        for name, column in self.bands(bands or len(self.mean_w)).items():
+
+        def mean_of(column: NDArray[np.float32]) -> list[float | None]:
             mean = _mean(column[first:last], starts - first)
             if count and times[-1] > times[-2]:
                 mean[-1] *= width / (times[-1] - times[-2])  # the power of what is metered of it, not of the whole cell
-            nodes[name] = _listed(mean)
+            return _listed(mean)
+
+        nodes = {name: mean_of(column) for name, column in self.bands(bands or len(self.mean_w)).items()}
+        modelled = None if self.modelled_w is None else mean_of(self.modelled_w)
         low = np.fmin.reduceat(self.low_w[:last], starts) if count else np.empty(0)
         high = np.fmax.reduceat(self.high_w[:last], starts) if count else np.empty(0)
         unread = np.maximum.reduceat(self.unread[:last], starts) if count else np.empty(0, int)
         return {
             "edges_unix_s": [round(each, 2) for each in times.tolist()] if count else [],
             "nodes": nodes,
+            "modelled_w": modelled,
             "low_w": _listed(low),
             "high_w": _listed(high),
             "unread": unread.tolist(),

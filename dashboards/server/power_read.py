@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dashboards.server.power import SLIVER, Array, Power, plus
+from energy.accounting.curves import held_to_end
 from energy.accounting.placement import RANKS, is_others, own_stretches
+from energy.accounting.uncertainty import MEASURED
 from energy.ledger.frames import SECONDS
 from energy.ledger.readings import Session, read_sessions
 from energy.ledger.seek import Told, part_size
+from energy.metering.readers import SLOW_S
 from energy.metering.track import MISSING, UNKNOWN
 from energy.runs import RunFolder
 
@@ -45,6 +49,7 @@ def on_grid(
     if cells <= 0 or not ledgers:
         return None
     low, high, unread = np.full(cells, np.nan), np.full(cells, np.nan), np.zeros(cells, np.uint16)
+    modelled = np.full(cells, np.nan)
     nodes: dict[str, NDArray[np.float32]] = {}
     notes: list[str] = []
     devices: set[str] = set()
@@ -55,7 +60,8 @@ def on_grid(
         if pause is not None:
             pause()
         for begin, until in _slices(path, start, end, rows):
-            between = (begin - 2 * step_s, until + 2 * step_s)
+            # Up to a row of afterwards, which says what was drawn until then: that of a model comes every SLOW_S.
+            between = (begin - 2 * step_s, until + max(2 * step_s, 2 * SLOW_S))
             sessions, damaged = read_sessions(path, fine=rows, between=between, told=told.get(path))
             notes += damaged
             newest = max([newest, *(session.span()[1] for session in sessions)])
@@ -67,14 +73,15 @@ def on_grid(
                 if last <= first:
                     continue
                 edges: Array = np.minimum(start + step_s * np.arange(first, last + 1, dtype=float), end)
-                seen, mean_w, low_w, high_w, lacking = _node(session, used or set(), edges, step_s, by == "second")
-                devices |= seen
+                drawn = _node(session, used or set(), edges, step_s, by == "second")
+                devices |= drawn.devices
                 node = str(session.header["node"] or path.stem)
                 column = nodes.setdefault(node, np.full(cells, np.nan, np.float32))
                 here = slice(first, last)
-                column[here] = plus(column[here], mean_w)
-                low[here], high[here] = plus(low[here], low_w), plus(high[here], high_w)
-                unread[here] += lacking.astype(np.uint16)
+                column[here] = plus(column[here], drawn.mean_w)
+                low[here], high[here] = plus(low[here], drawn.low_w), plus(high[here], drawn.high_w)
+                modelled[here] = plus(modelled[here], drawn.modelled_w)
+                unread[here] += drawn.lacking.astype(np.uint16)
         if newest > -math.inf:
             ends.append(newest)
     if not nodes:
@@ -85,24 +92,40 @@ def on_grid(
         nodes = {node: column[:cells] for node, column in nodes.items()}
     extremes = low[:cells].astype(np.float32), high[:cells].astype(np.float32)
     notes = list(dict.fromkeys(notes))
-    return Power(start, step_s, nodes, *extremes, unread[:cells], settled, len(devices), by, notes, end)
+    found = Power(start, step_s, nodes, *extremes, unread[:cells], settled, len(devices), by, notes, end)
+    found.modelled_w = modelled[:cells].astype(np.float32)
+    return found
 
 
-def _node(
-    session: Session, used: set[str], edges: Array, step_s: float, second: bool
-) -> tuple[set[str], Array, Array, Array, Array]:
-    """(the run's devices, mean, low, high W, how many were not read) of a node in the cells between `edges`."""
+class _Drawn(NamedTuple):
+    """What a node drew in each cell: mean, low and high W of the run's devices, of the mean what was not measured, and
+    how many of them were not read."""
+
+    devices: set[str]
+    mean_w: Array
+    low_w: Array
+    high_w: Array
+    modelled_w: Array
+    lacking: Array
+
+
+def _node(session: Session, used: set[str], edges: Array, step_s: float, second: bool) -> _Drawn:
     mine = [k for k, about in enumerate(session.sensors) if not is_others(about, [session], used)]
     whole = [k for k in mine if session.sensors[k]["kind"] == "node"][:1]
     parts = [k for k in mine if session.sensors[k]["kind"] != "node"]
     mean, low, high, absent = _devices(session, [*parts, *whole], edges, step_s, second)
-    told = [_sum_known(each[:, : len(parts)]) for each in (mean, low, high)]
+    mean_w, low_w, high_w = (_sum_known(each[:, : len(parts)]) for each in (mean, low, high))
     lacking = absent[:, : len(parts)].sum(axis=1)
+    models = [place for place, k in enumerate([*parts, *whole]) if session.sensors[k]["method"] not in MEASURED]
+    modelled = _sum_known(mean[:, [place for place in models if place < len(parts)]])
     if whole:  # the node's own sensor counts where it was read
         own = np.isnan(mean[:, -1])
-        told = [np.where(own, sums, each[:, -1]) for sums, each in zip(told, (mean, low, high), strict=True)]
+        mean_w, low_w, high_w = (
+            np.where(own, sums, each[:, -1]) for sums, each in ((mean_w, mean), (low_w, low), (high_w, high))
+        )
         lacking = np.where(own, lacking, absent[:, -1])
-    return {session.sensors[k]["uuid"] for k in parts or whole}, told[0], told[1], told[2], lacking
+        modelled = np.where(own, modelled, mean[:, -1] if len(parts) in models else np.nan)
+    return _Drawn({session.sensors[k]["uuid"] for k in parts or whole}, mean_w, low_w, high_w, modelled, lacking)
 
 
 def _devices(
@@ -127,6 +150,14 @@ def _devices(
     power_w = np.full(spans_s.shape, np.nan)
     np.divide(np.diff(used_j, axis=0), spans_s, out=power_w, where=spans_s > 0)
     power_w[(rows["flags"][1:] & (MISSING | UNKNOWN)) > 0] = np.nan
+    least, most = (power_w, power_w) if second else (rows["power_min_w"][1:], rows["power_max_w"][1:])
+    held = _held(session, places, times, power_w)
+    if held is not None:  # as another row, in which the other devices have nothing new
+        ends, held_w = held
+        spans_s = np.concatenate([spans_s, [ends - times[-1]]])
+        used_j = np.concatenate([used_j, [used_j[-1] + np.nan_to_num(held_w) * spans_s[-1]]])
+        times, power_w = np.concatenate([times, [ends]]), np.concatenate([power_w, [held_w]])
+        least, most = np.concatenate([least, [held_w]]), np.concatenate([most, [held_w]])
     begin, until = session.span()
     since, upto = np.clip(begin, times[0], times[-1]), np.clip(max(begin, until), times[0], times[-1])
     inside = np.clip(edges[:, None], since, upto)
@@ -141,8 +172,8 @@ def _devices(
         gone_s = np.concatenate([[0.0], np.cumsum(spans_s[:, k] * unknown[:, k])])
         gone = np.diff(np.interp(inside[:, k], times[:, k], gone_s))
         absent[:, k] = gone > 0.5 * np.where(passed_s[:, k] > 0, passed_s[:, k], np.inf)
-    mean = np.where(absent, np.nan, mean * (passed_s / step_s))  # of a cell at an edge, what of it was metered
-    least, most = (power_w, power_w) if second else (rows["power_min_w"][1:], rows["power_max_w"][1:])
+    mean *= passed_s / step_s  # of a cell at an edge, what of it was metered
+    mean[absent & ~(mean > 0)] = np.nan  # what is booked is drawn: where a device was lost, up to the loss
     # A row no longer than a cell touches two at most; a longer one is the mean of the cells inside it already.
     fits = np.isfinite(least) & (right - left <= 2 * step_s)
     fits &= (right > left) | ((spans_s == 0) & (left > since) & (left < upto))
@@ -155,8 +186,23 @@ def _devices(
         where = (cell[valid], device[valid])
         np.fmin.at(low, where, least[valid])
         np.fmax.at(high, where, most[valid])
-    low[absent], high[absent] = np.nan, np.nan
+    nothing = absent & np.isnan(mean)
+    low[nothing], high[nothing] = np.nan, np.nan
     return mean, low, high, absent.astype(float)
+
+
+def _held(session: Session, places: list[int], times: Array, power_w: Array) -> tuple[Array, Array] | None:
+    """(unix s, W) of each device: until when it is held at what it said last (`held_to_end`), and NaN for those that
+    are not; None where none is."""
+    ends, held_w = times[-1].copy(), np.full(len(places), np.nan)
+    models = [k for k, place in enumerate(places) if session.sensors[place]["method"] not in MEASURED]
+    for k in models if not session.ended else ():
+        first = session.ticks["rows"][0, places[k]]
+        read_w = math.nan if first["flags"] & MISSING else (first["power_min_w"] + first["power_max_w"]) / 2.0
+        held = held_to_end(places[k], session, times[:, k], np.append(read_w, power_w[:, k]))
+        if held is not None:
+            ends[k], held_w[k] = held
+    return None if np.isnan(held_w).all() else (ends, held_w)
 
 
 def _sum_known(columns: Array) -> Array:

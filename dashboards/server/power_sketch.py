@@ -9,6 +9,7 @@ lowest and the highest, which every row knows of its own minute.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dashboards.server.power import Power
+from dashboards.server.power import Power, plus
 from energy.accounting.placement import RANKS, is_others, own_stretches
+from energy.accounting.uncertainty import MEASURED
 from energy.ledger import frames as ledger
 from energy.ledger.readings import Session, tick_dtype
 from energy.ledger.seek import Told
@@ -44,51 +46,65 @@ def sketch(folder: RunFolder, points: int = POINTS, told: dict[Path, Told] | Non
     """
     ledgers = folder.ledgers()
     points = min(points, max(FEWEST, LOOKS // max(1, len(ledgers))))
-    stretches = {path: own_stretches(sample(path, points, told), path.stem, []) for path in ledgers}
-    spans = [session.span() for sessions in stretches.values() for session in sessions]
-    if not spans:
+    stretches = [
+        (path, session, session.span())
+        for path in ledgers
+        for session in own_stretches(sample(path, points, told), path.stem, [])
+    ]
+    if not stretches:
         return None
-    start, end = min(first for first, _ in spans), max(last for _, last in spans)
+    start, end = min(span[0] for *_, span in stretches), max(span[1] for *_, span in stretches)
     if end <= start:
         return None
     step_s = (end - start) / points
     edges: Array = np.linspace(start, end, points + 1)
     nodes: dict[str, NDArray[np.float32]] = {}
-    unread = np.zeros(points, np.uint16)
+    unread, modelled = np.zeros(points, np.uint16), np.full(points, np.nan, np.float32)
     devices: set[str] = set()
     used: set[str] | None = None
-    for path, sessions in stretches.items():
-        for session in sessions:
-            if used is None and any(event.get("event") == RANKS and event["shared"] for event in session.events):
+    for path, session, span in stretches:
+        mine = [*range(len(session.sensors))]
+        if any(event.get("event") == RANKS and event["shared"] for event in session.events):
+            if used is None:
                 used = folder.devices_used()  # reads all metrics, and nobody else asks who used what
-            mine = [k for k, about in enumerate(session.sensors) if not is_others(about, [session], used or set())]
-            devices |= {session.sensors[k]["uuid"] for k in mine if session.sensors[k]["kind"] != "node"}
-            mean_w, lacking = _stretch(session, mine, edges)
-            node = str(session.header["node"] or path.stem)
-            before = nodes.setdefault(node, np.full(points, np.nan, np.float32))
-            nodes[node] = np.where(np.isnan(mean_w), before, np.nan_to_num(before) + mean_w).astype(np.float32)
-            unread += lacking
+            mine = [k for k in mine if not is_others(session.sensors[k], [session], used)]
+        devices |= {session.sensors[k]["uuid"] for k in mine if session.sensors[k]["kind"] != "node"}
+        node = str(session.header["node"] or path.stem)
+        column = nodes.setdefault(node, np.full(points, np.nan, np.float32))
+        _add(session, span, mine, edges, column, modelled, unread)
     nothing = np.full(points, np.nan, np.float32)
     notes = [NOTE.format(points=points)]
-    return Power(start, step_s, nodes, nothing, nothing, unread, end, len(devices), BY, notes, end)
+    return Power(start, step_s, nodes, nothing, nothing, unread, end, len(devices), BY, notes, end, modelled)
 
 
-def _stretch(session: Session, mine: list[int], edges: Array) -> tuple[Array, NDArray[np.uint16]]:
-    """(mean W of the node in each cell, how many of its devices were not read); NaN outside of the stretch."""
+def _add(
+    session: Session, span: tuple[float, float], mine: list[int], edges: Array, column: Any, modelled: Any,
+    unread: NDArray[np.uint16],
+) -> None:  # fmt: skip
+    """Adds a stretch to the mean W of its node in each cell (NaN: outside of all of them), to what of all nodes was not
+    measured, and to how many devices were not read."""
     rows, times = session.ticks["rows"], session.times()
     missing = (rows["flags"] & MISSING) > 0
     whole = [k for k in mine if session.sensors[k]["kind"] == "node" and not missing[:, k].all()]
     parts = whole[:1] or [k for k in mine if session.sensors[k]["kind"] != "node"]
     share = np.array([float(session.sensors[k].get("share", 1.0)) for k in parts])
-    used_j = (rows["energy_mj"][:, parts] * share).sum(axis=1) / 1e3
-    begin, until = session.span()
-    inside = np.minimum(edges[1:], until) > np.maximum(edges[:-1], begin)
+    models = [session.sensors[k]["method"] not in MEASURED for k in parts]
+    used_j = rows["energy_mj"][:, parts] * (share / 1e3)
     cell_s = edges[1] - edges[0]
-    mean_w = np.where(inside, np.diff(np.interp(np.clip(edges, begin, until), times, used_j)) / cell_s, np.nan)
-    lacking = np.zeros(len(edges) - 1, np.uint16)
-    place = np.clip(((times - edges[0]) / cell_s).astype(np.int64), 0, len(lacking) - 1)
-    np.maximum.at(lacking, place, missing[:, parts].sum(axis=1).astype(np.uint16))
-    return mean_w, lacking
+    first = max(0, int((span[0] - edges[0]) / cell_s))
+    last = min(len(column), math.ceil((span[1] - edges[0]) / cell_s))
+    if last <= first:
+        return
+    inside, here = np.clip(edges[first : last + 1], *span), slice(first, last)
+    column[here] = plus(column[here], np.diff(np.interp(inside, times, used_j.sum(axis=1))) / cell_s)
+    if any(models):
+        model_j = used_j[:, models].sum(axis=1)
+        modelled[here] = plus(modelled[here], np.diff(np.interp(inside, times, model_j)) / cell_s)
+    if missing.any():
+        place = np.clip(((times - edges[0]) / cell_s).astype(np.int64), 0, len(unread) - 1)
+        lacking = np.zeros_like(unread)
+        np.maximum.at(lacking, place, missing[:, parts].sum(axis=1).astype(np.uint16))
+        unread += lacking
 
 
 def sample(path: Path, count: int, told: dict[Path, Told] | None = None) -> list[Session]:
@@ -99,7 +115,8 @@ def sample(path: Path, count: int, told: dict[Path, Told] | None = None) -> list
     with open(path, "rb") as file:
         found = _Sample(file.fileno())
         before, at = found.take_edge(at_end=False), 0
-        for offset in np.linspace(WINDOW, max(WINDOW, found.size - WINDOW), count).astype(np.int64).tolist():
+        apart = max(0, found.size - 2 * WINDOW) / max(1, count - 1)
+        for offset in (WINDOW + int(place * apart) for place in range(count)):
             if offset >= found.size:
                 break
             after = found.take_one(offset)
@@ -125,7 +142,7 @@ class _Sample:
         self._reach = 4096  # bytes that have a whole frame in them wherever they begin
 
     def _frames(self, offset: int, length: int) -> Iterator[ledger.Frame]:
-        return ledger.frames(os.pread(self._fd, length, offset), [])
+        return ledger.found(os.pread(self._fd, length, offset), ends_of=ledger.MINUTE)
 
     def _take(self, frames: Iterable[ledger.Frame]) -> int:
         last = NONE

@@ -8,12 +8,13 @@ long the run is.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,14 +92,17 @@ class PowerStore:
     def energies(self, folder: RunFolder) -> tuple[Power | None, bool]:
         """(the power of a run for its energy over time, whether it is of all rows): of a large run that nobody looks at
         a sketch, and it is not read for this."""
-        with self._lock:
-            kept, state = self._kept.get(folder.path), _state(folder)
-            known = kept is not None and kept.state is not None
-            soon = _is_soon_read(kept, state)
-        if known or soon:
+        if self.is_soon_whole(folder):
             return self.overview(folder), True
+        kept = self._kept.get(folder.path)
         known_so_far = None if kept is None else kept.power
         return known_so_far or sketch(folder, FEW_POINTS), False
+
+    def is_soon_whole(self, folder: RunFolder) -> bool:
+        """Whether all rows of a run are known, or so few that one waits for them."""
+        with self._lock:
+            kept, state = self._kept.get(folder.path), _state(folder)
+            return (kept is not None and kept.state is not None) or _is_soon_read(kept, state)
 
     def _look(self, folder: RunFolder) -> tuple[Kept, float]:
         """(what is known of the run, for how long it is not that of its files)."""
@@ -255,16 +259,25 @@ def extended(kept: Power, folder: RunFolder, told: dict[Path, Told], passed_s: f
     if new is None or set(new.mean_w) - set(kept.mean_w) or new.cells + keep < kept.cells or new.end_unix_s >= upto:
         return None  # a node that was not there before, files that were replaced, a clock that was set
     nothing = np.full(new.cells, np.nan, np.float32)
-    mean_w = {n: np.concatenate([column[:keep], new.mean_w.get(n, nothing)]) for n, column in kept.mean_w.items()}
-    low_w = np.concatenate([kept.low_w[:keep], new.low_w])
-    high_w = np.concatenate([kept.high_w[:keep], new.high_w])
-    unread = np.concatenate([kept.unread[:keep], new.unread])
-    total_w = np.concatenate([kept.total_w()[:keep], new.total_w()])
-    notes, devices = list(dict.fromkeys([*kept.notes, *new.notes])), max(kept.devices, new.devices)
+
+    def longer(before: Any, more: Any) -> Any:
+        return np.concatenate([before[:keep], more])
+
     return Power(
-        kept.start_unix_s, step_s, mean_w, low_w, high_w, unread, new.settled_unix_s, devices, kept.by, notes,
-        new.end_unix_s, total_w,
-    )  # fmt: skip
+        kept.start_unix_s,
+        step_s,
+        {node: longer(column, new.mean_w.get(node, nothing)) for node, column in kept.mean_w.items()},
+        longer(kept.low_w, new.low_w),
+        longer(kept.high_w, new.high_w),
+        longer(kept.unread, new.unread),
+        new.settled_unix_s,
+        max(kept.devices, new.devices),
+        kept.by,
+        list(dict.fromkeys([*kept.notes, *new.notes])),
+        new.end_unix_s,
+        longer(kept.modelled_w, new.modelled_w),
+        longer(kept.total_w(), new.total_w()),
+    )
 
 
 def _sketched(folder: RunFolder) -> Kept:
@@ -311,13 +324,23 @@ def _in_words(seconds: float) -> str:
 
 
 def _state(folder: RunFolder) -> State:
-    found = {}
-    for path in folder.ledgers():
-        stats = {s: each.stat() for s in (".ledger", ".seconds", ".raw") if (each := path.with_suffix(s)).exists()}
-        size = {suffix: stat.st_size for suffix, stat in stats.items()}
-        newest_ns = max((stat.st_mtime_ns for stat in stats.values()), default=0)
-        found[path.name] = Size(size.get(".seconds", 0), size.get(".ledger", 0), newest_ns)
-    return found
+    """One look at the folder, and one at each file: a run of hundreds of nodes has a thousand of them."""
+    sizes: dict[str, dict[str, int]] = {}
+    newest_ns: dict[str, int] = {}
+    with suppress(FileNotFoundError), os.scandir(folder.energy_dir) as files:
+        for file in files:
+            node, suffix = os.path.splitext(file.name)
+            if suffix not in (".ledger", ".seconds", ".raw"):
+                continue
+            with suppress(FileNotFoundError):  # it was taken away in this moment
+                stat = file.stat()
+                sizes.setdefault(node, {})[suffix] = stat.st_size
+                newest_ns[node] = max(newest_ns.get(node, 0), stat.st_mtime_ns)
+    return {
+        f"{node}.ledger": Size(size.get(".seconds", 0), size[".ledger"], newest_ns[node])
+        for node, size in sorted(sizes.items())
+        if ".ledger" in size
+    }
 
 
 def _grew(before: State, after: State) -> bool:

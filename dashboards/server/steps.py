@@ -1,4 +1,4 @@
-"""Steps and evaluations of a run for charts: loss against energy, tokens, FLOP or hours."""
+"""Steps and evaluations of a run for charts: loss against energy, tokens, FLOP or hours; and what it did when."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ POINTS = 1200
 AXES = ("energy_kwh", "tokens", "compute_flop", "hours")
 KEPT = ("attempt", "step", "time_unix_s", "tokens", "loss")
 LARGE_BYTES = 8_000_000  # of a metrics file: more takes half a second to read
-EVALUATION = b'"evaluation"'
+EVALUATION, PHASE, TRAIN_STEP = b'"evaluation"', b'"phase"', b'"train_step"'
+LANES = ("startup", "compile", "checkpoint", "evaluation")  # what a reader looks for beside the steps
 LINES = 20  # between two steps, at most, where places in a file are looked at
 SEAL_BYTES = 64  # of the end of what was read, by which a file that was replaced is known
 
@@ -35,6 +36,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._columns = {key: array("d") for key in ("evaluation", *KEPT)}
+        self._spans = {phase: array("d") for phase in LANES}  # start and end in turn
         self._read_bytes, self._file, self._seal = 0, 0, b""
 
     def read_on(self, path: Path) -> Metrics:
@@ -81,14 +83,17 @@ class Metrics:
                     place = whole.find(EVALUATION, end) if end >= 0 else -1
 
     def _take(self, line: bytes) -> bool:
-        """Whether it tells of a step or an evaluation."""
-        if b'"step"' not in line and EVALUATION not in line:
+        """Whether it tells of a step or an evaluation. What it tells of a phase is kept too."""
+        if b'"step"' not in line and EVALUATION not in line and (PHASE not in line or TRAIN_STEP in line):
             return False
         try:
             event = json.loads(line)
         except ValueError:
             return False  # a line that a crash tore
         kind = event.get("event") if isinstance(event, dict) else None
+        if kind == "phase" and event.get("phase") in self._spans:
+            span = [_number(event.get(key)) for key in ("start_unix_s", "end_unix_s")]
+            self._spans[event["phase"]].extend(span if span[0] <= span[1] else ())
         if kind not in ("step", "evaluation") or math.isnan(_number(event.get("time_unix_s"))):
             return False
         event["loss"] = event.get("loss" if kind == "step" else "validation_loss")
@@ -102,6 +107,22 @@ class Metrics:
         found = {key: np.array(values, float) for key, values in self._columns.items()}
         order = np.argsort(found["time_unix_s"], kind="stable")
         return {key: values[order] for key, values in found.items()}
+
+    def lanes(self, start: float, end: float, least_s: float) -> dict[str, list[list[float]]]:
+        """{phase: spans between two moments (unix s)}, in order; those nearer to each other than least_s are one, so
+        that ten thousand checkpoints are no more than can be drawn."""
+        found = {}
+        for phase, values in self._spans.items():
+            spans = np.array(values, float).reshape(-1, 2)
+            spans = spans[(spans[:, 1] >= start) & (spans[:, 0] <= end)]
+            if not len(spans):
+                continue
+            spans = spans[np.argsort(spans[:, 0], kind="stable")]
+            ends = np.maximum.accumulate(spans[:, 1])
+            first = np.flatnonzero(np.append(True, spans[1:, 0] - ends[:-1] > least_s))
+            shown = np.stack([spans[first, 0], ends[np.append(first[1:], len(spans)) - 1]], axis=1)
+            found[phase] = np.round(np.clip(shown, start, end), 2).tolist()
+        return found
 
 
 class StepStore:
@@ -122,15 +143,28 @@ class StepStore:
     def read(self, folder: RunFolder) -> dict[str, Array]:
         """The columns of the run's metrics (`Metrics.columns`)."""
         with self._lock:
-            metrics = self._kept.pop(folder.path, None) or Metrics()
-            try:
-                metrics = metrics.read_on(folder.metrics_file(0))
-            except FileNotFoundError:
-                return Metrics().columns()
-            self._kept[folder.path] = metrics
-            while len(self._kept) > KEPT_RUNS:
-                self._kept.popitem(last=False)
-            return metrics.columns()
+            return self._read_on(folder).columns()
+
+    def lanes(self, folder: RunFolder, start: float, end: float, points: int) -> dict[str, list[list[float]]] | None:
+        """`Metrics.lanes` for a chart of so many points; None of a large file that was not read yet."""
+        if folder.path not in self._kept and is_large(folder):
+            return None
+        with self._lock:
+            return self._read_on(folder).lanes(start, end, (end - start) / max(1, points))
+
+    def _read_on(self, folder: RunFolder) -> Metrics:
+        """With the lock held."""
+        metrics = self._kept.get(folder.path) or Metrics()
+        try:
+            metrics = metrics.read_on(folder.metrics_file(0))
+        except FileNotFoundError:
+            self._kept.pop(folder.path, None)
+            return Metrics()
+        self._kept[folder.path] = metrics
+        self._kept.move_to_end(folder.path)
+        while len(self._kept) > KEPT_RUNS:
+            self._kept.popitem(last=False)
+        return metrics
 
 
 def is_large(folder: RunFolder) -> bool:

@@ -22,7 +22,7 @@ from energy.accounting.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_pha
 from energy.accounting.placement import is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.uncertainty import Part, share_of
-from energy.accounting.whole_node import rests, unread
+from energy.accounting.whole_node import Line, Straight, incredible, rests, unread
 from energy.ledger.readings import FINEST_BYTES, Session, first_devices, read_sessions
 from energy.runs import RunFolder
 
@@ -121,7 +121,7 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
         if not fine:
             account.warnings.append("phases are told by rows a minute apart: the finer files are too large together")
     used = run.devices_used()
-    for group in _with_shared_devices(ledgers):
+    for group in with_shared_devices(ledgers):
         found: dict[str, list[Stretch]] = {}
         for path in group:
             sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
@@ -145,11 +145,11 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
     account.end_unix_s = max(end for _, _, end in books.windows)
     account.attempts = _attempts(books)
     account.phases = _phases(books, account)
-    account.curve = _curve(books)
+    account.curve = _curve(books) if books.slots else None
     return account
 
 
-def _with_shared_devices(ledgers: list[Path]) -> list[list[Path]]:
+def with_shared_devices(ledgers: list[Path]) -> list[list[Path]]:
     """Ledgers that have a device in common, by their first headers, together; most stand alone.
 
     Only one group's curves are in memory at a time: 256 nodes of a long run would not fit.
@@ -165,14 +165,17 @@ def _with_shared_devices(ledgers: list[Path]) -> list[list[Path]]:
 
 
 def lost_windows(steps: list[dict[str, Any]], phases: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """Time whose steps a later attempt did again: from the last step that was kept to the end of the attempt."""
+    """Time whose steps a later attempt did again: from the last step that was kept to the end of the attempt.
+
+    Any later one: where the newest checkpoint is damaged an older one is taken, from before the attempt in between.
+    """
     attempts: dict[int, list[dict[str, Any]]] = {}
     for step in steps:
         attempts.setdefault(int(step.get("attempt") or 1), []).append(step)
     numbers = sorted(attempts)
     windows = []
     for number, following in zip(numbers, numbers[1:], strict=False):
-        again = attempts[following][0]["step"]
+        again = min(attempts[later][0]["step"] for later in numbers if later > number)
         kept = [step["time_unix_s"] for step in attempts[number] if step["step"] < again]
         lost = [step for step in attempts[number] if step["step"] >= again]
         if lost:
@@ -201,6 +204,8 @@ def _collect(
         sofar["cores"] = sofar.get("cores", 0) + max(each["cores"] for each in told)
         sofar["peak_memory_mb"] = max([sofar.get("peak_memory_mb", 0.0), *(each["peak_memory_mb"] for each in told)])
     for session in sessions:
+        if session.later_s:
+            account.warnings.append(f"{path.name}: its clock had been set back: {session.later_s:.1f} s are added")
         books.windows += _windows(session)
         for place, about in enumerate(session.sensors):
             key = books.machines.key(about, session.header)
@@ -217,13 +222,13 @@ def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], use
     """Book the devices of one node; a sensor of the whole node adds what it has beyond them."""
     found = [(*join(stretches, account.warnings), [stretch[1] for stretch in stretches]) for stretches in devices]
     node = found[0][0]["node"]
-    inside: list[tuple[DeviceEnergy, list[Curve]]] = []
+    inside: list[tuple[DeviceEnergy, list[Line]]] = []
     others: dict[str, float] = {}
     for about, curves, gaps, sessions in found:
         if about["kind"] == "node":
             continue
         device = _device_energy(about, curves, gaps)
-        inside.append((device, curves))
+        inside.append((device, [*curves, *map(Straight.over, gaps)]))
         if is_others(about, sessions, used):
             others[device.uuid] = device.energy_j
             continue
@@ -281,7 +286,7 @@ def _add_rests(
     account: Account,
     books: _Books,
     whole: list[tuple[dict[str, Any], list[Curve]]],
-    inside: list[tuple[DeviceEnergy, list[Curve]]],
+    inside: list[tuple[DeviceEnergy, list[Line]]],
     others: Collection[str],
     metered_s: float,
 ) -> None:
@@ -289,6 +294,11 @@ def _add_rests(
     told = rests([curves for _, curves in whole], [curves for _, curves in inside])
     for rest in told:
         about, curves = whole[rest.sensor]
+        parts = [(part.method, part.uuid in others) for part, _ in inside]
+        fault = incredible(rest.reading_j, [(*part, used) for part, used in zip(parts, rest.inside_j, strict=True)])
+        if fault is not None:
+            account.warnings.append(f"{about['name']} ({about['uuid']}) {fault}")
+            continue
         _book(books, rest.curves, [])
         device = _device_energy({**about, "name": f"rest of the node, by {about['name']}"}, curves, [])
         device.energy_j = math.fsum(curve.energy_j for curve in rest.curves)

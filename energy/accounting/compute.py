@@ -111,6 +111,16 @@ def _is_within(step: Row, spans: Sequence[tuple[float, float]]) -> bool:
     return any(start <= middle_s <= end for start, end in spans)
 
 
+def _mean_devices(steps: Sequence[Row], devices: int, devices_of: Mapping[int, int]) -> float:
+    """How many devices a run had in the mean over the time of these steps."""
+    if set(devices_of.values()) <= {devices}:
+        return devices
+    seconds = [float(step.get("seconds") or 0.0) for step in steps]
+    held = [devices_of.get(int(step.get("attempt") or 1), devices) for step in steps]
+    device_s = math.fsum(count * passed_s for count, passed_s in zip(held, seconds, strict=True))
+    return device_s / math.fsum(seconds) if any(seconds) else devices
+
+
 def _times(value: float | None, factor: float | None) -> float | None:
     return None if value is None or factor is None else value * factor
 
@@ -123,14 +133,15 @@ def compute_account(
     peak_flops: float | None,
     device_hours: float,
     compiling: Sequence[tuple[float, float]] = (),
+    devices_of: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """The record's `compute`: a pure function of run.json and the steps of rank 0.
 
-    devices: how many carried the training. peak_flops: dense BF16 FLOP/s of one. device_hours: reserved, in h, all
-    attempts together. What is not known is None. A rate is over the time in steps, so that it compares between runs
-    of any length, without the steps that compile the model (the first of each attempt whose model is compiled): those
-    are the ones that lie in a span of `compiling`, (start, end) in unix s. `mfu_reserved` is over all device-hours and
-    shows what compiling, waiting and crashes cost.
+    devices: how many carried the training; devices_of: of each attempt, where its number was noted. peak_flops: dense
+    BF16 FLOP/s of one. device_hours: reserved, in h, all attempts together. What is not known is None. A rate is over
+    the time in steps, so that it compares between runs of any length, without the steps that compile the model (the
+    first of each attempt whose model is compiled): those are the ones that lie in a span of `compiling`, (start, end)
+    in unix s. `mfu_reserved` is over all device-hours and shows what compiling, waiting and crashes cost.
     """
     model = run.get("model") or {}
     per_token = flop_per_token(model)
@@ -140,12 +151,13 @@ def compute_account(
     hardware = None if palm is None or twice is None else palm + twice
     useful, computed = tokens_of(steps)
     lost = computed - useful
-    compiled = [step for step in steps if _is_within(step, compiling)]
-    step_s = math.fsum(step.get("seconds") or 0.0 for step in steps)
-    step_s -= math.fsum(step.get("seconds") or 0.0 for step in compiled)
-    steady = computed - math.fsum(step["tokens"] / max(1, step["step"]) for step in compiled)
-    tokens_per_s = steady / step_s if step_s > 0 and len(compiled) < len(steps) else None
-    peak_all = peak_flops * devices if peak_flops and devices else None
+    # Of the timed steps alone: one that was skipped is in the count of tokens, and has no time here.
+    steady = [step for step in steps if not _is_within(step, compiling)]
+    step_s = math.fsum(step.get("seconds") or 0.0 for step in steady)
+    steady_tokens = math.fsum(step["tokens"] / max(1, step["step"]) for step in steady)
+    tokens_per_s = steady_tokens / step_s if step_s > 0 else None
+    carried = _mean_devices(steady, devices, devices_of or {})
+    peak_all = peak_flops * carried if peak_flops and carried else None
 
     def utilisation(flop: float | None) -> float | None:
         return tokens_per_s * flop / peak_all if tokens_per_s and flop and peak_all else None

@@ -64,18 +64,6 @@ class Curve:
         the first interval; a single point has all of it."""
         return np.concatenate([[0.0], self.cumulative_j[1:]]) if len(self.cumulative_j) > 1 else self.cumulative_j
 
-    def after(self, unix_s: float) -> Curve:
-        """The part of the curve after a moment, its energy counted from there; without rows if it ends before."""
-        first = int(np.searchsorted(self.time_unix_s, unix_s, side="right"))
-        before_j = float(np.interp(unix_s, self.time_unix_s, self.cumulative_j))
-        return replace(
-            self,
-            **{key: getattr(self, key)[first:] for key in ("time_unix_s", "attempt", "power_w")},
-            **{key: getattr(self, key)[first:] for key in ("power_min_w", "power_max_w", "known")},
-            cumulative_j=self.cumulative_j[first:] - before_j,
-            doubt_sofar_j=self.doubt_sofar_j[first:] - np.interp(unix_s, self.time_unix_s, self.doubt_sofar_j),
-        )
-
     def between(self, start_unix_s: float, end_unix_s: float) -> Curve:
         """The curve cut to a span, its energy counted from there; at a cut it is a line between two updates."""
         times, used_j = self.time_unix_s, self.cumulative_j
@@ -169,19 +157,27 @@ def curve_of(device: int, session: Session) -> Curve:
     _explain(curve, session, session.sensors[device], flags, missing)
     if session.sensors[device]["method"] == "counter":
         _cross_check(curve, rows, flags)
-    if session.sensors[device]["method"] not in MEASURED and not session.ended and len(rows) and not missing[-1]:
-        return _held(curve, float(session.times()[-1]))
-    return curve
+    held = held_to_end(device, session, times[-1:], power_w)
+    return curve if held is None else _held(curve, *held)
 
 
-def _held(curve: Curve, end_unix_s: float) -> Curve:
-    """The curve of a model up to the last row of a stretch that was killed. Models are asked every ten seconds: what
-    one said last stands for the rest, with as much doubt."""
-    told = np.flatnonzero(np.isfinite(curve.power_w))
+def held_to_end(device: int, session: Session, times: Array, power_w: Array) -> tuple[float, float] | None:
+    """(unix s, W): until when a model stands for what it said last, in a stretch that was killed or goes on.
+
+    Models are asked every ten seconds, and the other devices are known up to the last row. None where the device was
+    measured or missing, or the stretch stopped in order, which asks all once more. times, power_w: of the device's rows
+    (`curve_of`), the last of them at the end.
+    """
+    missing = session.ticks["rows"]["flags"][-1, device] & MISSING
+    if session.ended or missing or session.sensors[device]["method"] in MEASURED:
+        return None
+    told, end_unix_s = np.flatnonzero(np.isfinite(power_w)), float(session.times()[-1])
+    return (end_unix_s, float(power_w[told[-1]])) if len(told) and end_unix_s > times[-1] else None
+
+
+def _held(curve: Curve, end_unix_s: float, held_w: float) -> Curve:
+    """The curve with what a model is held at up to a moment, with as much doubt."""
     rest_s = end_unix_s - float(curve.time_unix_s[-1])
-    if rest_s <= 0 or not len(told):
-        return curve
-    held_w = curve.power_w[told[-1]]
 
     def and_last(column: NDArray[Any], value: Any) -> NDArray[Any]:
         return np.append(column, value).astype(column.dtype)

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from energy.accounting.curves import Array, Curve, Gap, curve_of
+from energy.accounting.account import with_shared_devices
+from energy.accounting.curves import Array, Curve, curve_of
 from energy.accounting.placement import is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
-from energy.accounting.whole_node import rests
-from energy.ledger.readings import Session, read_sessions
+from energy.accounting.whole_node import Span, Straight, incredible, rests
+from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
 
 WHOLE = "whole"  # of a device that is not parted into MIG instances
@@ -38,6 +38,37 @@ class MergedDevice:
     energy_j: float
     overlap_j: float
     runs: list[str]
+
+
+@dataclass
+class _Machine:
+    """What was metered on one machine, by whichever runs: the pieces of each device, those that belonged to nobody in a
+    run included, and what sensors of the whole of it read: (key, description, curves, run)."""
+
+    parts: dict[str, list[_Piece]] = field(default_factory=dict)
+    whole: list[tuple[str, dict[str, Any], list[Curve], str]] = field(default_factory=list)
+
+    def of(self, run: str) -> _Machine:
+        """What one run has seen of it."""
+        parts = {key: [piece for piece in pieces if piece.run == run] for key, pieces in self.parts.items()}
+        return _Machine(parts, [whole for whole in self.whole if whole[3] == run])
+
+    def rests_j(self) -> dict[str, float]:
+        """What the machine has beyond its parts in J, by the sensor that told it: each moment once, and of every part
+        the energy that is in the sensor's reading, whichever run metered it."""
+        found: dict[str, float] = {}
+        for rest in rests([curves for _, _, curves, _ in self.whole], []):
+            spans = [(float(curve.time_unix_s[0]), float(curve.time_unix_s[-1])) for curve in rest.curves]
+            parts = [
+                (pieces[0].method, not any(p.is_own for p in pieces), math.fsum(_union(pieces, s)[0] for s in spans))
+                for pieces in self.parts.values()
+                if pieces
+            ]
+            if incredible(rest.reading_j, parts) is None:
+                key = self.whole[rest.sensor][0]
+                inside_j = math.fsum(used_j for _, _, used_j in parts)
+                found[key] = found.get(key, 0.0) + rest.reading_j - inside_j
+        return found
 
 
 @dataclass
@@ -65,6 +96,9 @@ class _Piece:
     energy_j: Array
     parts: dict[str, float]
     run: str
+    method: str
+    is_own: bool
+    is_gap: bool = False
 
     def energy_between_j(self, start: float, end: float) -> float:
         return float(np.interp(end, self.times, self.energy_j) - np.interp(start, self.times, self.energy_j))
@@ -79,59 +113,72 @@ def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
     merged, machines = Merged(), Machines()
     pieces: dict[str, list[_Piece]] = {}
     about: dict[str, dict] = {}
+    nodes: dict[str, _Machine] = {}
     for run in runs:
-        for path in run.ledgers():
-            sessions, damaged = read_sessions(path, fine=fine)
-            merged.damaged += [f"{run.path.name}/{text}" for text in damaged]
-            for key, sensor, curves, gaps in _own_devices(run, path, sessions, machines):
-                about.setdefault(key, sensor)
-                parts = dict(sensor.get("instances") or {WHOLE: float(sensor.get("share", 1.0))})
-                share = min(1.0, math.fsum(parts.values()))
-                found = pieces.setdefault(key, [])
-                for gap in gaps:
-                    ends = np.array([gap.start_unix_s, gap.end_unix_s])
-                    found.append(_Piece(ends, np.array([0.0, gap.energy_j]) / share, parts, run.path.name))
-                for curve in curves:
-                    found.append(_Piece(curve.time_unix_s, curve.booked_j / share, parts, run.path.name))
+        for group in with_shared_devices(run.ledgers()):
+            stretches: dict[str, list[Stretch]] = {}
+            for path in group:
+                sessions, damaged = read_sessions(path, fine=fine)
+                merged.damaged += [f"{run.path.name}/{text}" for text in damaged]
+                for session in own_stretches(sessions, path.stem, []):
+                    for place, sensor in enumerate(session.sensors):
+                        stretch = (sensor, session, curve_of(place, session), path.name)
+                        stretches.setdefault(machines.key(sensor, session.header), []).append(stretch)
+            for key, sensor, own, is_own in _devices(run, stretches, machines, nodes):
+                if is_own:
+                    about.setdefault(key, sensor)
+                    pieces.setdefault(key, []).extend(own)
     for key, own_pieces in pieces.items():
         energy_j, overlap_j = _union(own_pieces)
-        sensor = about[key]
-        runs_of = list(dict.fromkeys(piece.run for piece in own_pieces))
-        named = {each: sensor[each] for each in ("uuid", "name", "node", "kind", "method")}
-        merged.devices.append(MergedDevice(**named, energy_j=energy_j, overlap_j=overlap_j, runs=runs_of))
+        merged.devices.append(_merged(about[key], energy_j, overlap_j, [piece.run for piece in own_pieces]))
+    for machine in nodes.values():
+        by_run = [machine.of(run).rests_j() for run in dict.fromkeys(whole[3] for whole in machine.whole)]
+        told = machine.rests_j()
+        for key, sensor, _, _ in {whole[0]: whole for whole in reversed(machine.whole)}.values():
+            energy_j, seen_j = told.get(key, 0.0), math.fsum(rests_j.get(key, 0.0) for rests_j in by_run)
+            runs_of = [run for found, _, _, run in machine.whole if found == key]
+            merged.devices.append(_merged(sensor, energy_j, max(0.0, seen_j - energy_j), runs_of))
     return merged
 
 
-def _own_devices(
-    run: RunFolder, path: Path, sessions: list[Session], machines: Machines
-) -> Iterator[tuple[str, dict[str, Any], list[Curve], list[Gap]]]:
-    """(what tells it from others in all runs, description, curves, gaps) of the devices of a ledger that were the run's
-    own; of a sensor of the whole node what it has beyond the others, as in the account."""
-    stretches: dict[str, list[Stretch]] = {}
-    for session in own_stretches(sessions, path.stem, []):
-        for place, sensor in enumerate(session.sensors):
-            stretch = (sensor, session, curve_of(place, session), path.name)
-            stretches.setdefault(machines.key(sensor, session.header), []).append(stretch)
-    used = run.devices_used()
-    whole: list[tuple[str, dict[str, Any], list[Curve]]] = []
-    inside: list[list[Curve]] = []
+def _merged(sensor: dict[str, Any], energy_j: float, overlap_j: float, runs: list[str]) -> MergedDevice:
+    named = {each: sensor[each] for each in ("uuid", "name", "node", "kind", "method")}
+    return MergedDevice(**named, energy_j=energy_j, overlap_j=overlap_j, runs=list(dict.fromkeys(runs)))
+
+
+def _devices(
+    run: RunFolder, stretches: dict[str, list[Stretch]], machines: Machines, nodes: dict[str, _Machine]
+) -> Iterator[tuple[str, dict[str, Any], list[_Piece], bool]]:
+    """(what tells it from others in all runs, description, pieces, whether it was the run's own) of a run's devices;
+    they and the sensors of whole nodes are put beside those of the same machine in `nodes`."""
+    used, name = run.devices_used(), run.path.name
     for own in unite(stretches):
+        header = own[0][1].header
         sensor, curves, gaps = join(own, [])
-        key = sensor["uuid"] if sensor["kind"] == "gpu" else machines.key(sensor, own[0][1].header)
+        key = sensor["uuid"] if sensor["kind"] == "gpu" else machines.key(sensor, header)
+        machine = nodes.setdefault(machines.node(header), _Machine())
         if sensor["kind"] == "node":
-            whole.append((key, sensor, curves))
+            machine.whole.append((key, sensor, curves, name))
             continue
-        inside.append(curves)
-        if not is_others(sensor, [stretch[1] for stretch in own], used):
-            yield key, sensor, curves, gaps
-    for rest in rests([curves for _, _, curves in whole], inside):
-        yield *whole[rest.sensor][:2], rest.curves, []
+        parts = dict(sensor.get("instances") or {WHOLE: float(sensor.get("share", 1.0))})
+        share = min(1.0, math.fsum(parts.values()))
+        is_own = not is_others(sensor, [stretch[1] for stretch in own], used)
+        about = (parts, name, sensor["method"], is_own)
+        pieces = [_Piece(curve.time_unix_s, curve.booked_j / share, *about) for curve in curves]
+        for gap in gaps:
+            if gap.energy_j > 0:  # else nothing is known of it, and another run's readings may tell
+                line = Straight.over(gap)
+                pieces.append(_Piece(line.time_unix_s, line.booked_j / share, *about, is_gap=True))
+        machine.parts.setdefault(key, []).extend(pieces)
+        yield key, sensor, pieces, is_own
 
 
-def _union(pieces: list[_Piece]) -> tuple[float, float]:
-    """(energy of the union of times and parts, energy that another run has seen too) in J."""
+def _union(pieces: list[_Piece], within: Span | None = None) -> tuple[float, float]:
+    """(energy of the union of times and parts, energy that another run has seen too) in J; all of it, or in a span."""
     pieces = sorted(pieces, key=lambda piece: (piece.times[0], -piece.times[-1]))
     edges = sorted({float(edge) for piece in pieces for edge in (piece.times[0], piece.times[-1])})
+    if within is not None:
+        edges = [within[0], *(edge for edge in edges if within[0] < edge < within[1]), within[1]]
     counted, seen = [], []
     open_pieces: list[_Piece] = []
     waiting = iter([*pieces, None])
@@ -149,7 +196,7 @@ def _union(pieces: list[_Piece]) -> tuple[float, float]:
             by_run.setdefault(piece.run, []).append(piece)
         seen += [_together_j(own, start, end) for own in by_run.values()]
         counted.append(_together_j(open_pieces, start, end))
-    for piece in pieces:
+    for piece in pieces if within is None else []:
         if len(piece.times) == 1:  # nothing but a reading: what a model said of the time before it
             single_j = float(piece.energy_j[0]) * min(1.0, math.fsum(piece.parts.values()))
             counted.append(single_j)
@@ -159,8 +206,9 @@ def _union(pieces: list[_Piece]) -> tuple[float, float]:
 
 def _together_j(pieces: list[_Piece], start: float, end: float) -> float:
     """Energy in J of a device between two moments, as far as these pieces stand for it; the one that began first tells
-    what it used."""
+    what it used, a gap where nobody read it."""
     parts: dict[str, float] = {}
     for piece in pieces:
         parts |= piece.parts
-    return pieces[0].energy_between_j(start, end) * min(1.0, math.fsum(parts.values()))
+    teller = next((piece for piece in pieces if not piece.is_gap), pieces[0])
+    return teller.energy_between_j(start, end) * min(1.0, math.fsum(parts.values()))

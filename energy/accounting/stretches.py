@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from energy.accounting.curves import Curve, Gap, gap_between
 from energy.ledger.readings import Session
+from energy.metering.track import LONGEST_UPDATE_S
 from energy.sensors import device_key
 
 Stretch = tuple[dict[str, Any], Session, Curve, str]  # a device's description, where it was metered, its curve, ledger
@@ -63,8 +65,8 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
         )
         if last is not None and float(curve.time_unix_s[0]) < float(last[2].time_unix_s[-1]):
             warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once")
-            curve = curve.after(float(last[2].time_unix_s[-1]))
-            if not len(curve.time_unix_s):
+            start = max(start, float(last[2].time_unix_s[-1]))
+            if start >= float(curve.time_unix_s[-1]):
                 continue
         elif last is not None and not last[1].ended:
             gap = gap_between(last[1], last[2], session, curve, about)
@@ -72,6 +74,11 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
             warnings.append(f"{named}: {gap.text}")
             start = float(curve.time_unix_s[0])
         warnings += [f"{named}: {text}" for text in curve.warnings]
+        if not goes_on and about["method"] == "counter" and math.isnan(curve.power_w[-1]):
+            # What was used while a counter could not be read it tells afterwards; here there is no afterwards.
+            lost_s = end - float(curve.time_unix_s[-1])
+            if lost_s > LONGEST_UPDATE_S:
+                warnings.append(f"{named}: the last {lost_s:.1f} s are missing, and their energy is not in the total")
         curves.append(curve.between(start, float(curve.time_unix_s[-1]) if goes_on else end))
         last = stretch
     return about, curves, gaps

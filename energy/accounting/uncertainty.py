@@ -38,6 +38,9 @@ MANY = 40
 DIGITS = 6
 ROUNDING = 1e-9  # a device whose energy is all but this share in a node sensor's reading has none beside it
 MEASURED = ("counter", "integrated")
+# Of what was measured inside it a sensor of a whole node must show so much: no gain explains less. A controller without
+# a sensor says 0 W.
+NODE_LEAST = 0.5
 
 
 Part = tuple[str, float, float]  # method, energy in J, further half width in J

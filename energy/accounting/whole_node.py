@@ -2,21 +2,38 @@
 
 The sensor's reading contains every other device of the node, also those that are left out of the run. What lies beyond
 them, the rest of the node, is a device of its own: reading less parts, over the spans in which the reading is known.
-Outside these spans the parts alone are counted, and the rest is missing. Of several sensors of one node the one that
+Outside these spans the parts alone are counted, and the rest is missing. So they are where the sensor shows less than
+half of what was measured inside it (`incredible`). Of several sensors of one node the one that
 was read longest counts; another one stands in where that one was not read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from energy.accounting.curves import Array, Curve
+from energy.accounting.curves import Array, Curve, Gap
+from energy.accounting.uncertainty import MEASURED, NODE_LEAST
 
 Span = tuple[float, float]  # unix s
+
+
+@dataclass
+class Straight:
+    """Energy in J between two moments (unix s) of which nothing else is known, as a line of a part: that of a gap."""
+
+    time_unix_s: Array
+    booked_j: Array
+
+    @classmethod
+    def over(cls, gap: Gap) -> Straight:
+        return cls(np.array([gap.start_unix_s, gap.end_unix_s]), np.array([0.0, gap.energy_j]))
+
+
+Line = Curve | Straight
 
 
 @dataclass
@@ -31,14 +48,20 @@ class Rest:
     inside_j: list[float]
 
     @property
+    def reading_j(self) -> float:
+        """What the sensor itself has read in these spans."""
+        return math.fsum([*(curve.energy_j for curve in self.curves), *self.inside_j])
+
+    @property
     def known_s(self) -> float:
         return math.fsum(float(curve.time_unix_s[-1] - curve.time_unix_s[0]) for curve in self.curves)
 
 
-def rests(sensors: Sequence[Sequence[Curve]], parts: Sequence[Sequence[Curve]]) -> list[Rest]:
+def rests(sensors: Sequence[Sequence[Curve]], parts: Sequence[Sequence[Line]]) -> list[Rest]:
     """What each sensor of a node tells of the node beyond its parts, each moment once; without those that tell nothing.
 
-    sensors, parts: the curves of each of the node's sensors, and of each other device that is in its reading.
+    sensors, parts: the curves of each of the node's sensors, and of each other device that is in its reading, its gaps
+    included.
     """
     known = [known_spans(curves) for curves in sensors]
     known_s = [math.fsum(end - start for start, end in spans) for spans in known]
@@ -51,6 +74,22 @@ def rests(sensors: Sequence[Sequence[Curve]], parts: Sequence[Sequence[Curve]]) 
         if spans:
             found.append(_rest(number, sensors[number], spans, parts))
     return found
+
+
+def incredible(reading_j: float, parts: Iterable[tuple[str, bool, float]]) -> str | None:
+    """Why what a sensor has read cannot be, in words; None where it can.
+
+    parts: (method, whether it is in no total, energy in J in these spans) of each.
+    """
+    parts = list(parts)
+    others_j = math.fsum(used_j for _, is_other, used_j in parts if is_other)
+    own_j = math.fsum(used_j for method, is_other, used_j in parts if method in MEASURED and not is_other)
+    if reading_j - others_j >= NODE_LEAST * own_j:
+        return None
+    return (
+        f"shows {reading_j:.0f} J where {own_j + others_j:.0f} J were measured of its parts: it is left out, and the "
+        "node's energy is that of its parts alone"
+    )
 
 
 def unread(sensors: Sequence[tuple[str, Sequence[Curve]]], told: Sequence[Rest], metered_s: float) -> list[str]:
@@ -104,7 +143,7 @@ def beyond(spans: Sequence[Span], covered: Sequence[Span]) -> list[Span]:
     return left
 
 
-def used_j(curves: Sequence[Curve], start_unix_s: float, times: Array) -> Array:
+def used_j(curves: Sequence[Line], start_unix_s: float, times: Array) -> Array:
     """What a device has used since `start_unix_s` at each of the times, in J."""
     total = np.zeros(len(times))
     for curve in curves:
@@ -114,7 +153,7 @@ def used_j(curves: Sequence[Curve], start_unix_s: float, times: Array) -> Array:
     return total
 
 
-def _rest(number: int, curves: Sequence[Curve], spans: Sequence[Span], parts: Sequence[Sequence[Curve]]) -> Rest:
+def _rest(number: int, curves: Sequence[Curve], spans: Sequence[Span], parts: Sequence[Sequence[Line]]) -> Rest:
     inside_j = [0.0] * len(parts)
     found: list[Curve] = []
     for start, end in spans:

@@ -16,6 +16,9 @@ from energy.factors import Factor, common_accelerator, mixed_bases
 
 Row = Mapping[str, Any]
 NO_EMBODIED = "not counted: no embodied figure is known for this hardware, which does not mean zero"
+MARGINAL = (
+    "marginal intensities, what one more kWh emits: they are for decisions; location-based carbon asks for the average"
+)
 NO_WATER = "not counted: no water usage effectiveness was given"
 
 
@@ -52,6 +55,8 @@ def carbon_block(
     if series is not None:
         source, intensity, tonnes = series.source, None, None
         notes += series.warnings
+        if series.basis.rate == "marginal":
+            notes.append(f"{series.source}: {MARGINAL}")
         if facility_kwh and pue is not None and curve is not None and len(curve[0]) > 1:
             fallback = stored_factor(run, "intensity_g_per_kwh")
             told = carbon(curve[0], [energy_j * pue for energy_j in curve[1]], series, fallback)

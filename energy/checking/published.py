@@ -119,7 +119,7 @@ def _footprint(row: dict[str, str], told: dict[str, str]) -> Row:
     ]
     known = [fit for fit in fits if fit is not None]
     agrees = all(known) if known else None
-    if _flagged(row, it_kwh, pue, intensity):
+    if _flagged(row, it_kwh, pue):
         agrees = False
     return {
         "model": row["model"],
@@ -141,7 +141,7 @@ def _footprint(row: dict[str, str], told: dict[str, str]) -> Row:
     }
 
 
-def _flagged(row: dict[str, str], it_kwh: float | None, pue: float | None, intensity: float | None) -> bool:
+def _flagged(row: dict[str, str], it_kwh: float | None, pue: float | None) -> bool:
     """Whether the plausibility checks object to the row as it was printed."""
     claim = Claim(
         name=row["model"],

@@ -36,7 +36,7 @@ def _consumption(facts: Facts) -> dict[str, Any] | None:
         return None
     measure = {"value": energy_kwh, "unit": "kWh"}
     consumption: dict[str, Any] = {
-        "activity": "training" if facts.compute_flop is not None else "other",
+        "activity": {"pre-training": "training", "fine-tuning": "fine-tuning"}.get(facts.training_type or "", "other"),
         "energyProviders": [
             {
                 "description": f"electricity of the grid of {facts.region}" if facts.region else "the local grid",

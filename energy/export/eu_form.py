@@ -73,6 +73,7 @@ def _methodology(facts: Facts, pue: float | None) -> str:
     if facts.energy_it_kwh is None:
         return "Energy was neither measured nor estimated for this training."
     share = "" if facts.share_measured is None else f" ({100 * facts.share_measured:.0f} % of it measured)"
+    unread = f"; not in it, because no sensor told: {facts.unread}" if facts.unread else ""
     facility = (
         "No PUE is known: facility energy is not stated."
         if pue is None
@@ -83,9 +84,9 @@ def _methodology(facts: Facts, pue: float | None) -> str:
         low, high = (two(kwh / 1000) for kwh in (facts.facility_low_kwh, facts.facility_high_kwh))
         error = f" 95 % interval: {low} to {high} MWh."
     return (
-        f"Electricity of this run from {utc(facts.started_unix_s)[:10]} to {utc(facts.ended_unix_s)[:10]}, read on "
-        f"every node by {facts.methods}{share}. Boundary: {facts.boundary_text}. All from the start of metering in "
-        "each attempt to its end is included: compilation, data waits, checkpoints, evaluation, idle devices, work "
+        f"Electricity of this run from {utc(facts.started_unix_s)[:10]} to {utc(facts.ended_unix_s)[:10]}, metered on "
+        f"its nodes by {facts.methods}{share}{unread}. Boundary: {facts.boundary_text}. All from the start of metering "
+        "in each attempt to its end is included: compilation, data waits, checkpoints, evaluation, idle devices, work "
         f"lost in crashes. {facility}{error} Checksummed ledgers keep the readings, from which the figure can be "
         "computed again. Not included: other experiments, data preparation, inference and embodied emissions. No "
         "certificates or offsets are deducted."

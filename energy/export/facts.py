@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from energy.boundaries import METHODS, boundary_text
+from energy.runs import MEASURE
 
 SECONDS_PER_DAY = 86400.0
+NAMED = 3  # devices that could not be read; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,15 @@ class Facts:
     intensity_source: str | None
     market_source: str | None
     embodied_tco2eq: float | None
-    water_on_site_l: float | None
-    water_off_site_l: float | None
     gpu_hours: float
     device_hours: float
     duration_s: float
     started_unix_s: float
     ended_unix_s: float
     devices: str
+    unread: str  # the devices that no sensor could tell of; '' where there are none
+    training_type: str | None  # pre-training or fine-tuning; None of what trained nothing
+    is_command: bool  # of `hoofprint measure`
     boundary: str
     boundary_text: str
     methods: str
@@ -54,7 +57,6 @@ class Facts:
     facility_low_kwh: float | None  # the 95 % interval of the facility energy, the range of PUE in it
     facility_high_kwh: float | None
     attempts: int
-    recomputed_share: float | None
     version: str | None
 
     @property
@@ -66,7 +68,6 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
     run, data, compute, energy, carbon, time = (
         record[key] for key in ("run", "data", "compute", "energy", "carbon", "time")
     )
-    trained, processed = data["tokens_trained"], data["tokens_processed"]
     facility = record["uncertainty"]["energy_facility_kwh"] or {}
     return Facts(
         run_id=str(run.get("run_id") or "run"),
@@ -74,7 +75,7 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         status=str(run["status"]),
         partial=bool(run["partial"]),
         params=record["model"].get("params"),
-        tokens=trained or None,
+        tokens=data["tokens_trained"] or None,
         compute_flop=compute["compute_flop"],
         compute_flop_6nd=compute.get("compute_flop_6nd"),
         flop_convention=compute["flop_convention"],
@@ -87,14 +88,15 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         intensity_source=carbon["source"],
         market_source=carbon.get("market_source"),
         embodied_tco2eq=record["embodied"]["carbon_tco2eq"],
-        water_on_site_l=record["water"]["on_site_l"],
-        water_off_site_l=record["water"]["off_site_l"],
         gpu_hours=time["gpu_hours"],
         device_hours=time["device_hours"],
         duration_s=time["duration_s"],
         started_unix_s=time["started_unix_s"],
         ended_unix_s=time["ended_unix_s"],
         devices=_devices(record),
+        unread=_unread(energy["devices"]),
+        is_command=run.get("purpose") == MEASURE,
+        training_type=run.get("training_type") or ("pre-training" if compute["compute_flop"] is not None else None),
         boundary=energy["boundary"],
         boundary_text=boundary_text(energy["boundary"], {device["kind"] for device in energy["devices"]}),
         methods=", ".join(METHODS[name] for name in METHODS if any(d["method"] == name for d in energy["devices"])),
@@ -105,18 +107,23 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         facility_low_kwh=facility.get("low"),
         facility_high_kwh=facility.get("high"),
         attempts=len(run.get("attempts") or []),
-        recomputed_share=(processed - trained) / processed if processed else None,
         version=(run.get("versions") or {}).get("hoofprint"),
     )
 
 
 def _devices(record: Mapping[str, Any]) -> str:
-    """'8 x NVIDIA A100-SXM4-80GB': what trained, the accelerators where there are any."""
-    devices = record["hardware"]["devices"]
-    kinds = {device["kind"] for device in devices}
-    kind = "gpu" if "gpu" in kinds else "cpu"
+    """'8 x NVIDIA A100-SXM4-80GB': what trained; of a command the accelerators, where there are any."""
+    devices, trained_on = record["hardware"]["devices"], record["hardware"]["device_type"]
+    has_gpus = trained_on != "cpu" and any(device["kind"] == "gpu" for device in devices)
+    kind = "gpu" if has_gpus else "cpu"
     counted = Counter(device["name"] for device in devices if device["kind"] == kind)
     return ", ".join(f"{count} x {name}" for name, count in sorted(counted.items())) or "not known"
+
+
+def _unread(devices: Sequence[Mapping[str, Any]]) -> str:
+    names = [f"{device['name']} ({device['uuid']})" for device in devices if not device["samples"]]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def utc(unix_s: float) -> str:

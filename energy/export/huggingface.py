@@ -41,11 +41,10 @@ def emissions(record: Mapping[str, Any]) -> dict[str, Any] | None:
     facts = facts_of(record)
     if facts.location_g is None:
         return None
-    kind = (record["run"].get("training_type")) or ("pre-training" if facts.compute_flop is not None else None)
     value = {
         "emissions": grams(facts),
         "source": f"hoofprint: {facts.methods}; location-based, PUE {facts.pue:g}, without embodied carbon and offsets",
-        "training_type": kind,
+        "training_type": facts.training_type,
         "geographical_location": facts.region,
         "hardware_used": facts.devices,
     }

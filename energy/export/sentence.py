@@ -16,7 +16,8 @@ def text(record: Mapping[str, Any]) -> str:
 
 def say(facts: Facts) -> str:
     """What trained and for how long, the energy and its boundary, the carbon and its factors, what is not counted."""
-    what = f"Training {facts.name}" + (f" on {human_count(facts.tokens)} tokens" if facts.tokens else "")
+    on = f" on {human_count(facts.tokens)} tokens" if facts.tokens else ""
+    what = f"{'Running' if facts.is_command else 'Training'} {facts.name}{on}"
     begun = f" ({facts.status}: the run is partial)" if facts.partial else ""
     parts = [f"{what}{begun} took {digits(facts.device_hours)} device-hours on {facts.devices}"]
     if facts.energy_it_kwh is None:

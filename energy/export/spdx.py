@@ -28,9 +28,10 @@ def _energy(facts: Facts) -> dict[str, Any] | None:
     energy_kwh = facts.energy_facility_kwh if facts.energy_facility_kwh is not None else facts.energy_it_kwh
     if energy_kwh is None:
         return None
+    activity = "finetuning" if facts.training_type == "fine-tuning" else "training"
     return {
         "type": "ai_EnergyConsumption",
-        "ai_trainingEnergyConsumption": [
+        f"ai_{activity}EnergyConsumption": [
             {
                 "type": "ai_EnergyConsumptionDescription",
                 "ai_energyQuantity": _decimal(energy_kwh),

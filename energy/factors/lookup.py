@@ -73,7 +73,7 @@ def _embodied(name: str) -> Found:
 
 def _table(kind: str, name: str) -> Found:
     """The rows whose names hold every word of `name`; in a table of places, the place's."""
-    rows, missing = TABLES[kind].rows(), absent(TABLES[kind].table)
+    rows, missing = TABLES[kind].rows(), absent(TABLES[kind].file)
     if name and TABLES[kind].places:
         return Found([by_place(kind, name)])
     known = [factor for key, factor in rows.items() if all(word in key.lower() for word in name.lower().split())]

@@ -30,7 +30,7 @@ from energy.factors import (
 class Kind:
     """A table of figures: what it is called in the folder and in sentences, and whether its rows are places."""
 
-    table: str
+    file: str
     what: str
     rows: Callable[[], dict[str, Factor]]
     places: bool = True
@@ -62,12 +62,12 @@ def _same(name: str, rows: Mapping[str, Factor]) -> Factor | None:
 
 def unknown(kind: str, name: str) -> ValueError:
     """The error for a name that a table does not hold: what is near, and what the table lacks and why."""
-    told, rows = KINDS[kind], KINDS[kind].rows()
+    table, rows = KINDS[kind], KINDS[kind].rows()
     close = [key for key in rows if all(word in key.lower() for word in name.lower().split())]
     if not close and len(name) > 3:  # two codes of countries are always near each other
         close = difflib.get_close_matches(name.lower(), rows, n=4, cutoff=0.5)
     hint = f"; did you mean {', '.join(close[:4])}?" if close and name.strip() else "."
-    return ValueError(f"no {told.what} is known for {name!r}{hint} Not in the table: {'; '.join(absent(told.table))}")
+    return ValueError(f"no {table.what} is known for {name!r}{hint} Not in the table: {'; '.join(absent(table.file))}")
 
 
 def by_place(kind: str, place: str) -> Factor:
@@ -76,13 +76,13 @@ def by_place(kind: str, place: str) -> Factor:
     Its value may be None where the table knows the place and no figure for it. ValueError, with the reason, for a place
     that is not in it.
     """
-    told, rows = KINDS[kind], KINDS[kind].rows()
+    table, rows = KINDS[kind], KINDS[kind].rows()
     own = _same(place, rows)
     if own is not None:
         return own
     region = region_of(place)
     if region is not None and kind == "marginal":
-        for row in read_table(told.table):
+        for row in read_table(table.file):
             if f"{region.provider}:{region.code}" in row["regions"].split("|"):
                 return rows[row["name"]]
     try:
@@ -93,7 +93,7 @@ def by_place(kind: str, place: str) -> Factor:
         return rows[zone]
     country = country_of(zone)
     # A bidding zone trades one national residual mix and one set of lines; a state's grid is not its country's.
-    if country in rows and (told.whole_country or country in ("SWE", "NOR")):
+    if country in rows and (table.whole_country or country in ("SWE", "NOR")):
         return replace(rows[country], note=f"{rows[country].note}; {_PART}, {zone} is a part of it")
     raise unknown(kind, place)
 
@@ -110,7 +110,7 @@ def named(key: str, name: str) -> Factor:
     return factor
 
 
-def told(factor: Factor) -> str:
+def source_in_spec(factor: Factor) -> str:
     """A factor of the tables as the source that a spec keeps beside its number: its name there, and its source."""
     name, *others = factor.note.split("; ")
     part = [text for text in others if text.startswith(_PART)]
@@ -121,7 +121,7 @@ def from_source(key: str, value: float, source: str) -> Factor | None:
     """The table's factor that a resolved spec holds as number and source; None where it says something else."""
     kind = KINDS[OF_SPEC[key]] if key in OF_SPEC else None
     for factor in kind.rows().values() if kind else ():
-        own = told(factor)
+        own = source_in_spec(factor)
         if factor.value == value and source.startswith(own):
             return replace(factor, note=factor.note + source.removeprefix(own))
     return None

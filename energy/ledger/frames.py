@@ -142,6 +142,25 @@ def frames(data: bytes, damaged: list[str], name: str = "", start: int = 0, base
             yield frame
 
 
+def found(data: bytes, start: int = 0, ends_of: bytes = b"") -> Iterator[Frame]:
+    """As `frames`, and not a word of what is not whole: for who begins anywhere in a file, where that is usual.
+
+    ends_of: where frames of this kind follow each other, all alike, only the first and the last of them are given.
+    """
+    while (start := data.find(MAGIC, start)) >= 0:
+        frame = _frame_at(data, start)
+        if frame is None:
+            start += 1
+            continue
+        if frame.version <= VERSION and frame.kind in KINDS:
+            yield frame
+        start = frame.end
+        if frame.kind == ends_of:
+            alike, size = data[frame.offset : frame.offset + HEAD.size - 4], frame.end - frame.offset
+            while data.startswith(alike, start + size) and start + 2 * size <= len(data):
+                start += size
+
+
 def _whole(data: bytes, damaged: list[str], name: str, offset: int = 0, base: int = 0) -> Iterator[Frame]:
     size = len(data)
     while offset < size:

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,16 @@ def tick_dtype(devices: int) -> np.dtype:
 
 @dataclass
 class Session:
-    """One uninterrupted stretch of metering. `ticks`: array of tick_dtype, in order. `ended`: stopped in order."""
+    """One uninterrupted stretch of metering. `ticks`: array of tick_dtype, in order. `ended`: stopped in order.
+
+    later_s: what is added to its times, where its clock had been set back since the stretch before.
+    """
 
     header: dict[str, Any]
     ticks: NDArray[Any]
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
+    later_s: float = 0.0
 
     @property
     def sensors(self) -> list[dict[str, Any]]:
@@ -57,25 +62,27 @@ class Session:
 
     def times(self) -> Array:
         """Unix s of the ticks, made to never run backwards (a clock that was set back would)."""
-        return np.maximum.accumulate(self.ticks["unix_s"])
+        return np.maximum.accumulate(self.ticks["unix_s"]) + self.later_s
 
     def span(self) -> tuple[float, float]:
-        """Unix s of its start and end: what was asked for, as far as every measured curve is known on both sides.
+        """Unix s of its start and end: what was asked for (of a measured command, its own), as far as every measured
+        curve is known on both sides.
 
         A counter speaks of its last update, up to 0.1 s before it is read. The rows of a stretch that was stopped in
         order go on to the first updates after the stop, so that its end is the stop itself. One that was killed ends
         at its last row's updates: of several devices at the earliest, so that no curve is drawn out past what is known.
         """
         times, clock, rows = self.times(), self.ticks["monotonic_s"], self.ticks["rows"]
-        end_event = next((event for event in self.events if event.get("event") == "end"), {})
-        asked_s = float(self.header.get("began_monotonic_s", clock[0]))
-        stopped_s = float(end_event.get("until_monotonic_s", clock[-1]))
+        told = {event["event"]: event for event in self.events if event.get("event") in ("end", "only")}
+        only, end_event = told.get("only", {}), told.get("end", {})
+        asked_s = float(only.get("from_monotonic_s", self.header.get("began_monotonic_s", clock[0])))
+        stopped_s = float((only or end_event).get("until_monotonic_s", clock[-1]))
         measured = np.array([sensor["method"] in MEASURED for sensor in self.sensors], bool)
         answered = measured & (rows["n"][[0, -1]] > 0) & (rows["flags"][[0, -1]] & MISSING == 0)
         current = clock[-1] - rows["at_s"][-1] <= CURRENT_S
         start_s = max([asked_s, *rows["at_s"][0][answered[0]]])
         end_s = min([stopped_s, *rows["at_s"][-1][answered[1] & current]])
-        start = float(times[0]) - max(0.0, float(clock[0]) - start_s)
+        start = float(times[0]) + start_s - float(clock[0])
         return start, max(start, float(times[-1]) - max(0.0, float(clock[-1]) - end_s))
 
     def device_times(self, device: int) -> Array:
@@ -147,7 +154,7 @@ def first_devices(path: Path) -> set[str]:
     with open(path, "rb", buffering=0) as file:
         for length in (FIRST_BYTES, HEADER_BYTES):  # more only where it is long, or damaged
             file.seek(0)
-            for frame in ledger.frames(file.read(length), []):
+            for frame in ledger.found(file.read(length)):
                 if frame.kind == ledger.HEADER:
                     header = json.loads(frame.payload)
                     uuids = {sensor["uuid"] for sensor in header.get("sensors") or ()}
@@ -196,7 +203,19 @@ def _join(
         ended = any(event.get("event") == "end" for event in own)
         if len(ticks):
             sessions.append(Session({**header, "sensors": sensors}, ticks, own, ended))
+    for earlier, session in pairwise(sessions) if between is None else ():
+        _follow(earlier, session)
     return sessions
+
+
+def _follow(earlier: Session, session: Session) -> None:
+    """Two stretches of one ledger never are at the same time: of a clock that was set back between them the later one
+    counts from the end of the earlier one, and from the time that passed where both are of the same boot."""
+    back_s = float(earlier.times()[-1] - session.times()[0])
+    if back_s > 0:
+        boot = earlier.header.get("boot_id")
+        passed_s = float(session.ticks["monotonic_s"][0] - earlier.ticks["monotonic_s"][-1])
+        session.later_s = back_s + (max(0.0, passed_s) if boot and boot == session.header.get("boot_id") else 0.0)
 
 
 def _unknown(place: int, name: str) -> dict[str, Any]:

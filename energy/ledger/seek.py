@@ -124,7 +124,7 @@ def _frames(fd: int, offset: int, size: int, kind: bytes) -> Iterator[ledger.Fra
     length = LOOK
     while offset < size:
         data, after = os.pread(fd, min(length, size - offset), offset), 0
-        for frame in ledger.frames(data, []):
+        for frame in ledger.found(data):
             after = frame.end
             if frame.kind == kind:
                 yield ledger.Frame(kind, frame.version, frame.payload, offset + frame.offset, offset + frame.end)

@@ -26,6 +26,7 @@ GRACE_S = 0.02  # until a signal to the group has reached all of its processes
 SAME_S = 0.1  # `timeout` signals its child and then the group: so close together they are one
 NOT_FOUND, NOT_EXECUTABLE, BY_SIGNAL = 127, 126, 128  # exit codes as shells have them
 _STDOUT, _STDERR = 1, 2
+MARK = "HOOFPRINT_MEASURE"  # in the environment of a command: by it the processes that it leaves behind are known
 
 
 class CannotStart(Exception):
@@ -56,22 +57,25 @@ def run(
     command: Sequence[str],
     *,
     stdout_to_stderr: bool = False,
+    mark: str = "",
     started: Callable[[], object] = lambda: None,
     ended: Callable[[], object] = lambda: None,
 ) -> int:
     """Run `command` to its end and return its exit code, 128 + N when it died of signal N.
 
-    `started` is called just before it starts and `ended` as soon as it has. Signals are passed on when called in the
-    main thread, where alone Python lets them be handled. CannotStart when the command cannot be executed.
+    mark: for `left_behind`. `started` is called just before it starts and `ended` as soon as it has. Signals are passed
+    on when called in the main thread, where alone Python lets them be handled. CannotStart when the command cannot be
+    executed.
     """
     path = find(command[0])
     actions: list[Any] = [(os.POSIX_SPAWN_DUP2, _STDERR, _STDOUT)] if stdout_to_stderr else []
+    environment = os.environ | ({MARK: f"{os.environ.get(MARK, '')} {mark}".strip()} if mark else {})
     with _Signals() as signals:
         started()
         try:
             # Python ignores these two for itself; the command gets them as its caller had them.
             pid = os.posix_spawn(
-                path, list(command), os.environ, file_actions=actions, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
+                path, list(command), environment, file_actions=actions, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
             )
         except OSError as error:
             hint = ": a script needs a first line such as #!/bin/sh" if error.errno == errno.ENOEXEC else ""
@@ -86,14 +90,45 @@ def run(
     return code if code >= 0 else BY_SIGNAL - code
 
 
+def left_behind(mark: str) -> list[str]:
+    """Processes ("PID NAME") of a command with this mark that are still at work; none where there is no /proc."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (place / "environ").read_bytes():
+                found.append(f"{place.name} {(place / 'comm').read_text().strip()}")
+        except OSError:  # another user's, or it has just ended
+            continue
+    return found
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Lets no Ctrl-C and no polite kill break off what must be finished: a second one often follows the first."""
+    # Unlike SIG_IGN a handler is not inherited by a command.
+    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT), lambda *_: None):
+        yield
+
+
+@contextmanager
+def tidy() -> Iterator[None]:
+    """Makes of a polite kill a SystemExit, as Ctrl-C is a KeyboardInterrupt: what was begun can be taken back."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(BY_SIGNAL + number)
+
+    with _handled((signal.SIGTERM, signal.SIGHUP), leave):
+        yield
+
+
+@contextmanager
+def _handled(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Meanwhile these signals have this handler, in the main thread, unless they are ignored."""
     old: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            if signal.getsignal(polite) != signal.SIG_IGN:
-                old[polite] = signal.signal(polite, lambda *_: None)  # unlike SIG_IGN not inherited by a command
+        for number in numbers:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                old[number] = signal.signal(number, handler)
     try:
         yield
     finally:

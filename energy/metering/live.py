@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from energy.accounting.uncertainty import NODE_LEAST
 from energy.runs import write_json
 
 TOLD_EVERY_S = 1.0
@@ -42,13 +43,16 @@ def told(path: Path, figures: Callable[[], dict[str, Any]]) -> Iterator[None]:
 
 def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """{node, meter_pid, time_unix_s, power_w, energy_j, missing, devices} of the devices as `Meter.now` gives them: a
-    node's own sensor in place of its parts, and of a GPU that is metered for MIG instances their share.
+    node's own sensor in place of its parts (not one that shows less than half of its GPUs), and of a GPU that is
+    metered for MIG instances their share.
 
     devices: {uuid, name, kind, power_w, energy_j, missing, counted} of each, `counted` where it is in the node's sums.
     """
     whole = [device for device in devices if device["kind"] == "node" and not device["missing"]]
     parts = [device for device in devices if device["kind"] != "node"]
-    counted = whole[:1] or parts  # of several sensors of a node one
+    gpus_w = sum(_share(device, "power_w") or 0.0 for device in parts if device["kind"] == "gpu")
+    broken = bool(whole) and (whole[0]["power_w"] or 0.0) < NODE_LEAST * gpus_w
+    counted = parts if broken else whole[:1] or parts  # of several sensors of a node one
     # What a sensor of the node could not read is not in its sum, which never falls below that of the parts.
     sums_j = [_share(device, "energy_j") or 0.0 for device in devices if device["kind"] == "node"]
     sums_j.append(sum(_share(device, "energy_j") or 0.0 for device in parts))

@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +35,8 @@ from energy.sensors import discover
 from energy.sensors.declared import node_sensors
 
 COMMAND_PHASE = "command"
+ATTEMPT = 1
+CLOCKS_S = 1e-3
 LOOK_UP_S = 10.0  # the models of CPU and memory need a second or two of it, where there are no counters
 STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -65,31 +68,41 @@ def measure(
     windows: list[Window] = []
     try:
         with ExitStack() as at_end:
-            at_end.callback(os.close, _lock(folder))
-            meter = _meter(folder, interval_s, gpus, declared or {})
-            at_end.callback(meter.stop)
-            _require_gpus(gpus, meter)
-            address = None
-            if prometheus is not None:
-                from energy.metering.prometheus import serve
+            with child.tidy():
+                at_end.callback(os.close, _lock(folder))
+                meter = _meter(folder, interval_s, gpus, declared or {})
+                at_end.callback(meter.stop)
+                _require_gpus(gpus, meter)
+                address = None
+                if prometheus is not None:
+                    from energy.metering.prometheus import serve
 
-                host, port = prometheus
-                endpoint = serve(meter, port, host, run=folder.path.name)
-                at_end.callback(endpoint.close)
-                address = endpoint.url
-            run = _describe(folder, command, name, factors, meter)
-            folder.write_run(run)
-            meter.start()
-            opening(folder, meter, address)
-            at_end.enter_context(told(folder.path / "live" / f"{meter.node}.json", meter.live))
+                    host, port = prometheus
+                    endpoint = serve(meter, port, host, run=folder.path.name)
+                    at_end.callback(endpoint.close)
+                    address = endpoint.url
+                run = _describe(folder, command, name, factors, meter)
+                folder.write_run(run)
+                meter.start()
+                opening(folder, meter, address)
+                at_end.enter_context(told(folder.path / "live" / f"{meter.node}.json", meter.live))
             with child.undisturbed():
+                mark = uuid.uuid4().hex
                 code = child.run(
                     command,
                     stdout_to_stderr=stdout_to_stderr,
-                    started=lambda: meter.begin(COMMAND_PHASE),
+                    mark=mark,
+                    started=lambda: _begin(meter),
                     ended=lambda: windows.append(meter.end(COMMAND_PHASE)),
                 )
+                start_s, end_s = windows[0].span_monotonic_s  # of the ledger nothing else counts
+                meter.note({"event": "only", "from_monotonic_s": start_s, "until_monotonic_s": end_s})
                 meter.stop()
+                if left := child.left_behind(mark):
+                    meter.warnings.append(
+                        f"the command has ended and left {len(left)} process{'es' * (len(left) > 1)} at work "
+                        f"({', '.join(left[:5])}{', ...' * (len(left) > 5)}): what they use from then on is not counted"
+                    )
                 result = _account(Measurement(folder, code, windows[0], factors), run, meter)
                 at_end.close()
                 return result
@@ -97,6 +110,11 @@ def measure(
         if not windows:  # the command never ran
             _discard(folder)
         raise
+
+
+def _begin(meter: Meter) -> None:
+    meter.begin(COMMAND_PHASE)
+    meter.mark(ATTEMPT)  # with a row of its own, so that the ledger is cut where the command began
 
 
 def _account(measurement: Measurement, run: dict[str, Any], meter: Meter) -> Measurement:
@@ -113,7 +131,7 @@ def _account(measurement: Measurement, run: dict[str, Any], meter: Meter) -> Mea
         folder.write_run(
             run
             | {"status": status, "error": error, "exit_code": code, "ended_unix_s": window.end_unix_s}
-            | {"attempts": [{"attempt": 1, "status": status, **spans}], "meters": [meter.describe()]}
+            | {"attempts": [{"attempt": ATTEMPT, "status": status, **spans}], "meters": [meter.describe()]}
         )
         record = write_record(folder)
     except (OSError, ValueError) as fault:
@@ -137,11 +155,12 @@ def ending(exit_code: int) -> tuple[str, str | None]:
 
 
 def _mark(folder: RunFolder, window: Window) -> None:
-    """The command's own time as a phase: what the meter read before and after it is then shown apart from it."""
+    """The command's own time as a phase; wider by what two clocks may differ, or a billionth of the energy would
+    be no phase's."""
     folder.metrics_dir.mkdir(parents=True, exist_ok=True)
-    span = {"start_unix_s": window.start_unix_s, "end_unix_s": window.end_unix_s}
+    span = {"start_unix_s": window.start_unix_s - CLOCKS_S, "end_unix_s": window.end_unix_s + CLOCKS_S}
     with open(folder.metrics_file(0), "a", encoding="utf-8") as file:
-        file.write(json.dumps({"event": "phase", "phase": COMMAND_PHASE, "attempt": 1, **span}) + "\n")
+        file.write(json.dumps({"event": "phase", "phase": COMMAND_PHASE, "attempt": ATTEMPT, **span}) + "\n")
 
 
 def _describe(
@@ -160,7 +179,7 @@ def _describe(
         "error": None,
         "code_revision": None,  # of the command: not known to us
         "versions": {"python": platform.python_version(), **_own_version()},
-        "attempts": [{"attempt": 1, "status": "running", "started_unix_s": now}],
+        "attempts": [{"attempt": ATTEMPT, "status": "running", "started_unix_s": now}],
         "hosts": [meter.node],
         "world_size": None,
         "device_type": "cuda" if on_gpus else "cpu",

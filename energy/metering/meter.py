@@ -26,7 +26,7 @@ from typing import Any
 from energy.ledger.writer import LedgerWriter, Tick
 from energy.metering.live import OwnCpu, live_figures, overhead
 from energy.metering.readers import Alarm, Channel, Clock, be_punctual, boot_id, channels_of, system_clock
-from energy.metering.windows import SETTLE_S, Edge, Edges, Window
+from energy.metering.windows import SETTLE_S, Edge, Edges, OpenWindows, Window
 from energy.sensors import Sensor, discover
 
 # How often counters are looked at between rows, for each GPU that there is: half of it is unknown of one that is lost,
@@ -75,15 +75,14 @@ class Meter:
         self._writer: LedgerWriter | None = None
         self._number = 0
         self._last: tuple[float, float] | None = None
-        self._windows: dict[str, Window] = {}
         self._began_s = clock()[1]
         self._opening: Edge | None = None  # the first reading
         self._until_s: float | None = None  # the stop
         self._lock = threading.Lock()  # of the thread that reads now
-        self._names = threading.Lock()  # of windows
         self._wake, self._first, self._done = Alarm(), threading.Event(), threading.Event()
         self._stopping = self._read_now = False
         self._generation, self._closed, self._cpu = 0, False, OwnCpu(whole_process)
+        self._pid = os.getpid()
         found: list[Sensor] = []
         if discover_sensors:
             found, warnings = discover(self.node, gpus=gpus, host=host)
@@ -91,6 +90,7 @@ class Meter:
         self._channels, doubled = channels_of([*found, *sensors])
         self.warnings += doubled
         self._edges = Edges(self._channels)
+        self._windows = OpenWindows(self._channels, self._edges)
         gpu_count = sum(channel.about["kind"] == "gpu" for channel in self._channels)
         self._glance_s = min(max(GLANCE_S * gpu_count, GLANCES_S[0]), GLANCES_S[1])
         self._notes: deque[dict[str, Any]] = deque()
@@ -124,7 +124,11 @@ class Meter:
     # From start to stop
 
     def start(self) -> Meter:
-        """Take the first reading and go on in the background. Waits for that reading, unless a sensor hangs."""
+        """Take the first reading and go on in the background. Waits for that reading, unless a sensor hangs. One that
+        runs already goes on; ValueError for one that was stopped."""
+        self._require_ours()
+        if self._generation:
+            return self
         self._launch()
         threading.Thread(target=self._watch, name=f"meter-watch-{self.node}", daemon=True).start()
         self._first.wait(timeout=HANG_S)
@@ -133,13 +137,14 @@ class Meter:
     def stop(self) -> None:
         """Read until the counters have updated, note the orderly end, close the ledger. Safe to call twice.
 
-        The ledger's energy ends at this call, not at an update before it: that takes a tenth of a second.
+        The ledger's energy ends at this call, not at an update before it: that takes a tenth of a second. So do windows
+        that are still open. In a forked child nothing happens: the metering is its parent's.
         """
-        with self._names:
-            still_open = list(self._windows)
-            self._windows.clear()
-        for name in still_open:
-            self._warn(f"the window {name!r} was still open at the end")
+        if os.getpid() != self._pid:
+            return
+        for name in self._windows.end_all(self._edge()):
+            self._warn(f"the window {name!r} was still open at the end: it ends where the meter was stopped")
+            self._wake.set()
         if self._generation == 0:  # by hand, without a thread
             self.sample(last=True)
             return
@@ -174,28 +179,16 @@ class Meter:
     # Windows
 
     def begin(self, name: str) -> Window:
-        """Open a window. ValueError when one of this name is open."""
-        edge = self._edge()
-        window = Window(name, edge, self._channels)
-        with self._names:
-            if name in self._windows:
-                raise ValueError(f"a window called {name!r} is open already: end it, or give this one another name")
-            self._windows[name] = window
-            self._edges.add(edge)
+        """Open a window. ValueError when one of this name is open, and where nothing reads any more."""
+        self._require_ours()
+        window = self._windows.begin(name, self._edge())
         self._wake.set()
         return window
 
     def end(self, name: str | Window) -> Window:
         """Close a window and return it; its figures are there a fraction of a second later. ValueError if unknown."""
-        edge = self._edge()
-        key = name.name if isinstance(name, Window) else name
-        with self._names:
-            window = self._windows.pop(key, None)
-            if window is None:
-                known = ", ".join(map(repr, self._windows)) or "none is open"
-                raise ValueError(f"no window called {key!r} is open ({known})")
-            window.close(edge)
-            self._edges.add(edge)
+        self._require_ours()
+        window = self._windows.end(name, self._edge())
         self._wake.set()
         return window
 
@@ -206,7 +199,15 @@ class Meter:
         try:
             yield window
         finally:
-            self.end(window)
+            if window.is_open and os.getpid() == self._pid:  # not ended inside, nor by the meter's stop
+                self.end(window)
+
+    def _require_ours(self) -> None:
+        """ValueError where nothing reads: in a forked child, and after the stop."""
+        if os.getpid() != self._pid:
+            raise ValueError(f"this meter reads in process {self._pid}, which forked this one: make another Meter here")
+        if self._closed or self._stopping:
+            raise ValueError("this meter was stopped: make another Meter")
 
     def _edge(self) -> Edge:
         return Edge(*self._clock())

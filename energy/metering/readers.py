@@ -125,6 +125,7 @@ class Channel:
         if reading.pending:
             if self._pending_since_s is None:
                 self._pending_since_s = clock()[1]
+            self._asked_s = -math.inf  # a window may be waiting for it
             return
         if self.hung:  # answered at last, but a new thread reads by now: what is said is too old
             self.hung = False
@@ -182,7 +183,9 @@ class Channel:
         before_s = track.points[-1].at_s if track.points else now_s
         if reading.before is not None:
             # Seen a while ago: its timestamp does not tell whether the driver stamps updates or calls.
-            track.update(reading.before, unix_s, now_s, reading.before.counter_unix_s)
+            stamped = reading.before.counter_unix_s
+            seen_unix_s = max(stamped or unix_s, reading.before.power_unix_s or 0.0)
+            track.update(reading.before, seen_unix_s, now_s - max(0.0, unix_s - seen_unix_s), stamped)
             before_s = track.points[-1].at_s
         track.update(reading, unix_s, now_s, began_unix_s)
         if track.missing:

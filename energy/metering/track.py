@@ -12,7 +12,7 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-from energy.metering.between import used_mj
+from energy.metering.between import integrated, missed_w, used_mj
 from energy.sensors import Reading
 
 # What was odd between the row before and this one. A row's own state is MISSING; the others speak of the interval.
@@ -78,9 +78,8 @@ class Track:
         self._held_j = self._held_doubt_j = 0.0
         self._doubt_j = 0.0
         self._counter_mj: int | None = None
-        self._held_at_counter_mj = 0  # held_mj at the last point of the counter
-        self._held_whole = True  # power was known ever since that point
-        self._owed_doubt_j = 0.0
+        self._held_whole = True  # power was known ever since the counter's last point
+        self._owed_doubt_j = self._missed_w = 0.0
         self._owed_mj = 0  # integrated energy already on the curve, which the counter's next growth contains
         self._power_at_s: float | None = None
         self._changes, self._usual_w = 1.0, 0.0
@@ -117,7 +116,7 @@ class Track:
             self._take_power(reading.power_w, self._moment(reading.power_unix_s, unix_s, now_s), reading.covers_past)
         elif self.uses_counter:
             self._flags |= NO_POWER
-            self._power_at_s, self._held_whole = None, False
+            self._lose_power()
         self._unread_s, self._read_at_s = now_s - self._read_at_s, now_s
         began_unix_s = unix_s if began_unix_s is None else began_unix_s
         if reading.counter_unix_s is not None and began_unix_s - reading.counter_unix_s > STAMP_LAG_S:
@@ -134,7 +133,7 @@ class Track:
     def silence(self) -> None:
         """The meter itself did not run for long: power was not followed, a counter still counts."""
         self._flags |= SILENT
-        self._power_at_s, self._held_whole = None, False
+        self._lose_power()
         if not self.uses_counter and self.points:
             self._flags |= UNKNOWN
 
@@ -188,10 +187,15 @@ class Track:
         if not self.missing and self.points:
             self._hold_half(now_s)
         self.missing, self.why_missing = True, why
-        self._power_at_s, self._held_whole = None, False
+        self._lose_power()
         self.power_w = None
         if not self.uses_counter and self.points:
             self._flags |= UNKNOWN
+
+    def _lose_power(self) -> None:
+        """From here on power is not known: what was seen of it stands for no time after."""
+        self._power_at_s, self._held_whole = None, False
+        self._seen_w.clear()
 
     def _hold_half(self, now_s: float) -> None:
         """A device was lost at some moment since its last reading: its power is held to the middle, give or take."""
@@ -231,23 +235,28 @@ class Track:
 
     def _take_counter(self, counter_mj: int | None, at_s: float, now_s: float) -> None:
         if counter_mj is None:  # power alone: it stands in until the counter speaks again
-            self._stand_in(now_s)
+            until_s = now_s if self._power_at_s is None else self._power_at_s
+            self._stand_in(until_s)
+            if not self.points or until_s > self.points[-1].at_s:
+                self.points.append(Point(until_s, self._energy_mj))
             return
         if self._counter_mj is None or counter_mj < self._counter_mj:
-            if self._counter_mj is not None:
-                self.resets += 1
-                self._flags |= RESET
-                if self._held_whole:
-                    self._stand_in(now_s)
-                else:  # what it has counted since it began again is known, what came before that is not
-                    self._flags |= UNKNOWN
-                    self._energy_mj += self._counted_since_restart(counter_mj, now_s)
+            is_reset = self._counter_mj is not None
+            self.resets += is_reset
+            self._flags |= RESET if is_reset else 0
+            if self._held_whole:
+                self._stand_in(at_s, self._looseness_s())
+            elif self.points:  # what it has counted since it began again is known, what came before that is not
+                self._flags |= UNKNOWN
+                self._energy_mj += self._counted_since_restart(counter_mj, now_s) if is_reset else 0
             self._owed_mj, self._owed_doubt_j = 0, 0.0
             self._restart(counter_mj, at_s)
         elif counter_mj > self._counter_mj:
             grown_mj = counter_mj - self._counter_mj - self._owed_mj
             self._owed_mj = max(0, -grown_mj)
-            self._doubt_j, self._owed_doubt_j = self._doubt_j - self._owed_doubt_j, 0.0  # it kept count all the while
+            # It kept count all the while: by what it still owes the curve is too high, and by nothing else.
+            self._doubt_j += self._owed_mj / 1e3 - self._owed_doubt_j
+            self._owed_doubt_j = self._owed_mj / 1e3
             self._energy_mj += max(0, grown_mj)
             self._restart(counter_mj, at_s)
 
@@ -257,27 +266,35 @@ class Track:
         return counter_mj if counter_mj <= unread_s * HIGHEST_POWER_W * 1e3 else 0
 
     def _restart(self, counter_mj: int, at_s: float) -> None:
-        self._counter_mj, self._held_at_counter_mj, self._held_whole = counter_mj, self.held_mj, True
-        at_s = max(at_s, self.points[-1].at_s) if self.points else at_s
-        loose_s = 0.0 if self._stamps_tell else min(self._unread_s, LONGEST_UPDATE_S)
-        self.points.append(Point(at_s, self._energy_mj, loose_s))
+        self._counter_mj, self._held_whole = counter_mj, self._power_at_s is not None
+        if self.points and self.points[-1].at_s >= at_s:  # one point for a moment: a slope needs two
+            at_s = self.points.pop().at_s
+        self.points.append(Point(at_s, self._energy_mj, self._looseness_s()))
 
-    def _stand_in(self, now_s: float) -> None:
-        """Put the integral since the counter's last point on the curve, as what the counter will be found to owe."""
-        grown_mj = self.held_mj - self._held_at_counter_mj
-        # Power may have changed at any moment of it, as far as it changed at all.
-        doubt_j = (
-            max(0.0, self._power_high_w - self._power_low_w) * (now_s - self.points[-1].at_s) / 2 if self.points else 0
-        )
+    def _looseness_s(self) -> float:
+        """By how much an update of the counter that has just been read may have come earlier."""
+        return 0.0 if self._stamps_tell else min(self._unread_s, LONGEST_UPDATE_S)
+
+    def _stand_in(self, until_s: float, loose_s: float = 0.0) -> None:
+        """Put what power says of the time since the curve's last point on it, as what the counter will be found to owe.
+
+        loose_s: by how much that time may have ended earlier.
+        """
+        if not self.points or not self._seen_w or until_s <= self.points[-1].at_s:
+            return
+        last = self.points[-1]
+        start_s = last.at_s if self._held_whole else max(last.at_s, self._seen_w[0][0])
+        used_j, doubt_j = integrated(start_s, max(start_s, until_s), self._seen_w, LONGEST_UPDATE_S)
+        if not self._owed_mj:  # the counter spoke last: how well did power tell what it counted before?
+            counted = [(point.at_s, point.energy_mj) for point in self.points]
+            self._missed_w = missed_w(counted, self._seen_w, max(until_s - last.at_s, LONGEST_UPDATE_S))
+        doubt_j = max(doubt_j, math.sqrt(3) * self._missed_w * (until_s - start_s))  # of a uniform error as large
+        doubt_j += (self.power_w or 0.0) * (last.loose_s + loose_s) / 2
         self._doubt_j += doubt_j
         self._owed_doubt_j += doubt_j
-        self._held_at_counter_mj = self.held_mj
         self._flags |= INTEGRATED
-        self._energy_mj += grown_mj
-        self._owed_mj += grown_mj
-        at_s = now_s if self._power_at_s is None else self._power_at_s
-        if not self.points or at_s > self.points[-1].at_s:
-            self.points.append(Point(at_s, self._energy_mj))
+        self._energy_mj += round(used_j * 1e3)
+        self._owed_mj += round(used_j * 1e3)
 
     def _doubt(self, before_w: float, power_w: float, span_s: float) -> None:
         """By how much holding may be wrong: the moment of a change is not known within a span.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from energy.accounting.uncertainty import half_width, half_widths, quantile
+from energy.accounting.uncertainty import MEASURED, NODE_LEAST, half_width, half_widths, quantile
 from energy.metering.readers import Channel, Clock
 from energy.units import JOULE_PER_KWH
 
@@ -94,6 +94,11 @@ class Window:
         return self._end.unix_s
 
     @property
+    def span_monotonic_s(self) -> tuple[float, float]:
+        """Its start and end by the clock that the ledger's readings have, too."""
+        return self._begin.monotonic_s, self._end.monotonic_s
+
+    @property
     def duration_s(self) -> float:
         return self._end.monotonic_s - self._begin.monotonic_s
 
@@ -131,14 +136,16 @@ class Window:
     @property
     def counted(self) -> list[DeviceWindow]:
         """The devices that make up the total, each joule once: of a node with a sensor of its own that one and not its
-        parts. Where it was not read all the time both are less than what was used, and the larger is taken."""
+        parts. Where it was not read all the time both are less than what was used, and the larger is taken; nor is one
+        believed that shows less than half of what was measured of its parts."""
         whole = [device for device in self.devices if device.kind == "node" and device.energy_j is not None]
         parts = [device for device in self.devices if device.kind != "node"]
         if not whole:
             return parts
         node = min(whole, key=lambda device: device.gap_s)  # of several sensors of a node the one that was read longest
-        parts_j = math.fsum(device.energy_j or 0.0 for device in parts)
-        return parts if node.gap_s > 0 and parts_j > (node.energy_j or 0.0) else [node]
+        node_j, parts_j = node.energy_j or 0.0, math.fsum(device.energy_j or 0.0 for device in parts)
+        measured_j = math.fsum(device.energy_j or 0.0 for device in parts if device.method in MEASURED)
+        return parts if node_j < NODE_LEAST * measured_j or (node.gap_s > 0 and parts_j > node_j) else [node]
 
     def half_widths_j(self) -> list[float]:
         """Half widths in J of the independent errors of the total (energy.accounting.uncertainty)."""
@@ -262,3 +269,44 @@ def resolve(edge: Edge, channels: Sequence[Channel]) -> None:
             track.why_missing if track.missing else None,
         )
     edge.ready.set()
+
+
+class OpenWindows:
+    """The windows of a meter that have begun and not ended, by name; safe from any thread."""
+
+    def __init__(self, channels: Sequence[Channel], edges: Edges) -> None:
+        self._channels, self._edges = channels, edges
+        self._open: dict[str, Window] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, name: str, edge: Edge) -> Window:
+        window = Window(name, edge, self._channels)
+        with self._lock:
+            if name in self._open:
+                raise ValueError(f"a window called {name!r} is open already: end it, or give this one another name")
+            self._open[name] = window
+            self._edges.add(edge)
+        return window
+
+    def end(self, which: str | Window, edge: Edge) -> Window:
+        name = which.name if isinstance(which, Window) else which
+        with self._lock:
+            window = self._open.get(name)
+            if window is None or (isinstance(which, Window) and which is not window):
+                known = ", ".join(map(repr, self._open)) or "none is open"
+                ended = " (it has ended)" if isinstance(which, Window) else ""
+                raise ValueError(f"no window called {name!r} is open{ended} ({known})")
+            del self._open[name]
+            window.close(edge)
+            self._edges.add(edge)
+        return window
+
+    def end_all(self, edge: Edge) -> list[str]:
+        """End them where their meter stops; their names."""
+        with self._lock:
+            ended, self._open = self._open, {}
+            for window in ended.values():
+                window.close(edge)
+            if ended:
+                self._edges.add(edge)
+        return list(ended)

@@ -15,6 +15,7 @@ from energy.carbon.impact import carbon_block, embodied_block, given, sci_block,
 from energy.carbon.series import IntensitySeries
 from energy.checking.checks import IMPLAUSIBLE, check_record
 from energy.factors import common_accelerator, rated_power
+from energy.runs import MEASURE
 from energy.units import JOULE_PER_KWH
 
 SCHEMA = "hoofprint/footprint/1"
@@ -71,9 +72,22 @@ def _devices_in_use(run: Row, account: Any) -> int:
     return counted or len(run.get("hosts") or [])
 
 
-def _attempt_seconds(run: Row, ended: float) -> float:
+def _devices_by_attempt(run: Row) -> dict[int, int]:
+    """How many GPUs each attempt held, where it was noted: a run may go on with more or fewer than it began with."""
+    if run.get("device_type") != "cuda":
+        return {}
     attempts = run.get("attempts") or []
-    return math.fsum(max(0.0, (each.get("ended_unix_s") or ended) - each["started_unix_s"]) for each in attempts)
+    return {int(each["attempt"]): int(each["world_size"]) for each in attempts if each.get("world_size")}
+
+
+def _device_hours(run: Row, devices: int, devices_of: Mapping[int, int], started: float, ended: float) -> float:
+    """Hours that the attempts held their devices, all together; of a run without attempts those of the whole run."""
+    held_s = [
+        devices_of.get(int(each.get("attempt") or 0), devices)
+        * max(0.0, (each.get("ended_unix_s") or ended) - each["started_unix_s"])
+        for each in run.get("attempts") or []
+    ]
+    return (math.fsum(held_s) or devices * max(0.0, ended - started)) / 3600
 
 
 def _finite(value: float | None) -> float | None:
@@ -179,16 +193,23 @@ def make_footprint(
     facility = energy_facility_kwh(it_kwh, pue) if it_kwh is not None and pue is not None else None
     started, ended = _span(run, account)
     devices = _devices_in_use(run, account)
-    device_hours = devices * (_attempt_seconds(run, ended) or max(0.0, ended - started)) / 3600
+    devices_of = _devices_by_attempt(run)
+    device_hours = _device_hours(run, devices, devices_of, started, ended)
     compute = compute_account(
-        run, steps, devices=devices, peak_flops=peak, device_hours=device_hours, compiling=account.compiling
+        run,
+        steps,
+        devices=devices,
+        peak_flops=peak,
+        device_hours=device_hours,
+        compiling=account.compiling,
+        devices_of=devices_of,
     )
     trained, processed = compute["tokens_useful"], compute["tokens_useful"] + compute["tokens_lost"]
     carbon = carbon_block(run, facility, pue, account.curve, series, warnings)
     tonnes = carbon["carbon_tco2eq"]
     made = embodied_block(run, [d.name for d in _counted(run, account)], device_hours)
     joule_per_token = total_j / trained if measured_any and trained else None
-    warnings += _missing(run, account, measured_any, pue, carbon, series, devices)
+    warnings += _missing(run, account, measured_any, pue, carbon, series, max(devices, *devices_of.values(), 0))
 
     planned = run.get("planned_tokens")
     fraction = trained / planned if planned else None
@@ -208,6 +229,7 @@ def make_footprint(
                 for key in ("run_id", "name", "status", "purpose", "planned_tokens", "attempts", "error")
             },
             **{key: run.get(key) for key in ("code_revision", "versions", "command")},
+            **({"training_type": "fine-tuning"} if run.get("initial_weights") else {}),
             "partial": run.get("status") != "completed" or (fraction is not None and fraction < 1),
             "trained_fraction": fraction,
         },
@@ -293,6 +315,7 @@ def _energy_block(
     run: Row, account: Any, total_j: float, it_kwh: float | None, facility_kwh: float | None, pue: float | None
 ) -> dict[str, Any]:
     status = {attempt.get("attempt"): attempt.get("status") for attempt in run.get("attempts") or []}
+    useful_j = None if it_kwh is None or run.get("kind") == MEASURE else account.useful_j  # a command trains nothing
     keys = ("uuid", "name", "node", "kind", "boundary", "method", "samples", "gap_s")
     further = ("doubt_j", "integrated_j", "counter_to_power")
     return {
@@ -326,7 +349,7 @@ def _energy_block(
             }
             for part in account.attempts
         ],
-        "useful_kwh": account.useful_j / JOULE_PER_KWH if it_kwh is not None else None,
-        "useful_share": account.useful_j / total_j if total_j else None,
+        "useful_kwh": None if useful_j is None else useful_j / JOULE_PER_KWH,
+        "useful_share": useful_j / total_j if useful_j is not None and total_j else None,
         **shares_of(account.devices, total_j),
     }

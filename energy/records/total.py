@@ -211,55 +211,109 @@ def missing(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [{"what": what, "runs": [entry.name for entry in which]} for what, which in found if which]
 
 
-def _devices(entry: Entry) -> set[str]:
-    """What a run metered, and on which machines: in containers of one machine its CPUs have several names."""
-    ledgers = RunFolder(entry.path).ledgers()
-    return {*entry.devices, *(name for ledger in ledgers for name in first_devices(ledger))}
+# Of a ledger, which is only ever added to: its path and inode, when its run began, and the devices in its head.
+Heads = dict[tuple[str, int, float | None], set[str]]
+
+
+class Together:
+    """Finds what two runs metered at once. Of each ledger and each group of runs it remembers what it found, so that a
+    folder to which a run is added is not read again.
+
+    looked, of: how far it is with the runs that were metered while another was; the others are not opened.
+    """
+
+    def __init__(self) -> None:
+        self.looked = self.of = 0
+        self._heads: Heads = {}
+        self._merged: dict[tuple[Any, ...], float] = {}
+
+    def overlaps(self, entries: Iterable[Entry]) -> dict[str, float]:
+        """What two runs metered at once, in the units of the summed keys: from the ledgers of those runs alone.
+
+        Facility energy and carbon of the overlap are in the same proportion to its IT energy as in the runs that share
+        it.
+        """
+        twice: dict[str, list[float]] = {}
+        merged: dict[tuple[Any, ...], float] = {}
+        for cluster in self.clusters(entries):
+            for key in ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq"):
+                summed = [entry for entry in cluster if getattr(entry, key) is not None]
+                if len(summed) < 2:
+                    continue  # the sum has one of them alone, and nothing twice
+                which = tuple((str(entry.path), entry.energy_it_kwh, entry.end_unix_s) for entry in summed)
+                if which not in merged:
+                    merged[which] = self._merged[which] if which in self._merged else _overlap_kwh(summed)
+                parts = _sum(summed)
+                if merged[which] and parts["energy_it_kwh"]:
+                    twice.setdefault(key, []).append(merged[which] * parts[key] / parts["energy_it_kwh"])
+        self._merged = merged  # what is gone is forgotten
+        return {key: math.fsum(values) for key, values in twice.items()}
+
+    def clusters(self, entries: Iterable[Entry]) -> list[list[Entry]]:
+        """Runs that metered a device at the same time, together; runs that share nothing with another are left out."""
+        newest: dict[str, tuple[float, int]] = {}  # of each device: until when it is taken, and by which cluster
+        joined: list[list[Entry]] = []
+        found = _at_once(entries)
+        self.looked, self.of = 0, len(found)
+        heads: Heads = {}
+        for entry in found:
+            start, end = entry.start_unix_s or 0.0, entry.end_unix_s or 0.0
+            devices = self._devices(entry, heads)
+            self.looked += 1
+            near = sorted({newest[uuid][1] for uuid in devices if uuid in newest and newest[uuid][0] > start})
+            if near:
+                home = near[0]
+                for other in near[1:]:
+                    joined[home] += joined[other]
+                    joined[other] = []
+                    newest = {uuid: (until, home if at == other else at) for uuid, (until, at) in newest.items()}
+                joined[home].append(entry)
+            else:
+                home = len(joined)
+                joined.append([entry])
+            for uuid in devices:
+                newest[uuid] = (max(end, newest.get(uuid, (end, home))[0]), home)
+        self._heads = heads
+        return [cluster for cluster in joined if len(cluster) > 1]
+
+    def _devices(self, entry: Entry, heads: Heads) -> set[str]:
+        """What a run metered, and on which machines: in containers of one machine its CPUs have several names. heads:
+        takes what was found in its ledgers."""
+        found = set(entry.devices)
+        for path in RunFolder(entry.path).ledgers():
+            which = (str(path), path.stat().st_ino, entry.start_unix_s)
+            names = self._heads.get(which) or first_devices(path)
+            if names:  # one that is empty so far is looked at again
+                heads[which] = names
+            found |= names
+        return found
+
+
+def _at_once(entries: Iterable[Entry]) -> list[Entry]:
+    """The runs whose time overlaps with another's, by their start: by their records, and no ledger is opened."""
+    timed = [entry for entry in entries if entry.start_unix_s is not None and entry.end_unix_s is not None]
+    timed.sort(key=lambda entry: (entry.start_unix_s or 0.0, entry.name))
+    nexts = [*(entry.start_unix_s or 0.0 for entry in timed[1:]), math.inf]
+    found, taken_s = [], -math.inf
+    for entry, next_s in zip(timed, nexts, strict=False):
+        if taken_s > (entry.start_unix_s or 0.0) or next_s < (entry.end_unix_s or 0.0):
+            found.append(entry)
+        taken_s = max(taken_s, entry.end_unix_s or 0.0)
+    return found
+
+
+def _overlap_kwh(entries: Sequence[Entry]) -> float:
+    return merge(RunFolder(entry.path) for entry in entries).overlap_j / JOULE_PER_KWH
 
 
 def clusters(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Runs that metered a device at the same time, together; runs that share nothing with another are left out."""
-    newest: dict[str, tuple[float, int]] = {}  # of each device: until when it is taken, and by which cluster
-    joined: list[list[Entry]] = []
-    timed = [entry for entry in entries if entry.start_unix_s is not None and entry.end_unix_s is not None]
-    for entry in sorted(timed, key=lambda entry: (entry.start_unix_s or 0.0, entry.name)):
-        start, end = entry.start_unix_s or 0.0, entry.end_unix_s or 0.0
-        devices = _devices(entry)
-        near = sorted({newest[uuid][1] for uuid in devices if uuid in newest and newest[uuid][0] > start})
-        if near:
-            home = near[0]
-            for other in near[1:]:
-                joined[home] += joined[other]
-                joined[other] = []
-                newest = {uuid: (until, home if at == other else at) for uuid, (until, at) in newest.items()}
-            joined[home].append(entry)
-        else:
-            home = len(joined)
-            joined.append([entry])
-        for uuid in devices:
-            newest[uuid] = (max(end, newest.get(uuid, (end, home))[0]), home)
-    return [cluster for cluster in joined if len(cluster) > 1]
+    """`Together.clusters`, once."""
+    return Together().clusters(entries)
 
 
-def overlaps(entries: Sequence[Entry]) -> dict[str, float]:
-    """What two runs metered at once, in the units of the summed keys: from the ledgers of those runs alone.
-
-    Facility energy and carbon of the overlap are in the same proportion to its IT energy as in the runs that share it.
-    """
-    twice: dict[str, list[float]] = {}
-    for cluster in clusters(entries):
-        overlap_kwh: dict[int, float] = {}  # by how many of the cluster's runs have the figure: each has fewer
-        for key in ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq"):
-            summed = [entry for entry in cluster if getattr(entry, key) is not None]
-            if len(summed) < 2:
-                continue  # the sum has one of them alone, and nothing twice
-            if len(summed) not in overlap_kwh:
-                merged = merge(RunFolder(entry.path) for entry in summed)
-                overlap_kwh[len(summed)] = merged.overlap_j / JOULE_PER_KWH
-            parts = _sum(summed)
-            if overlap_kwh[len(summed)] and parts["energy_it_kwh"]:
-                twice.setdefault(key, []).append(overlap_kwh[len(summed)] * parts[key] / parts["energy_it_kwh"])
-    return {key: math.fsum(values) for key, values in twice.items()}
+def overlaps(entries: Iterable[Entry]) -> dict[str, float]:
+    """`Together.overlaps`, once."""
+    return Together().overlaps(entries)
 
 
 def project_total(directory: Path) -> tuple[RunList, dict[str, Any]]:

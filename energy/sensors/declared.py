@@ -20,8 +20,9 @@ from typing import Any
 from energy.sensors import Reading, Sensor
 from energy.sensors.command import output_of
 
-_WATTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(k?)\s*(?:W\b|watts?\b)", re.IGNORECASE)
-_REDFISH = re.compile(r'"PowerConsumedWatts"\s*:\s*([0-9.]+)')
+# No part of a longer number: of "1,234 W" and "-5 W" nobody can tell what was meant.
+_WATTS = re.compile(r"(?<![0-9.,-])([0-9]+(?:\.[0-9]+)?)\s*(k?)\s*(?:W\b|watts?\b)", re.IGNORECASE)
+_REDFISH_KEY, _REDFISH = "PowerConsumedWatts", re.compile(r'"PowerConsumedWatts"\s*:\s*([0-9]+(?:\.[0-9]+)?)\s*[,}]')
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 PREFERRED = ("instantaneous", "current", "consumedwatts", "present")  # lines of ipmitool and Redfish that are meant
 TIMEOUT_S = 10.0
@@ -147,9 +148,10 @@ def parse_watts(text: str) -> float:
     redfish = _REDFISH.search(bare)
     if redfish:
         return float(redfish[1])
-    lines = bare.splitlines()
+    # What is there but holds no number (null) is not known: the other watts of an answer are capacities and limits.
+    lines = [] if _REDFISH_KEY in bare else bare.splitlines()
     preferred = [line for line in lines if any(word in line.lower() for word in PREFERRED)]
-    for line in [*preferred, *lines]:
+    for line in preferred or lines:
         match = _WATTS.search(line)
         if match:
             return float(match[1]) * (1000.0 if match[2] else 1.0)

@@ -182,12 +182,13 @@ def _glimpse_w(glimpse: tuple[float, tuple[int, ...]]) -> tuple[float, float]:
 
 
 def _seen(glimpses: list[tuple[float, tuple[int, ...]]]) -> Reading | None:
-    """The last of them as a reading."""
+    """The last of them as a reading, with the power that the others saw."""
     if not glimpses:
         return None
-    power_unix_s, power_w = _glimpse_w(glimpses[-1])
+    *before_w, (power_unix_s, power_w) = map(_glimpse_w, glimpses)
     unix_s, values = glimpses[-1]
-    return Reading(values[_ENERGY_MJ], power_w, values[_ENERGY_US] * 1e-6 or unix_s, power_unix_s)
+    counter_unix_s = values[_ENERGY_US] * 1e-6 or unix_s
+    return Reading(values[_ENERGY_MJ], power_w, counter_unix_s, power_unix_s, glimpses_w=tuple(before_w))
 
 
 class Found(NamedTuple):
@@ -273,16 +274,4 @@ def driver_version() -> str | None:
 
         return str(pynvml.nvmlSystemGetDriverVersion())
     except Exception:  # no library, no driver, no such call: all mean that nobody can tell
-        return None
-
-
-def power_limit_w(uuid: str) -> float | None:
-    """The enforced power limit in W of a GPU, or None where NVML does not tell."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        return pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000.0
-    except pynvml.NVMLError:
         return None

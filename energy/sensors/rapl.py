@@ -37,6 +37,8 @@ class RaplSensor:
         self._zone = zone
         self._clock = clock
         self._range_uj = int((zone / "max_energy_range_uj").read_text())
+        if self._range_uj <= 0:  # some virtual machines show zones without a counter: its energy would be a silent zero
+            raise ValueError(f"max_energy_range_uj is {self._range_uj}: the zone has no counter")
         self._last: tuple[int, float] | None = None
         self._wrapped_uj = 0
         self._about = {

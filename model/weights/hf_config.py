@@ -10,10 +10,24 @@ from typing import Any
 import torch
 
 from model.config import LlamaConfig, RopeScaling
+from model.weights.settings import (
+    OBJECT,
+    POSITIVE,
+    SWITCH,
+    TOKENS,
+    WHOLE,
+    WORD,
+    WORDS,
+    odd_values,
+    or_null,
+    read_object,
+    require_kinds,
+)
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 ARCHITECTURE = "LlamaForCausalLM"
-TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_END = "eos_token_id"
+TOKEN_KEYS = ("bos_token_id", _END, "pad_token_id")
 
 # What our model does, for keys that would make it another model: any other value is refused.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -31,32 +45,40 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
 }
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-_READ = {
-    *_SIZES,
-    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
-    "rope_parameters", "tie_word_embeddings", "initializer_range", "model_type", "architectures", "layer_types",
-    *TOKEN_KEYS,
-}  # fmt: skip
+_NAMES = {"architectures": or_null(WORDS), "model_type": or_null(WORD)}
+_KINDS = {
+    **dict.fromkeys(_SIZES, WHOLE),
+    **dict.fromkeys(("num_key_value_heads", "head_dim"), or_null(WHOLE)),
+    "max_position_embeddings": WHOLE,
+    **dict.fromkeys(("rms_norm_eps", "initializer_range"), POSITIVE),
+    "rope_theta": or_null(POSITIVE),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), or_null(OBJECT)),
+    "tie_word_embeddings": or_null(SWITCH),
+    "layer_types": or_null(WORDS),
+    **dict.fromkeys(TOKEN_KEYS, or_null(TOKENS)),
+}
 # Of the saving library, of training or of the order of computation: the model is the same whatever they say.
 _HARMLESS = {
     "torch_dtype", "dtype", "transformers_version", "use_cache", "pretraining_tp", "attention_dropout", "_name_or_path",
-    "max_sequence_length", "unsloth_version", "unsloth_fixed", "auto_map", "output_attentions", "output_hidden_states",
+    "max_sequence_length", "unsloth_version", "unsloth_fixed", "output_attentions", "output_hidden_states",
     "return_dict", "chunk_size_feed_forward", "is_decoder", "id2label", "label2id", "problem_type", "hidden_dropout",
 }  # fmt: skip
+_ROPE_KINDS = {
+    **dict.fromkeys(("type", "rope_type"), WORD),
+    **dict.fromkeys(("rope_theta", "partial_rotary_factor"), or_null(POSITIVE)),
+    "original_max_position_embeddings": or_null(WHOLE),
+    **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), POSITIVE),
+}
 _ROPE_KEYS = {"type", "rope_type", "rope_theta", "original_max_position_embeddings"}
 _LLAMA3_KEYS = _ROPE_KEYS | {"factor", "low_freq_factor", "high_freq_factor"}
 
 
 def read_config(path: Path) -> tuple[LlamaConfig, dict[str, Any], list[str]]:
     """The model in a `config.json`, its special token ids, and warnings. ValueError with all reasons against it."""
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected an object with model_type, hidden_size, ...")
+    raw = read_object(path, "model_type, hidden_size, ...")
+    require_kinds(path, raw, _NAMES)
     named = raw.get("architectures") or [ARCHITECTURE if raw.get("model_type") == "llama" else raw.get("model_type")]
-    if raw.get("model_type", "llama") != "llama" or named != [ARCHITECTURE]:
+    if (raw.get("model_type") or "llama") != "llama" or named != [ARCHITECTURE]:
         raise ValueError(
             f"{path}: the architecture is {', '.join(map(str, named))} (model_type {raw.get('model_type')}): "
             f"only {ARCHITECTURE} is supported"
@@ -64,9 +86,7 @@ def read_config(path: Path) -> tuple[LlamaConfig, dict[str, Any], list[str]]:
     missing = [key for key in _SIZES if key not in raw]
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing")
-    odd = [f"{key} is {json.dumps(raw[key])}" for key in _SIZES if not isinstance(raw[key], int) or raw[key] < 1]
-    if odd:
-        raise ValueError(f"{path}: {', '.join(odd)}: expected positive whole numbers")
+    require_kinds(path, raw, _KINDS)
     faults = [
         f"{key} is {json.dumps(raw[key])}: our model has {json.dumps(allowed[0])}"
         for key, allowed in _FIXED.items()
@@ -99,18 +119,29 @@ def read_config(path: Path) -> tuple[LlamaConfig, dict[str, Any], list[str]]:
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    unknown = sorted(raw.keys() - _READ - _HARMLESS - _FIXED.keys())
+    unknown = sorted(raw.keys() - _NAMES.keys() - _KINDS.keys() - _HARMLESS - _FIXED.keys())
     warnings = [f"{path.name} has keys that are not known here and were passed over: {', '.join(unknown)}"]
     tokens = {key: raw[key] for key in TOKEN_KEYS if raw.get(key) is not None}
     return config, tokens, warnings if unknown else []
 
 
+def read_ends(folder: Path) -> dict[str, Any]:
+    """The tokens that end a text by `generation_config.json`, where there is one and it names some: of a model that is
+    made to talk, `config.json` may know the first of them only."""
+    path = folder / GENERATION
+    raw = read_object(path, "eos_token_id, ...") if path.is_file() else {}
+    require_kinds(path, raw, {_END: _KINDS[_END]})
+    return {} if raw.get(_END) is None else {_END: raw[_END]}
+
+
 def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]:
     """theta and scaling, of `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if odd := odd_values(found, _ROPE_KINDS):
+        return 1e4, None, [f"rope_scaling: {each}" for each in odd]
     theta = float(found.get("rope_theta") or raw.get("rope_theta") or 1e4)
     kind = found.get("rope_type", found.get("type", "default"))
-    if found.get("partial_rotary_factor", 1) != 1:
+    if found.get("partial_rotary_factor") not in (None, 1):
         return theta, None, [f"partial_rotary_factor is {found['partial_rotary_factor']}: our model turns all channels"]
     known = {"default": _ROPE_KEYS, "linear": _ROPE_KEYS | {"factor"}, "llama3": _LLAMA3_KEYS}
     if kind not in known:
@@ -125,15 +156,17 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]
         return theta, None, [f"rope_scaling of type {kind} lacks {', '.join(missing)}"]
     if kind == "linear":
         return theta, RopeScaling(kind="linear", factor=float(found["factor"])), []
-    return theta, RopeScaling(
-        kind="llama3",
-        factor=float(found["factor"]),
-        low_freq_factor=float(found["low_freq_factor"]),
-        high_freq_factor=float(found["high_freq_factor"]),
-        original_length=int(
-            found.get("original_max_position_embeddings") or raw.get("max_position_embeddings", 2048)
-        ),
-    ), []  # fmt: skip
+    try:
+        scaling = RopeScaling(
+            kind="llama3",
+            factor=float(found["factor"]),
+            low_freq_factor=float(found["low_freq_factor"]),
+            high_freq_factor=float(found["high_freq_factor"]),
+            original_length=found.get("original_max_position_embeddings") or raw.get("max_position_embeddings", 2048),
+        )
+    except ValueError as error:
+        return theta, None, [str(error)]
+    return theta, scaling, []
 
 
 def config_dict(

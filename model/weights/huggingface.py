@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model.weights.hf_config import CONFIG, read_config, write_config
+from model.weights.hf_config import CONFIG, read_config, read_ends, write_config
 from model.weights.names import IGNORED, theirs
 from model.weights.safetensors_file import SafetensorsFile, write_safetensors
 from model.weights.tensors import (
@@ -33,7 +33,8 @@ class HuggingFaceFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.special_tokens, self.warnings = read_config(path / CONFIG)
+        self.config, tokens, self.warnings = read_config(path / CONFIG)
+        self.special_tokens = tokens | read_ends(path)
         self._files = self._open()
         found = {name: file.tensors[name] for name, file in self._files.items()}
         expected = {theirs(name, "huggingface"): (name, shape) for name, shape in model_shapes(self.config).items()}

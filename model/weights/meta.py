@@ -65,8 +65,9 @@ class MetaFolder:
         self._shards = [load_pth(file) for file in self._paths]
         self._touched = 0
         first = self._shards[0]
-        if EMBEDDING not in first or first[EMBEDDING].dim() != 2:
-            raise ValueError(f"{self._paths[0]}: no matrix {EMBEDDING}: not the weights of a LLaMA by Meta")
+        for file, shard in zip(self._paths, self._shards, strict=True):
+            if EMBEDDING not in shard or any(name in shard and shard[name].dim() != 2 for name in (EMBEDDING, OUTPUT)):
+                raise ValueError(f"{file}: no matrices {EMBEDDING} and {OUTPUT}: not the weights of a LLaMA by Meta")
         tied = OUTPUT not in first or (
             len(self._shards) == 1 and first[OUTPUT].data_ptr() == first[EMBEDDING].data_ptr()
         )

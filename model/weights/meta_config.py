@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from model.config import LlamaConfig, RopeScaling
+from model.weights.settings import POSITIVE, SWITCH, WHOLE, Kind, or_null, read_object, require_kinds
 
 PARAMS = "params.json"
 _MULTIPLE = 256
 _SEQUENCE_LENGTH = 2048
-_KNOWN = {
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", "max_batch_size", "max_seq_len",
-}  # fmt: skip
+_SIZES = ("dim", "n_layers", "n_heads")
+_KINDS = {
+    **dict.fromkeys((*_SIZES, "multiple_of", "max_batch_size"), WHOLE),
+    "norm_eps": POSITIVE,
+    "vocab_size": Kind("whole numbers", lambda value: type(value) is int),
+    **dict.fromkeys(("n_kv_heads", "max_seq_len"), or_null(WHOLE)),
+    "use_scaled_rope": or_null(SWITCH),
+    **dict.fromkeys(
+        ("ffn_dim_multiplier", "rope_theta", "rope_scaling_factor", "rope_high_freq_factor"), or_null(POSITIVE)
+    ),
+}
 _OTHER_MODELS = {
     "moe": "a mixture of experts",
     "moe_args": "a mixture of experts",
@@ -39,13 +47,11 @@ def read_params(
     vocab_size, as the weights have it; sequence_length, tokens (None: 2,048, with a warning);
     rope_scaling_factor, for a file that only says that there is one.
     """
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in ("dim", "n_layers", "n_heads", "norm_eps") if key not in raw]
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path}: expected a JSON object with dim, n_layers, ...: {error}") from error
-    if missing or not isinstance(raw, dict):
+    raw = read_object(path, "dim, n_layers, ...")
+    missing = [key for key in (*_SIZES, "norm_eps") if key not in raw]
+    if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing")
+    require_kinds(path, raw, _KINDS)
     other = [f"{key}: {what}" for key, what in _OTHER_MODELS.items() if raw.get(key)]
     if other:
         raise ValueError(f"{path}: this is not LLaMA as our model computes it ({'; '.join(other)})")
@@ -62,7 +68,7 @@ def read_params(
             f"{path.name} does not say for how many tokens the model was trained: taken as {length}; "
             "--sequence-length says otherwise"
         )
-    unknown = sorted(raw.keys() - _KNOWN - _OTHER_MODELS.keys())
+    unknown = sorted(raw.keys() - _KINDS.keys() - _OTHER_MODELS.keys())
     if unknown:
         warnings.append(f"{path.name} has keys that are not known here and were passed over: {', '.join(unknown)}")
     try:
@@ -79,16 +85,18 @@ def read_params(
             rope_scaling=_scaling(path, raw, rope_scaling_factor),
             tie_embeddings=tied,
         ), warnings
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def _scaling(path: Path, raw: Mapping[str, Any], factor: float | None) -> RopeScaling | None:
-    if not raw.get("use_scaled_rope"):
+    scaled, said = raw.get("use_scaled_rope"), raw.get("rope_scaling_factor")
+    if factor is not None and (said is not None or not scaled):
+        has = f"rope_scaling_factor {said}" if scaled else "no scaled rotary positions (use_scaled_rope)"
+        raise ValueError(f"{path} has {has}: leave --rope-scaling-factor out")
+    if not scaled:
         return None
-    factor = raw.get("rope_scaling_factor") or factor
+    factor = said or factor
     if factor is None:
         raise ValueError(
             f"{path}: use_scaled_rope is true, but not by how much: give --rope-scaling-factor (Llama 3.1 and 3.3: 8, "

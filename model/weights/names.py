@@ -30,8 +30,10 @@ _BLOCKS = {"huggingface": "model.layers", "meta": "layers"}
 _COLUMN = {"huggingface": 0, "meta": 1}
 _OURS = re.compile(r"(?:blocks\.(?P<layer>\d+)\.)?(?P<part>[a-z_.]+)\.weight")
 
-# Tables that old files carry, which follow from the config.
-IGNORED = re.compile(r"(model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rope\.freqs)")
+# Tables that old files carry, which follow from the config: Hugging Face's, Meta's, and Meta's of the first 7B.
+IGNORED = re.compile(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs"
+)
 
 
 def theirs(name: str, layout: Layout) -> str:

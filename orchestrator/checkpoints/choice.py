@@ -10,21 +10,29 @@ import torch.distributed as dist
 from orchestrator.checkpoints.saved import complete, damage, partial_of, refusal_of, remove, step_of, sync_folder
 
 if TYPE_CHECKING:
-    from orchestrator.checkpoints.copies import Copies
+    from orchestrator.checkpoints.courier import Courier
 
 
-def newest_whole(folder: Path, warn: Callable[[str], None], copies: "Copies | None" = None) -> Path | None:
+def newest_whole(folder: Path, warn: Callable[[str], None], copies: "Courier | None" = None) -> Path | None:
     """The newest checkpoint whose files are what was written, None where there is none at all. A collective.
 
     One that is damaged, or of which there is only a copy, is fetched. warn: told, on every rank, of either. ValueError
-    when none is whole.
+    when none is whole, or when there is none here and the storage of the copies does not say what it has.
     """
     found: list[Any] = [None]
     if dist.get_rank() == 0:
-        copied = copies.names() if copies is not None else []
-        found = [({path.name for path in complete(folder)}, set(copied))]
+        copied = list[str]()
+        refused = refusal_of(lambda: copied.extend(copies.names())) if copies is not None else None
+        found = [({path.name for path in complete(folder)}, set(copied), refused)]
     dist.broadcast_object_list(found)
-    here, copied = found[0]
+    here, copied, refused = found[0]
+    if refused is not None and copies is not None:
+        if not here:
+            raise ValueError(
+                f"there is no checkpoint in {folder}, and whether there are copies in {copies.uri} is not known "
+                f"({refused}): try again when it answers; checkpoint.copy_to=null trains from the start"
+            )
+        warn(f"copies of checkpoints in {copies.uri} are not looked at: {refused}")
     for name in sorted(here | copied, key=lambda name: step_of(Path(name)), reverse=True):
         if name in here:
             wrong = _wrong(folder / name)
@@ -49,7 +57,7 @@ def _wrong(checkpoint: Path) -> str | None:
     return next((each for each in said if each is not None), None)
 
 
-def _fetch(copies: "Copies", final: Path) -> str | None:
+def _fetch(copies: "Courier", final: Path) -> str | None:
     """Puts a copy into its place, if it is whole; else what is wrong with it. A collective."""
     rank, world, folder = dist.get_rank(), dist.get_world_size(), partial_of(final)
     if rank == 0:

@@ -8,17 +8,20 @@ S3 other than AWS's is named in the URI, ?endpoint_override=HOST:PORT&scheme=htt
 """
 
 import re
-import shutil
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from orchestrator.checkpoints.saved import MANIFEST, outdated, step_of
 
 PIECE_BYTES = 8 * 2**20
+# S3's writes return at once and go on in the background: without a flush now and then a file that is read faster than
+# the network takes it would lie in memory as a whole, and nobody would know how far it is.
+PIECES_IN_FLIGHT = 8
 PROBE = ".probe"
 LONGEST_REFUSAL = 300  # characters; Hadoop names every folder in which it looked for Java
 NO_SUCH_KIND = "Unrecognized filesystem type"
@@ -53,11 +56,11 @@ _WHAT_NEXT = (
 class Copies:
     """The copies of one run's checkpoints under `uri`, such as s3://bucket/folder?region=eu-west-1.
 
-    Whatever the storage refuses is an OSError, as with a file.
+    Whatever the storage refuses is an OSError, as with a file. beat(): called whenever a piece has gone through.
     """
 
-    def __init__(self, uri: str, run_id: str):
-        self.uri = uri
+    def __init__(self, uri: str, run_id: str, beat: Callable[[], None] = lambda: None):
+        self.uri, self._beat = uri, beat
         try:
             self._storage, path = _open(uri)
         except OSError as refusal:
@@ -96,9 +99,11 @@ class Copies:
         folder, storage = f"{self._root}/{checkpoint.name}", self._storage
         with _refusals():
             storage.create_dir(folder, recursive=True)
+            self._beat()
             for name in names:
                 with (checkpoint / name).open("rb") as file, storage.open_output_stream(f"{folder}/{name}") as copy:
-                    shutil.copyfileobj(file, copy, PIECE_BYTES)
+                    self._pour(file, copy)
+                self._beat()
 
     def names(self) -> list[str]:
         """The copied checkpoints, `step-N`, the newest first."""
@@ -120,7 +125,17 @@ class Copies:
             data = sorted(file for file in files if file != MANIFEST)
             for file in [*data[part::parts], *([MANIFEST] if part == 0 else [])]:
                 with self._storage.open_input_stream(f"{source}/{file}") as copy, (folder / file).open("wb") as target:
-                    shutil.copyfileobj(copy, target, PIECE_BYTES)
+                    self._pour(copy, target)
+
+    def _pour(self, source: Any, target: Any) -> None:
+        """Copies one open file into another; returns before the last pieces are through, which closing it waits for."""
+        pieces = 0
+        while piece := source.read(PIECE_BYTES):
+            target.write(piece)
+            pieces += 1
+            if pieces % PIECES_IN_FLIGHT == 0:
+                target.flush()
+            self._beat()
 
     def prune(self, keep_last: int | None, keep_every_steps: int | None) -> None:
         """Deletes the copies of checkpoints that are not to be kept, their manifests first."""
@@ -128,6 +143,7 @@ class Copies:
             with _refusals():
                 self._storage.delete_file(f"{self._root}/{name}/{MANIFEST}")
                 self._storage.delete_dir(f"{self._root}/{name}")
+            self._beat()
 
 
 def require_kind(uri: str) -> None:

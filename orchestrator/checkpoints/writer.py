@@ -3,12 +3,16 @@
 Between two steps the state is copied into main memory, all that the training waits for; a thread does the rest. Its
 collectives have a group of their own (gloo), because they run beside the training's. A rank that cannot write tells the
 others with its next step (`failed`), so that all of them end at the same one.
+
+The next checkpoint waits for the copy of the one before, however slow its storage is: a rank says meanwhile that it is
+alive (`beat`). A storage that falls silent is given up by checkpoints.courier.
 """
 
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +34,10 @@ from orchestrator.checkpoints.saved import (
 from orchestrator.checkpoints.state import CheckpointNotSaved, TrainState, why
 
 if TYPE_CHECKING:
-    from orchestrator.checkpoints.copies import Copies
+    from orchestrator.checkpoints.courier import Courier
 
 LAST_WORDS_S = 60.0  # how long a failing training waits for a checkpoint that is being written
+BEAT_EVERY_S = 0.5
 
 
 class CheckpointWriter:
@@ -46,20 +51,20 @@ class CheckpointWriter:
         on_gpu: bool = False,
         keep_last: int | None = None,
         keep_every_steps: int | None = None,
-        copies: "Copies | None" = None,
+        copies: "Courier | None" = None,
     ):
         self._folder, self._keep, self._copies = folder, (keep_last, keep_every_steps), copies
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._group = dist.new_group(backend="gloo")
-        if copies is not None and self._rank == 0:
-            copies.require_writable()
         self._stager = _stager(on_gpu) if asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._written: list[dict[str, Any]] = []
+        self._copying = False
+        self.beat: Callable[[], None] = lambda: None  # called by whoever waits, while a copy is being made
 
     def save(self, state: TrainState, step: int) -> None:
-        """Begins the checkpoint of `step` after the one before has ended; without `asynchronous`, also ends it.
+        """Begins the checkpoint of `step` after the one before has ended; if not `asynchronous`, only its copy goes on.
 
         CheckpointNotSaved, on every rank and with the same words, when one of them could not write the one before.
         """
@@ -70,13 +75,19 @@ class CheckpointWriter:
         cost = {"step": step, "began_s": began_s, "waited_s": began_s - called_s}
         self._written.append(cost)
         if self._stager is None:
-            self._write({"app": state}, final, cost)
+            whole = self._write({"app": state}, final, cost)
             cost["blocked_s"] = time.monotonic() - began_s
-            self.finish()
+            if self._copies is None:
+                cost["bytes"] = whole[1]
+            else:
+                self._begin(lambda: whole, final, cost)
             return
         copy = self._stager.stage({"app": state.state_dict()})
         cost["blocked_s"] = time.monotonic() - began_s
-        self._thread = threading.Thread(target=self._write, args=(copy, final, cost), name="checkpoint", daemon=True)
+        self._begin(partial(self._write, copy, final, cost), final, cost)
+
+    def _begin(self, write: Callable[[], tuple[list[str], int]], final: Path, cost: dict[str, Any]) -> None:
+        self._thread = threading.Thread(target=self._rest, args=(write, final, cost), name="checkpoint", daemon=True)
         self._thread.start()
 
     @property
@@ -87,7 +98,10 @@ class CheckpointWriter:
     def finish(self) -> None:
         """Waits for the checkpoint that is being written. CheckpointNotSaved where it could not be."""
         if self._thread is not None:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._thread.join(BEAT_EVERY_S)
+                if self._copying:
+                    self.beat()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
@@ -110,31 +124,39 @@ class CheckpointWriter:
             done.append(cost)
         return done
 
-    def _write(self, state: dict[str, Any], final: Path, cost: dict[str, Any]) -> None:
-        step = cost["step"]
+    def _rest(self, write: Callable[[], tuple[list[str], int]], final: Path, cost: dict[str, Any]) -> None:
+        """What the training does not wait for."""
         try:
-            refused = self._refusal(lambda: self._make_room(final))
-            if refused is not None:
-                self._refuse(refused, final, step)
-            try:
-                dcp.save(state, checkpoint_id=partial_of(final), process_group=self._group)
-            except CheckpointException as error:  # dcp raises it on every rank, whichever failed
-                self._refuse(why(partial_of(final), error), final, step)
-            mine, size = self._commit(final, step)
-            cost["seconds"] = time.monotonic() - cost["began_s"]
+            mine, size = write()
             if self._copies is not None:
+                self._copying = True
                 cost |= self._copy(self._copies, final, mine)
         except BaseException as error:  # the thread's own end is no place for it: see `finish`
             self._error = error
             return
+        finally:
+            self._copying = False
         cost["bytes"] = size  # at last: see `written`
+
+    def _write(self, state: dict[str, Any], final: Path, cost: dict[str, Any]) -> tuple[list[str], int]:
+        """The names of this rank's files, and the bytes of all, once the checkpoint is whole."""
+        refused = self._refusal(lambda: self._make_room(final))
+        if refused is not None:
+            self._refuse(refused, final, cost["step"])
+        try:
+            dcp.save(state, checkpoint_id=partial_of(final), process_group=self._group)
+        except CheckpointException as error:  # dcp raises it on every rank, whichever failed
+            self._refuse(why(partial_of(final), error), final, cost["step"])
+        whole = self._commit(final, cost["step"])
+        cost["seconds"] = time.monotonic() - cost["began_s"]
+        return whole
 
     def _make_room(self, final: Path) -> None:
         if self._rank == 0:
             shutil.rmtree(partial_of(final), ignore_errors=True)
             partial_of(final).mkdir(parents=True)
 
-    def _copy(self, copies: "Copies", final: Path, mine: list[str]) -> dict[str, Any]:
+    def _copy(self, copies: "Courier", final: Path, mine: list[str]) -> dict[str, Any]:
         """Copies the checkpoint; a storage that refuses costs the copy and not the training."""
         began_s = time.monotonic()
         refused = self._refusal(lambda: copies.put(final, mine))

@@ -28,6 +28,14 @@ def choose_workers(experiment: Experiment) -> tuple[int, str]:
         if _can_share(experiment, workers):
             return workers, device
     what = "CPUs" if cpu else "GPUs"
+    if have >= fewest:
+        most = min(have, cluster.workers)
+        which = f"{most}" if fewest == most else f"{fewest} to {most}"
+        raise BadInput(
+            f"the cluster has {have} {what}, and a batch of {experiment.batch_sequences} sequences cannot be shared "
+            f"evenly by {which} workers, in groups of {cluster.replicas} x {cluster.tensor_parallel} (cluster.replicas "
+            "x tensor_parallel); set training.batch_tokens or cluster.min_workers"
+        )
     wanted = f"{cluster.min_workers} to {cluster.workers}" if cluster.min_workers else f"{cluster.workers}"
     raise BadInput(
         f"the spec wants {wanted} {what} and the cluster has {have}; set cluster.workers, min_workers or device"

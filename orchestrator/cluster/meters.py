@@ -12,6 +12,7 @@ nodes go on: a restart may move a rank there.
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,9 @@ class MeterActor:
         while not self._stopped.wait(LIVE_EVERY_S):
             if self._left_out:
                 continue
-            try:
-                write_json(self._live, self._meter.live(), durable=False)
-            except OSError:
-                continue  # a full disk: the meter itself says so, and the next second may have room again
             self._metrics.publish(self._meter.now(), self._meter.describe())
+            with suppress(OSError):  # a full disk: the meter itself says so, and the next second may have room again
+                write_json(self._live, self._meter.live(), durable=False)
 
 
 def _attempts(run_dir: str) -> list[Any]:

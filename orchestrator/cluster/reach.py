@@ -4,10 +4,9 @@ import os
 import socket
 
 from orchestrator.cluster.versions import require_same_versions
-from orchestrator.spec.file import BadInput
+from orchestrator.spec.file import NOTHING, BadInput
 
 TIMEOUT_S = 5.0
-CLIENT_PORT = 10001
 GCS_PORT = 6379
 
 
@@ -17,10 +16,15 @@ def require_cluster(address: str | None, given_as: str = "cluster.address") -> N
     address = address or os.environ.get("RAY_ADDRESS")
     if not address or address in ("local", "auto"):
         return
-    client = address.startswith("ray://")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise BadInput(
+            f"{address} ({source}): Ray's client does not see the nodes one by one, and each has a meter; on a machine "
+            "of the cluster give HOST:PORT as `ray start --head` prints it, or from anywhere: hoofprint submit SPEC "
+            f"--address http://HOST:8265; {NOTHING}"
+        )
+    host, _, port = address.rpartition(":")
     if not host:
-        host, port = port, str(CLIENT_PORT if client else GCS_PORT)
+        host, port = port, str(GCS_PORT)
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise BadInput(
             f"{source} {address!r}: expected host:port, as `ray start --head` prints it; nothing was started"
@@ -37,12 +41,11 @@ def require_cluster(address: str | None, given_as: str = "cluster.address") -> N
         raise BadInput(
             f"what answers at {address} ({source}) is not Ray: it does not speak gRPC; {what_next}; nothing was started"
         )
-    if not client:
-        require_same_versions(f"{host}:{port}", source)
+    require_same_versions(f"{host}:{port}", source)
 
 
 def _speaks_grpc(target: str) -> bool:
-    """Both of Ray's ports do; a web server or a Redis on the same port would keep `ray.init` waiting for minutes."""
+    """Ray's port does; a web server or a Redis on the same port would keep `ray.init` waiting for minutes."""
     import grpc
 
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:

@@ -33,8 +33,7 @@ def _form(output: Path) -> str:
         raise click.UsageError(
             f"-o {output}: expected a name that ends in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}"
         )
-    if not output.absolute().parent.is_dir():
-        raise click.UsageError(f"-o {output}: there is no folder {output.absolute().parent}")
+    require_place(None, output)
     return form
 
 
@@ -175,7 +174,7 @@ def compare(
         from dashboards.summaries import comparison_html, comparison_markdown
 
         page = comparison_markdown if form == "markdown" else comparison_html
-        write_page(page(found, sources), form, output)
+        write_page(page(found, [source.record["energy"]["phases"] for source in sources]), form, output)
         click.echo(output)
         return
     if as_json:

@@ -103,8 +103,11 @@ def summary(result: dict[str, Any]) -> str:
         f"{result['prompt_tokens']:,} prompt tokens, {result['new_tokens']:,} new tokens in {result['seconds']:.2f} s: "
         f"{result['tokens_per_s']:,.1f} tokens/s"
     )
+    if not result["new_tokens"]:
+        return f"{done}, J/token not known: nothing was drawn"
     if result["joule_per_token"] is None:
-        return f"{done}, J/token not known: " + ("; ".join(result["warnings"]) or "nothing was drawn")
+        why = "; ".join(result["warnings"]) or "no device of this node was read; hoofprint doctor says which there are"
+        return f"{done}, J/token not known: {why}"
     by_method: dict[str, list[str]] = {}
     for device in result["devices"]:
         how = "not accounted" if device["energy_j"] is None else HOW[device["method"]]

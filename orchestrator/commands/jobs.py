@@ -129,16 +129,21 @@ def _follow(client: Any, job: str, address: str, tail: int | None = None) -> int
 def status(
     run: str | None, runs_dir: Path, address: str | None, follow_it: bool, with_ended: bool, as_json: bool
 ) -> None:
-    """What runs now: the runs of a folder, and with --address those of a cluster; RUN names one."""
+    """What runs now: the runs of a folder, and with --address those of a cluster.
+
+    RUN names one, which may have ended: then how.
+    """
+    from energy.runs import RunFolder
+    from orchestrator.driver import stopping
     from orchestrator.jobs import server as jobs
-    from orchestrator.live.running import running
+    from orchestrator.live.running import look, running
 
     if follow_it and (run is None or address is None):
         raise click.UsageError("--follow needs a RUN and the --address of its cluster (a local run: hoofprint top RUN)")
     if follow_it and as_json:
         raise click.UsageError("--follow shows a log, and --json one document: give one of them")
     if address is None:
-        here = [each for each in running(runs_dir) if run in (None, each.run)]
+        here = running(runs_dir) if run is None else [look(stopping.run_folder(run, runs_dir))]
         there: list[jobs.Job] = []
         others = 0
     else:
@@ -157,18 +162,20 @@ def status(
     from rich.console import Console
 
     console = Console(highlight=False)
-    if here:
+    if here and here[0].status not in ("running", "lost"):  # named, and it has ended
+        console.print(_how_it_ended(stopping.as_it_stands(RunFolder(here[0].path))), soft_wrap=True)
+    elif here:
         console.print(_runs_table(here))
         for each in here:
             if each.doubt is not None:
-                console.print(
-                    f"{each.run}: {each.doubt}; go on with it: hoofprint run SPEC --resume {each.path}", soft_wrap=True
-                )
+                lost = f"; go on with it: hoofprint run SPEC --resume {each.path}" if each.status == "lost" else ""
+                console.print(f"{each.run}: {each.doubt}{lost}", soft_wrap=True)
     if shown:
         console.print(_jobs_table(shown))
     if not here and not shown:
         where = f"in {runs_dir}" if address is None else f"on {address}"
-        console.print(f"nothing runs {where}")
+        missing = ": there is no such folder" if address is None and not runs_dir.exists() else ""
+        console.print(f"nothing runs {where}{missing}", soft_wrap=True)
     for text in _left_out(len(there) - len(shown), others):
         click.echo(text, err=True)
 
@@ -273,7 +280,7 @@ def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, as_json: 
             except KeyboardInterrupt:
                 click.echo("the request stands: the run ends without us waiting for it", err=True)
                 no_wait = True
-        stands = stopping.as_it_stands(asked)
+        stands = stopping.as_it_stands(asked.folder)
         if as_json:
             print_json(stands)
         elif not no_wait:
@@ -303,4 +310,5 @@ def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, as_json: 
 def _how_it_ended(stands: dict[str, Any]) -> str:
     step, report = stands["checkpoint_step"], stands["report"]
     saved = "no checkpoint" if step is None else f"checkpoint of step {step:,}"
-    return f"{stands['run']}: {stands['status']}, {saved}" + (f", report: {report}" if report else "")
+    why = f" ({stands['error']})" if stands["error"] else ""
+    return f"{stands['run']}: {stands['status']}{why}, {saved}" + (f", report: {report}" if report else "")

@@ -81,8 +81,10 @@ def measure(
     if grid is not None:
         if intensity_g_per_kwh is not None:
             raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
-        from energy.carbon.grid import intensity
+        from energy.carbon.grid import constant, intensity
 
+        if constant(grid) is not None:
+            raise click.UsageError("--grid names a place; a figure goes to --intensity-g-per-kwh, with its source")
         factors = Factors(factors.pue, intensity(grid))
     if node_baseline_w is not None and not node_baseline_source:
         raise click.UsageError("--node-baseline-w is given without --node-baseline-source: say where it comes from")

@@ -1,5 +1,6 @@
 """Pages for people as files: HTML and Markdown as they are, PDF by the print of a browser that is installed."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -30,9 +31,13 @@ def find_browser() -> str:
 
 
 def require_place(form: str | None, output: Path | None) -> None:
-    """UsageError for what could not be written in the end: no folder, or no browser for a PDF."""
-    if output is not None and not output.absolute().parent.is_dir():
-        raise click.UsageError(f"-o {output}: there is no folder {output.absolute().parent}")
+    """UsageError for what could not be written in the end: no folder or a closed one, or no browser for a PDF."""
+    if output is not None:
+        folder = output.absolute().parent
+        if not folder.is_dir():
+            raise click.UsageError(f"-o {output}: there is no folder {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise click.UsageError(f"-o {output}: nothing may be written into {folder}; choose another place")
     if form == "pdf":
         find_browser()
 

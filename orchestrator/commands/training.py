@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from orchestrator.commands import JSON, RUNS, SET, print_json
+from orchestrator.commands.named import named_run
 
 
 @click.command()
@@ -40,8 +41,7 @@ def run(
     if run_id is not None:
         require_run_name(run_id)
     experiment = load_experiment(spec, overrides, need_files=True)
-    if resume is not None and not resume.exists() and (runs_dir / resume).exists():
-        resume = runs_dir / resume
+    resume = None if resume is None else named_run(resume, runs_dir)
     from orchestrator.driver.run import run_experiment
     from orchestrator.screens.run import RunScreen
 

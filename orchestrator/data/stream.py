@@ -21,7 +21,7 @@ class TokenStream:
     """Packed sequences of a corpus: sequence_length + 1 tokens each, neighbours sharing one token.
 
     proportions: relative weight of each source of the corpus, in its order; the sources' own where None.
-    position: global index of the next sequence of `next_batch`.
+    position: how many sequences were dealt, which `state` tells; `batch` gives any.
     """
 
     def __init__(
@@ -71,12 +71,6 @@ class TokenStream:
             number = int(_permutation(self.lengths[source], self.seed, part.name, epoch)[place])
             first = number * self.sequence_length
             result[row] = part.train[first : first + self.sequence_length + 1]
-        return result
-
-    def next_batch(self, count: int) -> np.ndarray:
-        """The batch at `position`, which moves behind it."""
-        result = self.batch(self.position, count)
-        self.position += count
         return result
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from energy.carbon.grid import region_of
 from energy.carbon.series import IntensitySeries
-from energy.factors import Factor, peak_flops
+from energy.factors import Factor, peak_flops, presets
 from energy.factors.places import from_source
 from energy.runs import SERIES, RunFolder, write_json
 from model.config import LlamaConfig
@@ -46,7 +46,8 @@ def accounting_of(experiment: Experiment) -> dict[str, Any]:
     if experiment.cluster.accelerator:
         figures["peak_flops"] = peak_flops(experiment.cluster.accelerator).as_dict()
     region = region_of(energy.grid) if energy.grid else None
-    place = {"region": energy.grid, "provider": region.provider if region else None}
+    named = None if energy.grid is None or energy.grid.strip() in presets() else energy.grid  # a preset is nowhere
+    place = {"region": named, "provider": region.provider if region else None}
     return {"accounting": figures, "place": place, "embodied_convention": energy.embodied_convention}
 
 

@@ -29,6 +29,7 @@ RESUMABLE = {
     "training.attention",
     "training.compile",
     "training.gradient_reduction",
+    "training.weight_gathering",
 }
 LOST = "the process that ran it ended without a word (killed, or the machine went down)"
 

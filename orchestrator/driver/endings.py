@@ -22,6 +22,7 @@ _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _NO_RAY = (
     ("Ray did not start", "`ray stop` ends what an earlier Ray left; its files go to RAY_TMPDIR (/tmp) and /dev/shm"),
     ("could not be joined", "see whether it runs: ray status --address HOST:PORT; without an address Ray starts here"),
+    ("the head of the Ray cluster", "start the cluster again (a node without its head ends too), or have a new one"),
 )
 _NO_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|low on memory", re.IGNORECASE)
 _KILLED = re.compile(r"process(es)? of ranks? .* (was|were) killed")

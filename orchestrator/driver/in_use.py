@@ -30,4 +30,6 @@ def in_words(choices: Choices) -> str:
     ]
     if choices["gradient_reduction"] == "each_micro_batch":
         words.append("gradients reduced with each micro-batch")
+    if choices["weight_gathering"] == "once_per_step" and layout["shards"] > 1:
+        words.append("weights gathered once a step")
     return "; ".join(words)

@@ -76,6 +76,13 @@ def open_ray(address: str | None, slots: int = 1) -> None:
         raise RuntimeError(f"{what}{need}: {said}") from error
 
 
+def head_address() -> str:
+    """host:port at which the head of the cluster that this process has joined, or started, answers."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def _cluster_address(wanted: str | None) -> str | None:
     """The cluster to join, or None for a local one of our own."""
     return wanted or os.environ.get("RAY_ADDRESS")
@@ -110,7 +117,11 @@ class Training(threading.Thread):
                 "own_cluster": self._own_cluster,
             },
             backend_config=NoticingConfig("nccl" if self._device == "cuda" else "gloo", self._job.run_dir),
-            scaling_config=ScalingConfig(num_workers=self._workers, use_gpu=self._device == "cuda"),
+            scaling_config=ScalingConfig(
+                num_workers=self._workers,
+                use_gpu=self._device == "cuda",
+                placement_strategy=self._job.experiment["cluster"]["placement"].upper(),
+            ),
             run_config=RunConfig(
                 name="ray-train",
                 storage_path=self._storage,

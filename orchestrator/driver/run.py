@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from orchestrator.driver import attempts as attempt_files
 from orchestrator.driver.accounting import accounting_of, ask_for_series, keep_series_file, model_figures
 from orchestrator.driver.attempts import Claim
 from orchestrator.driver.endings import advice, cause
+from orchestrator.driver.head_watch import HeadWatch, let_ranks_end
 from orchestrator.driver.in_use import in_words, keep_choices
 from orchestrator.driver.revision import code_revision
 from orchestrator.driver.run_watch import RunWatch
@@ -58,8 +61,13 @@ class _Ending:
         status = {"status": "failed", "error": error} if error else {"status": "stopped"}
         self._attempts[-1] |= {"ended_unix_s": now, **status}
         self._attempts.append({"started_unix_s": now, "status": "running", "attempt": self.attempt + 1})
-        self._claim.folder.update_run(attempts=self._attempts, world_size=workers)
+        self._claim.folder.update_run(**self.held(workers))
         return now
+
+    def held(self, workers: int) -> dict[str, Any]:
+        """Keys of run.json: so many workers are held, by the attempt that runs; another may have another number."""
+        self._attempts[-1] |= {"world_size": workers}
+        return {"attempts": self._attempts, "world_size": workers}
 
     def write(self, status: str, error: str | None = None, **more: Any) -> None:
         """more: further keys of run.json."""
@@ -155,11 +163,32 @@ def _run(
         raise
     over: BudgetSpent | None = None
     stop_file, trained = folder.path / STOP_FILE, partial(attempt_files.has_trained, folder)
+
+    def without_ray(said: str) -> None:
+        """On a thread: no call to Ray returns any more, not that of the main thread either."""
+        try:
+            let_ranks_end(folder)
+            ending.write("failed", said)
+            screen.failed([f"the run failed: {said}", *advice(said, folder.path, spec)], folder.path / RAY_LOG)
+            _account(experiment, folder, screen)
+        finally:
+            screen.release()
+            os._exit(1)
+
     with Stops(stop_file, screen, lambda: ending.write("stopped"), lambda: trained(ending.attempt)) as stops:
         with RayLog(folder.path / RAY_LOG) as log:
             try:
                 complete = _train(
-                    experiment, claim, prepared.path, weights, started, ending, screen, stops, profile_steps
+                    experiment,
+                    claim,
+                    prepared.path,
+                    weights,
+                    started,
+                    ending,
+                    screen,
+                    stops,
+                    profile_steps,
+                    without_ray,
                 )
                 ending.write("completed" if complete else "stopped")
             except BudgetSpent as spent:
@@ -193,13 +222,14 @@ def _train(
     screen: RunScreen,
     stops: Stops,
     profile_steps: int,
+    without_ray: Callable[[str], None],
 ) -> bool:
     """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail, and
-    BudgetSpent when a budget stopped it."""
+    BudgetSpent when a budget stopped it. without_ray(said): ends the process where Ray's head is gone."""
     from orchestrator.cluster.capacity import choose_workers
     from orchestrator.cluster.meters import describe_meters, joined, mark_attempt, start_meters, stop_meters
     from orchestrator.cluster.training_metrics import TrainingMetrics
-    from orchestrator.driver.launch import start_ray
+    from orchestrator.driver.launch import head_address, start_ray
     from orchestrator.driver.own_ray import leave_ray
     from orchestrator.driver.supervise import Supervision
     from orchestrator.ranks.job import Job
@@ -207,6 +237,7 @@ def _train(
     folder = claim.folder
     start_ray(experiment)
     stops.install()  # again: ray.init puts a handler of its own
+    head = HeadWatch(head_address(), without_ray)
     meters: list[Any] = []
     supervision: Supervision | None = None
     try:
@@ -216,7 +247,7 @@ def _train(
         described = describe_meters(meters)
         earlier = folder.read_run()["hosts"] if ending.attempt > 1 else []
         hosts = list(dict.fromkeys([*earlier, *(meter["node"] for meter in described)]))
-        run = folder.update_run(meters=described, hosts=hosts, world_size=workers, device_type=device)
+        run = folder.update_run(meters=described, hosts=hosts, device_type=device, **ending.held(workers))
         before_training(experiment, folder, device, screen)
         watch = RunWatch(experiment, folder, run, screen.note, shared)
         screen.opening(experiment, run)
@@ -253,6 +284,7 @@ def _train(
             watch.ended()
         return complete
     finally:
+        head.close()
         stops.finishing()
         if supervision is not None:
             supervision.abandon()

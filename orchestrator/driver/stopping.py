@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energy.run_holder import Holder, holder, is_held
+from energy.run_version import require_known
 from energy.runs import LOCK, STOP_FILE, RunFolder
 from orchestrator.checkpoints.saved import newest_complete, step_of
 from orchestrator.jobs.server import POLL_S, Job, list_jobs
@@ -25,9 +26,11 @@ ASKED, NO_RUN_YET = 0, 3  # exit codes of the helper
 
 
 def run_folder(run: str, runs_dir: Path) -> RunFolder:
-    """The run of that name in `runs_dir`, or at that path; BadInput where there is none."""
+    """The run of that name in `runs_dir`, or at that path. BadInput where there is none, ValueError where a newer
+    hoofprint wrote it, for which a stop may be something else."""
     for path in (runs_dir / run, Path(run)):
         if (path / "run.json").exists():
+            require_known(path)
             return RunFolder(path)
     raise BadInput(
         f"no run {run!r} in {runs_dir}: give its folder's name (and --runs), its path, or for a job --address"
@@ -61,10 +64,9 @@ def wait_for_end(asked: Asked) -> None:
         time.sleep(POLL_S)
 
 
-def as_it_stands(asked: Asked) -> dict[str, Any]:
+def as_it_stands(folder: RunFolder) -> dict[str, Any]:
     """{run, path, status, error, checkpoint_step, report}: of a run that was not waited for, as it is so far. The step
     is that of its newest whole checkpoint, `report` the path of the report; None where there is none."""
-    folder = asked.folder
     told, newest, report = folder.read_run(), newest_complete(folder.path / "checkpoints"), folder.path / "report.html"
     return {
         "run": folder.path.name,

@@ -200,7 +200,8 @@ def find(client: "JobSubmissionClient", name: str) -> Job:
         if name in (job.id, job.run):
             return job
     there = ", ".join(job.run or job.id for job in runs if job.live) or "none"
-    raise BadInput(f"the cluster has no run {name!r}; what runs there: {there} (hoofprint status --all lists all)")
+    every = f"hoofprint status --all --address {client.get_address()}"
+    raise BadInput(f"the cluster has no run {name!r}; what runs there: {there} ({every} lists all)")
 
 
 def submit(
@@ -225,7 +226,8 @@ def submit(
     runs, _ = list_jobs(client)
     clash = next((job for job in runs if job.live and job.run == run and job.runs_dir == str(runs_dir)), None)
     if clash is not None:
-        raise BadInput(f"the run {run} is at work as job {clash.id}; follow it: hoofprint status {run} --follow")
+        again = f"hoofprint status {clash.id} --follow --address {client.get_address()}"
+        raise BadInput(f"the run {run} is at work as job {clash.id}; follow it: {again}")
     with working_directory(spec, travels) as folder:
         job = client.submit_job(
             entrypoint=command(spec, experiment, overrides, runs_dir, run, resume),

@@ -1,11 +1,13 @@
 """What runs now, as run folders show it: where each run stands, read without disturbing it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from energy.run_holder import holder, is_held
+from energy.run_version import require_known
 from energy.runs import RunFolder, list_runs
 from energy.units import JOULE_PER_KWH
 from orchestrator.live import state as live_state
@@ -15,7 +17,7 @@ TAIL_BYTES = 64 * 1024  # of the metrics: some hundred steps, however long the r
 
 @dataclass(frozen=True)
 class Running:
-    """A run that says that it runs. `status` is `lost` where its process died; what is not known yet is None."""
+    """A run as it stands. `status` is `lost` where it says that it runs and nobody works on it; None is not known."""
 
     run: str
     path: str
@@ -40,21 +42,29 @@ class Running:
 
 def running(runs_dir: Path) -> list[Running]:
     """The runs of the folder that have not said how they ended, newest first."""
-    return [_look(folder) for folder in reversed(list_runs(runs_dir)) if folder.read_run().get("status") == "running"]
+    return [look(folder) for folder in reversed(list_runs(runs_dir)) if folder.read_run().get("status") == "running"]
 
 
-def _look(folder: RunFolder) -> Running:
+def look(folder: RunFolder) -> Running:
+    """A run as it stands, also one that has ended; of one that a newer hoofprint wrote no more than who has it."""
     run, by, held = folder.read_run(), holder(folder.path), is_held(folder.path)
-    live, doubt = _live(folder) if held else ({}, "its process ended without a word (killed, or the machine went down)")
-    step = live if live.get("step") is not None else last_step(folder) or {}
+    status, doubt, live = str(run.get("status") or "not known"), None, dict[str, Any]()
+    newer = _newer(folder)
+    if newer is not None:
+        run, doubt = {}, newer
+    elif held:
+        live, doubt = _live(folder)
+    elif status == "running":
+        status, doubt = "lost", "its process ended without a word (killed, or the machine went down)"
+    step = live if newer or live.get("step") is not None else last_step(folder) or {}
     attempts = run.get("attempts") or []
     # Before the first step there is no live state, and the meters run already.
-    meters = (folder.live_power() if held else None) or {}
+    meters = (folder.live_power() if held and not newer else None) or {}
     energy_j = meters.get("energy_j")
     return Running(
         run=folder.path.name,
         path=str(folder.path),
-        status="running" if held else "lost",
+        status=status,
         doubt=doubt,
         host=by.host if by is not None else None,
         pid=by.pid if by is not None else None,
@@ -71,6 +81,14 @@ def _look(folder: RunFolder) -> Running:
     )
 
 
+def _newer(folder: RunFolder) -> str | None:
+    try:
+        require_known(folder.path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _live(folder: RunFolder) -> tuple[dict[str, Any], str | None]:
     """The live state, {} where there is none that can be read, and why it may not be what it says."""
     try:
@@ -82,6 +100,13 @@ def _live(folder: RunFolder) -> tuple[dict[str, Any], str | None]:
 
 def last_step(folder: RunFolder) -> dict[str, Any] | None:
     """The newest step among the last lines of rank 0's metrics; None before the first."""
+    return last_event(folder, lambda event: event.get("event") == "step")
+
+
+def last_event(
+    folder: RunFolder, wanted: Callable[[dict[str, Any]], bool] = lambda event: True
+) -> dict[str, Any] | None:
+    """The newest such event among the last lines of rank 0's metrics; None where there is none."""
     try:
         with folder.metrics_file(0).open("rb") as file:
             size = file.seek(0, 2)
@@ -94,6 +119,6 @@ def last_step(folder: RunFolder) -> dict[str, Any] | None:
             event = json.loads(line)
         except ValueError:
             continue  # torn by a kill, or cut at the start of the tail
-        if isinstance(event, dict) and event.get("event") == "step":
+        if isinstance(event, dict) and wanted(event):
             return event
     return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from orchestrator.spec.file import BadInput
 
 CUT = "\ufffd"  # what bytes that are not a whole character decode to
 LOOK_UP_S = 5.0
+# New tokens from which a GPU's steps are worth recording, which takes as long as a few of them: for 128 it was measured
+# at 1.5 to 2.2 times the rate, and 0.7 to 0.9 of the energy (benchmarks/results/gpu.md).
+RECORDED_FROM = 32
 SHOWN_OF_PROMPT = 40  # characters of a prompt in a message
 Show = Callable[[int, str, bool], None]  # number of the prompt, more of its text, whether it has ended
 
@@ -103,15 +108,17 @@ def generate_texts(path: Path, request: Request, show: Show) -> dict[str, Any]:
     """Continues the prompts of `request`, all in one batch; `show` is told of each text as it grows.
 
     Returns what `hoofprint generate --json` prints. Ctrl-C ends the texts where they are. BadInput where the model
-    cannot be used, or a prompt leaves no room in its context.
+    cannot be used, a prompt leaves no room in its context, or a stop string is empty.
     """
+    if "" in request.stop:
+        raise BadInput("--stop is empty: give the text that ends a text, or leave it out")
     folder = open_model_folder(path)
     tokenizer = folder.load_tokenizer()
     odd = [str(token) for token in request.stop_ids if not 0 <= token < folder.config.vocab_size]
     if odd:
         raise BadInput(f"--stop-id {', '.join(odd)}: the model's tokens are 0 to {folder.config.vocab_size - 1}")
-    stop = [string for string in request.stop if string]
-    texts = [Text(prompt, tokenizer.encode(prompt, bos=True), stop, tokenizer.decode) for prompt in request.prompts]
+    decode = partial(_decoded, tokenizer)
+    texts = [Text(prompt, tokenizer.encode(prompt, bos=True), request.stop, decode) for prompt in request.prompts]
     rooms = _rooms(texts, folder.config.sequence_length)
     device = _device()
     try:
@@ -123,6 +130,7 @@ def generate_texts(path: Path, request: Request, show: Show) -> dict[str, Any]:
                 max_new_tokens=[min(request.max_tokens, room) for room in rooms],
                 sampling=request.sampling,
                 stop_ids={*tokenizer.end_ids, *request.stop_ids, *_stop_ids(folder)},
+                recorded=min(request.max_tokens, max(rooms)) >= RECORDED_FROM,
             )
             _await_models(meter)
             window, first_s = _continue(generation, texts, meter, show)
@@ -140,7 +148,7 @@ def generate_texts(path: Path, request: Request, show: Show) -> dict[str, Any]:
                 "text": text.text,
                 "prompt_tokens": len(text.ids),
                 "new_tokens": text.new_tokens,
-                "finish_reason": _reason(ending, request.max_tokens > room),
+                "finish_reason": _reason("stop" if text.stopped else ending, request.max_tokens > room),
             }
             for text, ending, room in zip(texts, generation.endings, rooms, strict=True)
         ],
@@ -152,6 +160,12 @@ def generate_texts(path: Path, request: Request, show: Show) -> dict[str, Any]:
         "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
         "warnings": list(meter.warnings),
     }
+
+
+def _decoded(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """The text of tokens; of a row of the model for which the tokenizer has no piece, U+FFFD."""
+    known = itertools.groupby(ids, lambda token: token < tokenizer.vocab_size)
+    return "".join(tokenizer.decode(group) if is_piece else CUT * len([*group]) for is_piece, group in known)
 
 
 def _await_models(meter: Meter) -> None:

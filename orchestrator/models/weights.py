@@ -24,6 +24,7 @@ from orchestrator.data.byte_pairs import BytePairTokenizer, is_json
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.models.folder import (
     FIRST,
+    MODEL,
     TOKENIZER,
     TOKENIZER_JSON,
     ModelFolder,
@@ -40,6 +41,7 @@ TOKENIZER_FILES = (
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
 )
 GB = 1e9
 
@@ -123,6 +125,10 @@ def layout_of(release: Path) -> Layout:
         raise BadInput(f"{release} holds {CONFIG} and {PATTERN}: put one of them into a folder of its own")
     if meta and not (release / PARAMS).is_file():
         raise BadInput(f"{release} holds {PATTERN}, but no {PARAMS}: it came with the weights, put it there")
+    if not (huggingface or meta) and any(release.glob("*.safetensors")):
+        raise BadInput(f"{release} holds *.safetensors, but no {CONFIG}: it came with the weights, put it there")
+    if not (huggingface or meta) and any((release / name).exists() for name in (MODEL, "experiment.yaml")):
+        raise BadInput(f"{release} is hoofprint's own: generate, export and model.init_from take it as it is")
     if not (huggingface or meta):
         raise BadInput(
             f"{release} holds no weights that are known here: expected {CONFIG} and *.safetensors (Hugging Face), or "
@@ -174,10 +180,12 @@ def _tokenizer_warnings(folder: ModelFolder) -> list[str]:
         wanted = f"{TOKENIZER} or {TOKENIZER_JSON}"
         return [f"there was no tokenizer: generation and training need the model's {wanted} in {folder.path}"]
     try:
-        folder.load_tokenizer()
+        pieces, rows = folder.load_tokenizer().vocab_size, folder.config.vocab_size
     except BadInput as error:
         return [f"{error}; the file is kept for export, and not usable here"]
-    return []
+    if pieces == rows:
+        return []
+    return [f"{folder.tokenizer} has {pieces} pieces, the model {rows} rows: the last {rows - pieces} have no text"]
 
 
 def _describe_tokenizer(place: Path, config: LlamaConfig, carried: list[str]) -> list[str]:

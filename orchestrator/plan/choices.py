@@ -18,6 +18,7 @@ class Choices:
 
     activation_checkpointing: Literal["none", "selective", "full"]
     gradient_reduction: Literal["once_per_step", "each_micro_batch"]
+    weight_gathering: Literal["once_per_step", "each_use"]
     compile: bool
     dtype: Literal["float32", "bfloat16", "float8"]
     why: str
@@ -43,6 +44,7 @@ def step_memory(
         device_gb,
         _said(training.activation_checkpointing),
         _said(training.gradient_reduction),
+        _gathering(experiment, cuda),
     )
 
 
@@ -65,6 +67,7 @@ def choose(
     return Choices(
         memory["checkpointing"],
         memory["gradient_reduction"],
+        _gathering(experiment, cuda),
         _compiled(experiment, cuda),
         _dtype(experiment, cuda),
         why,
@@ -78,6 +81,11 @@ def _said(value: str) -> str | None:
 def _dtype(experiment: Experiment, cuda: bool) -> Literal["float32", "bfloat16", "float8"]:
     given = experiment.training.dtype
     return given if given != "auto" else "bfloat16" if cuda else "float32"
+
+
+def _gathering(experiment: Experiment, cuda: bool) -> Literal["once_per_step", "each_use"]:
+    given = experiment.training.weight_gathering
+    return given if given != "auto" else "each_use" if cuda else "once_per_step"
 
 
 def _compiled(experiment: Experiment, cuda: bool) -> bool:

@@ -55,22 +55,21 @@ def energy_of(
     """IT energy at the power that earlier runs drew, else at rated power; then PUE and grid intensity of the spec."""
     rated_factor = rated_power_of(spec, device)
     rated = rated_factor.value if rated_factor else None
-    measured = evidence.power_w() if evidence is not None and evidence.same_shape else None
+    metered = evidence.power_w() if evidence is not None and evidence.same_shape else None
     rated_boundary = "gpu" if device is not None else "node"
     told = (rated_boundary, "assumed")
-    if measured is not None and evidence is not None:
-        boundary = evidence.runs[-1].power_boundary
-        told = (boundary, "measured")
-        source = f"measured: mean of the same earlier runs ({evidence.names()}), boundary {boundary}"
-        basis.assume("device_power_w", measured.likely, "W", source)
-        basis.sources["energy_it_kwh"] = f"{measured.likely:.3g} W, {evidence.count()}"
+    if metered is not None and evidence is not None:
+        told = boundary, method = evidence.runs[-1].power_boundary, evidence.power_method()
+        source = f"mean of the same earlier runs ({evidence.names()}): {method}, boundary {boundary}"
+        basis.assume("device_power_w", metered.likely, "W", source)
+        basis.sources["energy_it_kwh"] = f"{metered.likely:.3g} W ({method}), {evidence.count()}"
     if rated_factor is not None:
         basis.take(rated_factor)
-        if measured is None:
+        if metered is None:
             basis.sources["energy_it_kwh"] = f"rated {rated:g} W per device"
-    elif measured is None:
+    elif metered is None:
         basis.missing.append("the power of a device: give energy.device_rated_power, or run it once")
-    power = measured or (None if rated is None else Range.exact(rated))
+    power = metered or (None if rated is None else Range.exact(rated))
 
     def it(watts: Range | None) -> Range | None:
         if device_hours is None or watts is None:

@@ -37,6 +37,7 @@ class EarlierRun:
     tokens_per_s: float  # of all devices together, in training steps
     power_w: float | None  # mean of one device over the whole run, all that was metered divided by the devices
     power_boundary: str
+    power_method: str  # how the energy was come by (energy.boundaries.METHODS)
     startup_s: float
     other_share: float  # evaluation, checkpoints and the like, per second of training step
 
@@ -56,6 +57,11 @@ class Evidence:
         """Mean watts of one device, with the spread over the runs."""
         seen = [run.power_w for run in self.runs if run.power_w is not None]
         return Range.around(statistics.median(seen), seen) if seen else None
+
+    def power_method(self) -> str:
+        """How those watts were come by: one of energy.boundaries.METHODS, `mixed` where the runs differ."""
+        methods = {run.power_method for run in self.runs if run.power_w is not None}
+        return methods.pop() if len(methods) == 1 else "mixed"
 
     def startup_s(self) -> float:
         return statistics.median(run.startup_s for run in self.runs)
@@ -104,7 +110,8 @@ def find_evidence(
 
 
 def _read(folder: RunFolder, device: Accelerator | None, hostname: str, cpu: bool) -> EarlierRun | None:
-    """The figures of one run folder, or None when it is of other hardware or trained nothing."""
+    """The figures of one run folder, or None when it is of other hardware, trained nothing, or had now more, now fewer
+    workers."""
     path = folder.path / "footprint.json"
     if not path.exists():
         return None
@@ -121,6 +128,8 @@ def _read(folder: RunFolder, device: Accelerator | None, hostname: str, cpu: boo
         return None
     duration_s, device_hours = float(time["duration_s"]), float(time["device_hours"])
     workers = int(hardware["world_size"])
+    if {attempt.get("world_size", workers) for attempt in record["run"].get("attempts") or []} - {workers}:
+        return None
     devices = workers if device_type == "cuda" else max(1, round(device_hours * 3600 / duration_s))
     it_kwh = energy.get("energy_it_kwh")
     startup_s, step_s, other_s = _seconds(energy.get("phases") or [], duration_s)
@@ -137,6 +146,7 @@ def _read(folder: RunFolder, device: Accelerator | None, hostname: str, cpu: boo
         tokens_per_s=tokens_per_s,
         power_w=None if it_kwh is None else float(it_kwh) * 1000 / device_hours,
         power_boundary=str(energy.get("boundary") or "boundary not given"),
+        power_method=str(((energy.get("quantities") or {}).get("energy_it_kwh") or {}).get("method") or "unknown"),
         startup_s=startup_s,
         other_share=other_s / step_s if step_s else 0.0,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from model.config import LlamaConfig
-from model.memory import CHECKPOINTING, EACH, GB, ONCE, Batch, Compute, memory_gb
+from model.memory import CHECKPOINTING, EACH, EACH_USE, GB, ONCE, Batch, Compute, memory_gb
 from model.sharding import Layout
 
 RESERVE = 0.10
@@ -32,6 +32,7 @@ def memory_plan(
     device_gb: float | None,
     wanted: str | None = None,
     reduction: str | None = None,
+    gathering: str = EACH_USE,
 ) -> dict[str, Any]:
     """Memory of every choice, whether it fits, and the chosen one: `wanted`, or the fastest that fits.
 
@@ -43,7 +44,7 @@ def memory_plan(
     choices: dict[str, dict[str, Any]] = {}
     for name in CHECKPOINTING:
         for when in (ONCE, EACH) if reduction is None else (reduction,):
-            parts = memory_gb(config, layout, batch, name, compute, when)
+            parts = memory_gb(config, layout, batch, name, compute, when, gathering)
             fits = None if usable is None else parts["total"] <= usable
             choices[name] = {**parts, "fits": fits, "gradient_reduction": when}
             if fits is not False or batch.micro_batches == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,10 +49,6 @@ class Range:
     def dividing(self, dividend: float) -> Range:
         """`dividend` divided by this: the highest rate gives the lowest time."""
         return Range(dividend / self.high, dividend / self.likely, dividend / self.low)
-
-    def map(self, function: Callable[[float], float]) -> Range:
-        """A function that does not fall, applied to the three values."""
-        return Range(function(self.low), function(self.likely), function(self.high))
 
 
 @dataclass

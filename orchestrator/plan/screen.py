@@ -50,7 +50,7 @@ def _heading(plan: Plan, console: Console) -> None:
     ratio = tokens / params
     console.print(
         f"  {human_count(params)} parameters, {human_count(tokens)} tokens ({digits(ratio)} per parameter), "
-        f"{plan['steps']:,} steps\n  {where}, sharded by FSDP2\n"
+        f"{plan['steps']:,} steps\n  {where}{', sharded by FSDP2' if workers > 1 else ''}\n"
         f"  {human_flop(plan['compute_flop'])} by the PaLM convention; "
         f"causal {human_flop(flop['causal']['flop'])}, 6ND {human_flop(flop['six_n']['flop'])}\n"
     )

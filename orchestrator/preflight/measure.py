@@ -202,8 +202,14 @@ class Measuring:
         for key in {key for key, _ in answers.silent}:
             silent = [groups[key][number] for of, number in answers.silent if of == key]
             why = f"no answer within {self._limit_s:g} s"
-            lost |= self._held_up(silent, why)
+            held = self._held_up(silent, why)
+            lost |= held
             faults[key] = why
+            # NCCL ends the process of a rank whose partner stands still: one that died beside such a one was sound.
+            still = ", ".join(rank.node.name for rank, said in held.items() if said == why)
+            if still:
+                died = [groups[key][number] for of, number in answers.died if of == key]
+                lost |= dict.fromkeys(died, f"held up by {still}, which does not answer")
         rates = {}
         for key in ports.results:
             whys = [why for (of, _), why in answers.faults.items() if of == key]

@@ -10,24 +10,27 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, record_function
 
 from orchestrator.ranks.loop import StepResult
 
 FOLDER = "profile"  # in the run folder
+STEP = "hoofprint step"  # what each recorded step is called in the trace: between them lie evaluations and checkpoints
 SKIPPED = 2  # steps before the first one that is recorded: they compile, allocate and connect
 
 Interval = tuple[float, float]
 # In this order: a name, or a moment, belongs to the first that fits.
 CATEGORIES = ("matmul", "attention", "other kernels", "exposed communication")
 _ON_CPU = ("aten::", "mkldnn::", "hoofprint::")  # the last: model.native
+_COMPILED = "## Call CompiledFxGraph"  # on the CPU what a compiler fused has no names of its own, what it calls has
 _COMMUNICATION = re.compile(r"^(gloo|nccl|mpi):|^nccl", re.IGNORECASE)
 _ATTENTION = re.compile(r"flash|fmha|attention|attn|_sdpa|cudnn.*(sdpa|mha)", re.IGNORECASE)
 _MATMUL = re.compile(
@@ -54,6 +57,20 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
         elif end > begin:
             merged.append((begin, end))
     return merged
+
+
+def overlap(ones: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """The moments that are in both; each of the two in order and without touching, as `union` makes them."""
+    found: list[Interval] = []
+    first = 0
+    for begin, end in ones:
+        while first < len(others) and others[first][1] <= begin:
+            first += 1
+        at = first
+        while at < len(others) and others[at][0] < end:
+            found.append((max(begin, others[at][0]), min(end, others[at][1])))
+            at += 1
+    return found
 
 
 def split_time(ran: dict[str, list[Interval]], wall: float, data_wait: float) -> dict[str, float]:
@@ -108,7 +125,8 @@ class StepProfiler:
             self._profiler.start()
             self._first_step = step
         began = time.perf_counter()
-        result = self._step(step)  # ends with the loss on the CPU: the device has done it all
+        with nullcontext() if self._profiler is None else record_function(STEP):
+            result = self._step(step)  # ends with the loss on the CPU: the device has done it all
         if self._profiler is not None:
             self._seconds += time.perf_counter() - began
             self._data_wait_s += result.data_wait_s
@@ -132,14 +150,20 @@ class StepProfiler:
         (self._folder / "profile.txt").write_text(profile.table(), encoding="utf-8")
 
 
-def what_ran(events: Iterable[Any], device_type: str) -> dict[str, list[Interval]]:
-    """Intervals in us of the profiler's events by category; on the CPU of PyTorch's operators, with what they call."""
+def what_ran(events: Sequence[Any], device_type: str) -> dict[str, list[Interval]]:
+    """Intervals in us of what ran within the steps by category; on the CPU of PyTorch's operators, with what they
+    call."""
     ran: dict[str, list[Interval]] = {name: [] for name in CATEGORIES}
+    steps: list[Interval] = []
     for event in events:
         on_gpu = event.device_type != DeviceType.CPU
-        if device_type == "cuda" and not on_gpu:
+        span = (event.time_range.start, event.time_range.end)
+        if event.name == STEP and not on_gpu:
+            steps.append(span)
+        # FSDP's names for what it does are drawn on the GPU's line too, over the collectives and what hides them.
+        if device_type == "cuda" and (not on_gpu or event.is_user_annotation):
             continue
-        kind = category(event.name)
-        if device_type == "cuda" or event.name.startswith(_ON_CPU) or kind == "exposed communication":
-            ran[kind].append((event.time_range.start, event.time_range.end))
-    return ran
+        kind = "other kernels" if event.name.startswith(_COMPILED) else category(event.name)
+        if device_type == "cuda" or event.name.startswith((*_ON_CPU, _COMPILED)) or kind == "exposed communication":
+            ran[kind].append(span)
+    return {name: overlap(union(spans), union(steps)) for name, spans in ran.items()}

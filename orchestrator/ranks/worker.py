@@ -27,6 +27,7 @@ from model.sharding import Layout, sharding_plan
 from model.transformer import Llama
 from orchestrator.checkpoints import state as checkpoint
 from orchestrator.checkpoints.choice import newest_whole
+from orchestrator.checkpoints.courier import Courier
 from orchestrator.checkpoints.writer import CheckpointWriter
 from orchestrator.data.prepare import source_specs
 from orchestrator.data.shards import open_corpus
@@ -81,6 +82,7 @@ class Rank:
             to_float8(model)
         # On the CPU a gather is not computed beside anything: another one ahead would only take memory.
         plan = sharding_plan(model, self.layout, prefetch=1 if cuda else 0)
+        self.gather_once = self.choices.weight_gathering == "once_per_step"
         self.model = parallelize(
             model,
             make_mesh(self.device.type, self.layout),
@@ -88,6 +90,7 @@ class Rank:
             param_dtype=self.dtype,
             checkpointing=self.choices.activation_checkpointing,
             compile=self.choices.compile,
+            gather_once=self.gather_once,
         )
         if self.rank == 0:
             (self.run_dir / SHARDING_FILE).parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +107,7 @@ class Rank:
         keep = self.spec.checkpoint
         self.copies = None
         if keep.copy_to is not None:
-            from orchestrator.checkpoints.copies import Copies  # pyarrow takes its time to import
-
-            self.copies = Copies(keep.copy_to, self.run_dir.name)
+            self.copies = Courier(keep.copy_to, self.run_dir.name)
         self.writer = CheckpointWriter(
             self.run_dir / "checkpoints",
             asynchronous=keep.asynchronous,
@@ -149,7 +150,7 @@ class Rank:
         size = training.micro_batch_sequences
         each_micro_batch = self.choices.gradient_reduction == "each_micro_batch"
         for start in range(0, per_rank, size):
-            set_gradient_sync(self.model, start + size >= per_rank, each_micro_batch)
+            set_gradient_sync(self.model, start + size >= per_rank, each_micro_batch, self.gather_once)
             # The backward too: checkpointing computes attention again there, and must find the same back end.
             with sdpa_backends(training.attention, self.device):
                 loss_sum = self._loss_sum(batch[start : start + size])
@@ -287,6 +288,9 @@ def run_rank(job: Job) -> bool:
     deadline = job.experiment["cluster"]["step_deadline"]
     watchdog = Watchdog(run_dir, attempt[0], dist.get_rank(), None if deadline == "auto" else deadline)
     rank = Rank(job)
+    if rank.copies is not None and rank.rank == 0 and attempt[0] == 1:
+        # Later a storage that is away costs copies and not the run, which the loss of a worker must not change.
+        rank.copies.require_writable()
     recorder = WatchedMetrics(
         run_dir / "metrics" / f"rank-{rank.rank}.jsonl",
         attempt[0],
@@ -296,6 +300,7 @@ def run_rank(job: Job) -> bool:
         rank.choices.compile,
     )
     recorder.watchdog, recorder.writer = watchdog, rank.writer
+    rank.writer.beat = recorder.beat
     recorder.process(socket.gethostname(), os.getpid())
     if rank.device.type == "cuda":
         uuids: list[Any] = [None] * rank.world
@@ -316,6 +321,8 @@ def run_rank(job: Job) -> bool:
         return complete
     finally:
         rank.writer.give_up()
+        if rank.copies is not None:
+            rank.copies.close()
         if isinstance(step, StepProfiler):
             step.finish()
         watchdog.close(well)

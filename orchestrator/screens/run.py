@@ -176,16 +176,10 @@ class RunScreen:
         table = Table(title=f"Footprint of {folder.path.name}", title_justify="left", show_header=False)
         table.add_row("status", footprint["run"]["status"])
         table.add_row("IT energy", human_energy(energy["energy_it_kwh"]))
-        facility = energy["energy_facility_kwh"]
-        table.add_row(
-            "facility energy",
-            human_energy(facility) if facility is not None else "missing: energy.pue is not set",
-        )
-        tonnes = carbon["carbon_tco2eq"]
-        table.add_row(
-            "carbon",
-            human_carbon(tonnes) if tonnes is not None else "missing: energy.intensity or energy.pue is not set",
-        )
+        facility, tonnes = energy["energy_facility_kwh"], carbon["carbon_tco2eq"]
+        why = _why_missing(footprint)
+        table.add_row("facility energy", human_energy(facility) if facility is not None else f"missing: {why[0]}")
+        table.add_row("carbon", human_carbon(tonnes) if tonnes is not None else f"missing: {why[1]}")
         shares = {kind: energy[f"share_{kind}"] for kind in ("measured", "modelled", "assumed")}
         table.add_row("of it", ", ".join(f"{percent(share)} {kind}" for kind, share in shares.items() if share))
         table.add_row("tokens", f"{data['tokens_trained']:,.0f}")
@@ -245,6 +239,20 @@ class RunScreen:
             if not self._console.is_terminal:
                 self.note(text)
         self._low_disk = low
+
+
+def _why_missing(footprint: dict[str, Any]) -> tuple[str, str]:
+    """Why facility energy and carbon are not known, where they are not."""
+    energy, carbon = footprint["energy"], footprint["carbon"]
+    if energy["energy_it_kwh"] is None:
+        unread = "no sensor could be read"
+        return unread, unread
+    has_grid = carbon["intensity_g_per_kwh"] is not None or carbon["series_sha256"] is not None
+    needs = {"energy.pue": energy["pue"] is not None, "energy.grid": has_grid}
+    unset = [key for key, is_set in needs.items() if not is_set]
+    if not unset:
+        return "", "the grid's series does not cover the run"
+    return "energy.pue is not set", f"{' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set"
 
 
 def _reservations(meters: list[dict[str, Any]], cuda: bool) -> list[str]:

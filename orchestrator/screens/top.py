@@ -93,7 +93,7 @@ def lines(live: Live, width: int, now: float) -> list[Text]:
     if not live.runs:
         found += _ending(live, width)
     if live.document is None:
-        return [_cut(line, width) for line in [*found, *_without(live)]]
+        return [view.cut(line, width) for line in [*found, *_without(live)]]
     shown, document = Shown(live.document), live.document
     # Where nobody works on it any more, it is shown as it was then: no clock goes on.
     then = now if live.runs and live.doubt is None else document["updated_unix_s"]
@@ -105,8 +105,8 @@ def lines(live: Live, width: int, now: float) -> list[Text]:
             for each in document["stragglers"]
         )
         found.append(Text.assemble("  ", (f"{'slow':<9}", "yellow"), f"waits for data: {', '.join(waits)}"))
-    found += _nodes(document["nodes"], width)
-    return [_cut(line, width) for line in found]
+    found += _nodes(document["nodes"])
+    return [view.cut(line, width) for line in found]
 
 
 def plain(live: Live, now: float) -> str:
@@ -174,7 +174,7 @@ def _without(live: Live) -> list[Text]:
     return [Text("  no live state: it did not get as far as training, or is an older run", "dim")]
 
 
-def _nodes(nodes: Sequence[dict[str, Any]], width: int) -> list[Text]:
+def _nodes(nodes: Sequence[dict[str, Any]]) -> list[Text]:
     """The nodes that draw most, and what of each cannot be read."""
     found = []
     speaking = sorted(nodes, key=lambda node: -(node["power_w"] or 0.0))
@@ -201,9 +201,3 @@ def _wrapped(text: str, width: int, style: str) -> list[Text]:
 
 def _joule(kwh: float | None) -> float | None:
     return None if kwh is None else kwh * JOULE_PER_KWH
-
-
-def _cut(line: Text, width: int) -> Text:
-    line.no_wrap = True
-    line.truncate(width, overflow="ellipsis")
-    return line

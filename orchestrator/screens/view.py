@@ -144,7 +144,7 @@ def starting(progress: Progress, width: int, now: float, budgets: Sequence[Budge
     waited = human_time(max(0.0, now - progress.started_unix_s) // 1)
     lines = [_line("starting", [f"the workers build the model and open the data ({waited})"])]
     lines += [*_power(progress, width), *_budgets(budgets, progress.total_steps, width)]
-    return [_cut(line, width) for line in lines]
+    return [cut(line, width) for line in lines]
 
 
 def training(progress: Progress, width: int, now: float, budgets: Sequence[Budget] = ()) -> list[Text]:
@@ -183,7 +183,7 @@ def training(progress: Progress, width: int, now: float, budgets: Sequence[Budge
     lines += _expected(progress, clock(ends, now), width)
     lines += _budgets(budgets, progress.total_steps, width)
     lines += [_line(clock(when, now), [text], label_style="dim") for when, text in progress.events]
-    return [_cut(line, width) for line in lines]
+    return [cut(line, width) for line in lines]
 
 
 def _expected(progress: Progress, ends: str, width: int) -> list[Text]:
@@ -225,7 +225,7 @@ def preparing(text: str, done: float, total: float | None, width: int) -> list[T
         line.append_text(bar(done / total, room))
         line.append(f" {100 * done / total:3.0f} %  ")
     line.append(size, "dim")
-    return [_cut(line, width)]
+    return [cut(line, width)]
 
 
 def key_values(progress: Progress, now: float, budgets: Sequence[Budget] = ()) -> str:
@@ -285,7 +285,8 @@ def _bar_line(label: str, share: float, amount: str, ends: str, width: int) -> T
     return Text.assemble(INDENT, (f"{label:<{LABEL}}", "cyan"), bar(share, room), right)
 
 
-def _cut(line: Text, width: int) -> Text:
+def cut(line: Text, width: int) -> Text:
+    """The line, no wider than `width`."""
     line.no_wrap = True
     line.truncate(width, overflow="ellipsis")
     return line

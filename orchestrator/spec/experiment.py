@@ -1,12 +1,12 @@
 """The experiment: one YAML file, checked as a whole before anything starts. An unknown key is an error."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
+from energy.carbon.grid import constant as grid_constant
 from energy.carbon.grid import intensity as grid_intensity
 from energy.factors import Factor
 from energy.factors import accelerator as known_accelerator
@@ -21,14 +21,17 @@ Positive = Annotated[Count, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
-def _known_to(look_up: Callable[[str], object]) -> AfterValidator:
-    """Text that a look-up in the factor tables knows; its message names what is near."""
+def _an_accelerator(name: str) -> str:
+    known_accelerator(name)
+    return name
 
-    def look(name: str) -> str:
-        look_up(name)
-        return name
 
-    return AfterValidator(look)
+def _place_of_a_grid(name: str) -> str:
+    """A place or a preset; a figure needs a source, and `intensity` is where it has one."""
+    if grid_constant(name) is not None:
+        raise ValueError(f"expected a place such as FR; {name!r} is a figure: write intensity, with intensity_source")
+    grid_intensity(name)
+    return name
 
 
 def _auto_or_switch(value: Any) -> Any:
@@ -154,6 +157,9 @@ class TrainingSpec(Section):
     # Gradients of a step's micro-batches are summed on each worker and reduced once, or cut at once to save memory;
     # auto: once where they fit.
     gradient_reduction: Literal["auto", "once_per_step", "each_micro_batch"] = "auto"
+    # Weights that workers share are gathered for each forward and backward of a block, or once a step, and kept; auto:
+    # once on the CPU, where nothing is computed beside a gather.
+    weight_gathering: Literal["auto", "once_per_step", "each_use"] = "auto"
     # The attention kernel. flex and varlen are for document_masking, flash and cudnn for whole sequences.
     attention: Literal["auto", "flash", "cudnn", "efficient", "math", "flex", "varlen"] = "auto"
     evaluate_every_steps: Positive = 500
@@ -190,8 +196,10 @@ class ClusterSpec(Section):
     replicas: Positive = 1
     tensor_parallel: Positive = 1
     gpus_per_node: Positive = 8
+    # Where the cluster has more room than workers: on as few nodes as there can be, or on as many.
+    placement: Literal["pack", "spread"] = "pack"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    accelerator: Annotated[str, _known_to(known_accelerator)] | None = None
+    accelerator: Annotated[str, AfterValidator(_an_accelerator)] | None = None
     address: str | None = None
     # A cluster that is joined is reserved for this run: its idle nodes and GPUs are the run's too, as in a local Ray.
     exclusive: bool = False
@@ -236,7 +244,7 @@ class EnergySpec(Section):
     intensity_source: str | None = None
     intensity_range: FactorRange | None = None  # g CO2eq/kWh, around `intensity` or that of `grid`
     # a place (FR, US-CA, us-west-2) or a preset, looked up in the factor tables
-    grid: Annotated[str, _known_to(grid_intensity)] | None = None
+    grid: Annotated[str, AfterValidator(_place_of_a_grid)] | None = None
     grid_series: Path | None = None  # a CSV or JSON file of intensities by the hour (UTC)
     grid_zone: str | None = None  # a zone of Electricity Maps, asked after the run; the token is in the environment
     # by contracts, beside the grid's; without any, a residual mix

@@ -8,7 +8,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import with_info_before_validator_function
 
-from energy.factors.places import OF_SPEC, named, told
+from energy.factors.places import OF_SPEC, named, source_in_spec
 
 
 class OrName:
@@ -41,5 +41,5 @@ def with_names_looked_up(given: Any) -> Any:
         if isinstance(name, str) and name[:1].isalpha():
             with contextlib.suppress(ValueError):  # OrName asks again, and tells it of the key
                 factor = named(key, name)
-                found[key], found[f"{key}_source"] = factor.value, told(factor)
+                found[key], found[f"{key}_source"] = factor.value, source_in_spec(factor)
     return found

@@ -218,6 +218,12 @@ def batch_divides_over_ranks(spec: Any) -> Iterator[Fault]:
 
 def attention_fits_the_data(spec: Any) -> Iterator[Fault]:
     attention, masked = spec.training.attention, spec.data.document_masking
+    if attention in ("flex", "varlen", "cudnn", "efficient") and spec.cluster.device == "cpu":
+        yield (
+            ("training", "attention"),
+            f"attention {attention} trains on a GPU only, and cluster.device is cpu: leave it on auto",
+        )
+        return
     if attention in ("flex", "varlen") and not masked:
         yield (
             ("training", "attention"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu_suite
 from benchmarks.gpu import part
@@ -109,8 +110,39 @@ def test_the_whole_command_writes_one_json(tmp_path: Path) -> None:
     assert result["machine"]["device"] == "cpu" and "holds no wheels" in result["wheels"] and result["tiny"]
 
 
+@pytest.mark.parametrize(
+    ("options", "committed"),
+    [([], True), (["--tiny"], False), (["--device", "cpu"], False), (["--only", "checks"], False)],
+)
+def test_only_a_whole_run_on_a_gpu_replaces_the_committed_result_and_what_is_skipped_is_in_it(
+    options: list[str], committed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {"torch": "2.13.0", "device": "any"}
+    monkeypatch.setattr(gpu_suite, "run_part", lambda *_: {"found": {"about": about}, "error": None, "seconds": 0.1})
+    for place in ("RESULTS", "LOGS"):
+        monkeypatch.setattr(gpu_suite, place, tmp_path / place)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # as it sets itself, and so that it is restored
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--minutes", "0", *options])
+    gpu_suite.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["RESULTS" if committed else "LOGS"]
+    [written] = tmp_path.glob("*/gpu.json")
+    found = json.loads(written.read_text())["parts"]
+    assert list(found) == (["checks"] if "--only" in options else list(PARTS))
+    assert {cell["error"] for cell in found.values()} == {"skipped: no time left"}
+
+
 def test_float8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Llama(LlamaConfig(dim=16, n_layers=1, n_heads=2, vocab_size=16, sequence_length=8))
+    def model(ffn_hidden: int) -> Llama:
+        sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 16, "sequence_length": 8}
+        return Llama(LlamaConfig(**sizes, ffn_hidden=ffn_hidden))
+
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
-    with pytest.raises(ValueError, match=r"pip install 'hoofprint\[float8\]'"):
-        to_float8(model)
+    with pytest.raises(ValueError, match="compute capability 8.9 or above"):
+        to_float8(model(32))
+    for capability, said in (((8, 6), "compute capability 8.9"), ((8, 9), r"pip install 'hoofprint\[float8\]'")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        with pytest.raises(ValueError, match=said):
+            to_float8(model(32))
+    with pytest.raises(ValueError, match="multiples of 16; blocks.0.ffn.w_gate is 16 x 24"):
+        to_float8(model(24))

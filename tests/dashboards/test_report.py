@@ -227,6 +227,26 @@ def test_both_forms_say_what_the_metering_took_and_which_factor_has_a_range(fold
     assert not any("metering itself" in each.read_text() for each in report.write_report(folder))
 
 
+def test_both_forms_call_nothing_measured_that_was_not(folder: RunFolder) -> None:
+    """Metered is not measured: what was modelled or not read says so where its figure stands."""
+    path = folder.path / "footprint.json"
+    record = json.loads(path.read_text())
+    covered = report.headline(record)[0]["note"]
+    assert "% modelled" in covered and "(PaLM, of 989 TFLOP/s)" in report.headline(record)[3]["note"]
+    record["energy"]["devices"][0] |= {"samples": 0, "energy_j": 0.0, "energy_kwh": 0.0}
+    path.write_text(canonical(record))
+    html, markdown = (each.read_text() for each in report.write_report(folder))
+    assert f'As metered<br><span class="quiet">{covered}</span>' in html and ">Measured<" not in html
+    for text in (html, markdown):
+        assert "As metered / paper's method" in text and text.count("not read") == 1
+        assert "preparing the data and starting Ray" in text and "development runs other" in text
+    folder.update_run(kind="measure")
+    assert not any("Ray" in each.read_text() for each in report.write_report(folder))
+    assert len(report.headline(record)) == 5
+    told = report.headline(record | {"model": {"params": None}})
+    assert [card["label"] for card in told] == ["IT energy", "Carbon", "Time"] and "token" not in json.dumps(told)
+
+
 def test_both_forms_name_the_steps_that_were_skipped(folder: RunFolder) -> None:
     path = folder.path / "footprint.json"
     record = json.loads(path.read_text())

@@ -222,6 +222,9 @@ def test_the_grid_of_a_run_is_beside_its_power(tmp_path: Path) -> None:
 
 
 def test_the_total_page(client: Client) -> None:
+    report = client.ask("/total.html")
+    assert report.headers["Content-Disposition"] == 'attachment; filename="total.html"' and "<h1>" in report.text
+    assert "sandbox" in report.headers["Content-Security-Policy"] and "<script" not in report.text
     page = client.text("/total")
     assert "failed" in page and "final" in page and "no record" in page
     assert 'href="/run/newer/"' in page
@@ -282,6 +285,21 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     assert "shut: cannot be read (Permission denied)" in page and "/run/good/" in page
 
 
+def test_ledgers_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, scandir = recorded(tmp_path / "good"), os.scandir
+
+    def refuse(path: Any) -> Any:
+        if path == run.energy_dir:  # also for root, whom a mode does not stop
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with serve(tmp_path) as client:
+        assert "IT energy" in client.text("/run/good/")
+        refused = client.ask("/run/good/power.json")
+        assert refused.status == 403 and "“good” cannot be read: Permission denied (energy)" in refused.text
+
+
 def test_a_live_run_changes_on_its_page(tmp_path: Path) -> None:
     run = recorded(tmp_path / "now", status="running", ended_unix_s=None)
     (run.path / FILE_NAME).unlink()
@@ -299,7 +317,12 @@ def test_a_live_run_changes_on_its_page(tmp_path: Path) -> None:
             assert "step 8 of 900" in _once(client, "/list", "step 8 of 900")
             over = client.ask("/run/now/power.json").json()
             assert over["forecast"]["energy_it_kwh"] == 2.55 and over["events"][0]["text"] == "checkpoint at step 750"
-            assert over["limits"] == [{"kwh": pytest.approx(3.0 / 1.09), "text": "limit 3.00 kWh"}]
+            assert over["limits"] == [{"kwh": pytest.approx(3.0 / 1.09), "text": "limit 3.00 kWh of facility energy"}]
+            assert over["lanes"].keys() == {"startup"}
+            run.update_run(status="completed")
+            ended = client.ask("/run/now/power.json").json()
+            assert ended["forecast"] is None and ended["events"] == over["events"] and ended["limits"] == over["limits"]
+            run.update_run(status="running")
             (run.path / "live.json").write_text(json.dumps(live_document(time.time(), 8) | {"schema": 99}))
             assert "schema 99" in client.text("/run/now/state")
             (run.path / "live.json").write_text(json.dumps({"schema": 1, "updated_unix_s": time.time()}))

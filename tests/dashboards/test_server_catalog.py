@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from server_fakes import recorded, serve
+from server_fakes import START, recorded, serve
 
 from dashboards.server import catalog
+from energy import human
+from energy.records import total as total_module
 
 
 @pytest.fixture
@@ -49,6 +52,9 @@ def test_what_was_read_is_shown_and_the_rest_is_counted(tmp_path: Path, slow: th
         assert client.ask("/run/run-0/").status == 200, "one that is asked for is read before its turn"
         assert client.ask("/run/none/").status == 404
         assert "it has no run.json" in client.ask("/run/foreign/").text
+        total = client.text("/total")
+        assert "these are sums of 2 runs so far" in total and "5 folders are still being read" in total
+        assert ">2 runs, failed and development ones included." in total and "each joule once" not in total
         found: list[int] = []
         wanting = threading.Thread(target=lambda: found.append(len(client.ask("/runs.json").json()["runs"])))
         wanting.start()
@@ -60,6 +66,46 @@ def test_what_was_read_is_shown_and_the_rest_is_counted(tmp_path: Path, slow: th
         page = client.text("/")
         assert "still being read" not in page and "6 runs" in page and "foreign: not a run" in page
         assert client.ask("/total.json").json()["total"]["runs"] == 6
+
+
+def test_the_total_does_not_wait_for_what_runs_share_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, start in (("a", START), ("b", START + 65), ("later", START + 1000)):
+        recorded(tmp_path / name, start=start)
+    _, whole = total_module.project_total(tmp_path)
+    go_on, read = threading.Event(), total_module.first_devices
+    opened: list[str] = []
+
+    def slowly(path: Path) -> set[str]:
+        opened.append(path.parts[-3])
+        assert len(opened) < 2 or go_on.wait(60)
+        return read(path)
+
+    monkeypatch.setattr(total_module, "first_devices", slowly)
+    monkeypatch.setattr(catalog, "WAIT_S", 0.05)
+    monkeypatch.setattr(catalog, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(catalog, "REST", 0)
+    with serve(tmp_path) as client:
+        client.ask("/runs.json")
+        for _ in range(100):
+            if len(opened) == 2:
+                break
+            client.text("/total/now")
+        page = client.text("/total/now")
+        twice = human.human_energy(whole["total"]["energy_it_kwh"] + whole["overlap"]["energy_it_kwh"])
+        assert "(1 of 2 runs): until that is known it is in the sums twice" in page and "metered twice" not in page
+        assert page.count(f'<td class="n">{twice}</td>') >= 1 and "each joule once" not in page
+        go_on.set()
+        assert client.ask("/total.json").json() == json.loads(json.dumps(whole))
+        page = client.text("/total")
+        assert "until that is known" not in page and "metered twice" in page and "each joule once" in page
+        assert sorted(opened) == ["a", "b"], "a run that was metered alone is not opened"
+        recorded(tmp_path / "c", start=START + 100)
+        for _ in range(100):
+            if client.ask("/total.json").json()["total"]["runs"] == 4:
+                break
+        assert sorted(opened) == ["a", "b", "c"], "and no ledger twice"
 
 
 def test_a_look_that_fails_does_not_end_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

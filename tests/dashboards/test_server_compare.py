@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from dashboards.comparison import compare
 from dashboards.figures import Source, catalogue
 from dashboards.server import catalog as catalog_module
 from dashboards.server import power_store, steps
-from energy.records.record import FILE_NAME
+from energy.records.record import FILE_NAME, write_record
 from energy.runs import RunFolder
 
 EVIL = '<img src=x onerror="alert(1)">'
@@ -40,11 +41,18 @@ def better(path: Path, nats: float = 0.5) -> RunFolder:
     return folder
 
 
+@contextmanager
+def taken_away(file: Path) -> Iterator[None]:
+    file.rename(file.with_suffix(".away"))
+    yield
+    file.with_suffix(".away").rename(file)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    copy_sample(runs / "first")
-    better(runs / "other")
+    write_record(copy_sample(runs / "first"))
+    write_record(better(runs / "other"))
     recorded(runs / "small")
     recorded(runs / f"={EVIL}".replace("/", ""), start=START + 2000, uuid="C", purpose=EVIL)
     recorded(runs / "unmetered", meter=False)
@@ -117,6 +125,10 @@ def test_downloads(client: Client, folder: Path) -> None:
         answer = client.ask(address(*names, of=f".{form}"))
         assert answer.status == 200 and answer.body.startswith(begins)
         assert answer.headers["Content-Disposition"].endswith(f'first-other.{form}"')
+    report = client.ask(address(*names, of=".html"))
+    assert report.headers["Content-Disposition"].endswith('"compare-first-other.html"')
+    assert "sandbox" in report.headers["Content-Security-Policy"] and "<script" not in report.text
+    assert '<svg role="img"' in report.text and f"{found.sentences()[0]}." in report.text
     none = client.ask(address("first", "unmetered", of=".svg"))
     assert none.status == 404 and "needs two runs or more that have both" in none.text
 
@@ -152,7 +164,7 @@ def test_two_to_eight_runs(client: Client) -> None:
 )
 def test_no_name_leaves_the_runs_folder(client: Client, name: str) -> None:
     named = quote(name.encode("utf-8", "surrogateescape"), safe="")
-    for of in ("", ".json", ".csv", ".svg", "-steps.json"):
+    for of in ("", ".json", ".csv", ".html", ".svg", "-steps.json"):
         answer = client.ask(f"/compare{of}?run=first&run={named}")
         assert answer.status == 404
         assert b"root:" not in answer.body and b'"run_id"' not in answer.body
@@ -172,6 +184,7 @@ def test_nothing_of_a_run_or_an_address_is_markup(client: Client) -> None:
         assert not re.search(rb"<script(?! src=\"/static/)", answer.body)
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
     assert "&lt;img" in client.text(address("first", "other"))  # of the spec
+    assert b"<img" not in client.ask(address("first", "other", evil, of=".html")).body
     rows = list(csv.DictReader(io.StringIO(client.text(address("first", evil, of=".csv")))))
     assert rows[1]["run"].startswith("'=")  # no formula for a spreadsheet
     assert re.fullmatch(r'attachment; filename="[A-Za-z0-9._-]+"',
@@ -183,7 +196,7 @@ def test_a_run_is_read_again_when_its_files_change_and_only_then(
 ) -> None:
     monkeypatch.setattr(catalog_module, "LOOK_EVERY_S", 0.0)
     monkeypatch.setattr(catalog_module, "REST", 0)
-    monkeypatch.setattr("dashboards.server.compare.REST", 0)
+    monkeypatch.setattr("dashboards.server.sides.REST", 0)
     import dashboards.comparison
 
     read: list[str] = []
@@ -228,6 +241,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest
     assert "shut: cannot be read (Permission denied: rank-0.jsonl)" in page and "train step" in page
 
 
+def test_a_page_without_a_loss_has_no_chart_and_no_script_of_one(client: Client) -> None:
+    page = client.text(address("link-0", "link-1"))
+    assert "static/compare.js" not in page and '<section id="compare"' not in page and "Side by side" in page
+
+
 def test_runs_are_picked_in_the_list(client: Client) -> None:
     page = client.text("/")
     assert '<form id="pick" action="/compare" method="get">' in page
@@ -241,11 +259,27 @@ def test_runs_that_are_too_large_to_be_read_whole_are_compared(folder: Path, mon
     monkeypatch.setattr(steps, "LARGE_BYTES", 0)
     for name, module in (("read", power_store), ("account_run", catalogue)):
         monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    sampled, sample = [], steps.Metrics.sample
+    monkeypatch.setattr(steps.Metrics, "sample", lambda *given: sampled.append(given[1]) or sample(*given))
     with serve(folder) as client:
+        at_once = client.text(address("first", "other"))
+        assert not sampled, "what the records say is shown before a curve is read"
+        told = client.ask(address("first", "other", of="-steps.json")).json()
         page, found = client.text(address("first", "other")), client.ask(address("first", "other", of=".json")).json()
-        curves = client.ask(address("first", "other", of="-steps.json")).json()["runs"]
         figure = client.ask(address("first", "other", of=".svg"))
-    assert "first, other: so large that its curve is drawn from some of its steps" in page
+        assert len(sampled) == 2, "and the curves once"
+    with serve(folder) as client:
+        assert client.text(f"{address('first', 'other')}&whole=yes").replace("&amp;whole=yes", "") == page
+    record = folder / "other" / FILE_NAME
+    with serve(folder) as client, taken_away(record):
+        page_without = client.text(address("first", "small", "other"))
+    assert "other: it has no record yet, and is too large for one to be computed here: write it with" in page_without
+    curves, sentences = told["runs"], told["sentences"]
+    assert "Reading the curves of first, other …" in at_once and sentences[0] not in at_once
+    assert "Reading the curves" not in page and f">{sentences[0]}.</p>" in page and sentences == found["sentences"]
+    table = re.compile(r"<h2>Side by side</h2>.*", re.DOTALL)
+    assert table.findall(at_once) == table.findall(page)
+    assert "first, other: so large that the curve of each is drawn from some of its steps" in page
     assert [run["energy_it_kwh"] for run in found["runs"]] == [run.figures["energy_it_kwh"] for run in whole.runs]
     assert figure.status == 200 and len(found["sentences"]) == len(whole.sentences()) == 1
     for run, curve in zip(whole.runs, curves, strict=True):

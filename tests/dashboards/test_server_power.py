@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from energy_fakes import FakeSensor, meter_fake, reading
+from energy_fakes import FakeSensor, meter_fake, reading, write_phases
 from record_fakes import START, make_run
 
 from dashboards.server import power, power_store, steps
@@ -16,12 +16,14 @@ from energy.accounting.account import account_run
 from energy.runs import RunFolder
 
 
-def metered(folder: Path, watts: list[float], node: str = "n1", shift_s: float = 0.0) -> RunFolder:
+def metered(
+    folder: Path, watts: list[float], node: str = "n1", shift_s: float = 0.0, since_s: float = 0.0
+) -> RunFolder:
     """A run of one GPU with a counter that draws so much in each second; all but the first reading come later."""
     run = RunFolder(folder)
     used = np.concatenate([[0.0], np.cumsum(watts)])
     gpu = FakeSensor(f"GPU-{node}", [reading(float(j), w) for j, w in zip(used, [*watts, watts[-1]], strict=True)])
-    meter_fake(run, [gpu], [START + t + (shift_s if t else 0.0) for t in range(len(used))], node=node)
+    meter_fake(run, [gpu], [START + since_s + t + (shift_s if t else 0.0) for t in range(len(used))], node=node)
     return run
 
 
@@ -97,7 +99,7 @@ def test_a_curve_that_is_behind_its_ledgers_says_so(tmp_path: Path, monkeypatch:
     assert shown is not None and shown["behind_s"] == 0 and shown["remarks"] == []
     go_on, extended = threading.Event(), power_store.extended
     monkeypatch.setattr(power_store, "extended", lambda *given: go_on.wait(60) and extended(*given))
-    metered(tmp_path / "run", [100.0] * 300, shift_s=400.0)  # a second stretch
+    metered(tmp_path / "run", [100.0] * 300, since_s=400.0)  # a second stretch
     shown = store.look(run, None, None, 60)
     assert shown is not None and shown["behind_s"] > 0 and "before now: the ledger of its node" in shown["remarks"][0]
     go_on.set()
@@ -256,7 +258,7 @@ def test_thinning_keeps_the_lowest_and_the_highest_loss() -> None:
     assert kept.tolist() == sorted(kept.tolist()) and kept[-1] == 50_000
 
 
-def test_metrics_are_read_on_from_where_they_stood(tmp_path: Path) -> None:
+def test_metrics_are_read_on_from_where_they_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, store = RunFolder(tmp_path), steps.StepStore()
     run.write_run({"run_id": "run", "created_unix_s": START, "model": {"flop_per_token": 6.0}})
     run.metrics_dir.mkdir()
@@ -280,6 +282,23 @@ def test_metrics_are_read_on_from_where_they_stood(tmp_path: Path) -> None:
     found = shown()
     assert found["step"] == [1, 2, 3, 2] and found["without_loss"] == 2
     assert [row["step"] for row in steps.rows(steps.measured(run, store, None))] == [1, 2, 2, 3, 4, 5]
+    spans = [("startup", 0.0, 1.0), ("train_step", 1.0, 5.0), ("checkpoint", 5.0, 5.5), ("checkpoint", 5.6, 6.0),
+             ("evaluation", 6.0, 6.2), ("checkpoint", 8.0, 8.5), ("checkpoint", 9.0, 8.0)]  # fmt: skip
+    write_phases(run, [(phase, START + start, START + end) for phase, start, end in spans])
+    assert shown()["step"] == found["step"]
+
+    def lanes(start: float, end: float, points: int) -> Any:
+        found = store.lanes(run, START + start, START + end, points)
+        return found and {
+            phase: [[round(a - START, 2), round(b - START, 2)] for a, b in spans] for phase, spans in found.items()
+        }
+
+    both = [[5.0, 6.0], [8.0, 8.5]]  # what lies nearer to each other than one can see is one
+    assert lanes(0, 10, 50) == {"startup": [[0, 1]], "checkpoint": both, "evaluation": [[6.0, 6.2]]}
+    assert lanes(5.2, 8.1, 1000) == {"checkpoint": [[5.2, 5.5], [5.6, 6.0], [8.0, 8.1]], "evaluation": [[6.0, 6.2]]}
+    assert lanes(20, 30, 50) == {}
+    monkeypatch.setattr(steps, "LARGE_BYTES", 0)
+    assert store.lanes(run, START, START + 10, 50) is not None and steps.StepStore().lanes(run, START, 10, 50) is None
     sampled = steps.Metrics()
     sampled.sample(file, 6)
     assert sampled.columns()["evaluation"].tolist().count(1.0) == 1, "all of these, and each once"

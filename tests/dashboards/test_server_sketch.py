@@ -13,7 +13,7 @@ from energy_fakes import FakeSensor, meter_fake, reading
 from record_fakes import START
 
 from dashboards.server import power, power_sketch, power_store
-from energy.ledger.frames import MAGIC
+from energy.ledger.frames import EVENT, HEADER, MAGIC, MINUTE, encode, found
 from energy.runs import RunFolder
 
 STRETCHES = ((0, 9000, 100.0), (9100, 200, 400.0), (9400, 130, 50.0), (9700, 9000, 200.0))  # start and length in s, W
@@ -48,6 +48,18 @@ def test_few_rows_have_all_joules_and_every_stretch(run: RunFolder, monkeypatch:
     for second, watts in ((4000, 200.0), (15_000, 400.0)):
         assert found.total_w()[int(second / found.step_s)] == pytest.approx(watts, rel=1e-6)
     assert np.isnan(found.high_w).all() and found.cut(START, found.end_unix_s, 50)["high_w"] == [None] * 50
+
+
+def test_of_rows_that_follow_each_other_the_first_and_the_last_whole_one_are_read() -> None:
+    row = encode(MINUTE, bytes(200))
+    data = encode(HEADER, b"{}") + 9 * row + encode(EVENT, b"{}") + row + b"torn" + 3 * row
+    for missing in range(2 * len(row)):
+        part = data[: len(data) - missing]
+        every = list(found(part))
+        few = list(found(part, ends_of=MINUTE))
+        assert set(few) <= set(every) and few[-1] == every[-1]
+        assert [frame.kind for frame in few[:5]] == [HEADER, MINUTE, MINUTE, EVENT, MINUTE]
+        assert few[2] == every[9], "the last of nine"
 
 
 def test_damage_is_passed_over(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

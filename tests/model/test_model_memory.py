@@ -12,7 +12,7 @@ from model import loss
 from model.activation import Checkpointing
 from model.config import LlamaConfig
 from model.init import init_weights
-from model.memory import CHUNK_BYTES, Batch, Compute, activation_bytes_per_token, memory_gb
+from model.memory import CHUNK_BYTES, EACH_USE, ONCE, Batch, Compute, activation_bytes_per_token, memory_gb
 from model.optim import make_optimizer
 from model.parallelize import make_mesh, parallelize, set_gradient_sync
 from model.sharding import Layout, sharding_plan
@@ -73,20 +73,28 @@ def test_a_block_keeps_what_the_formula_says(dtype: str, compiled: bool, checkpo
     assert saved_bytes_per_token(compute, checkpointing) == expected
 
 
-def measured_gb(config: LlamaConfig, layout: Layout, dtype: str, checkpointing: Checkpointing, batch: Batch) -> float:
+def measured_gb(
+    config: LlamaConfig,
+    layout: Layout,
+    dtype: str,
+    checkpointing: Checkpointing,
+    batch: Batch,
+    gather_once: bool = False,
+) -> float:
     """The peak of the second step, which has its weights and moments already, by what the allocator did here."""
     mesh = make_mesh("cpu", layout) if layout.world > 1 else None
     with torch.device("meta"):
         model = Llama(config)
     plan = sharding_plan(model, layout)
-    parallelize(model, mesh, plan=plan, param_dtype=getattr(torch, dtype), checkpointing=checkpointing)
+    kept = {"checkpointing": checkpointing, "gather_once": gather_once}
+    parallelize(model, mesh, plan=plan, param_dtype=getattr(torch, dtype), **kept)  # type: ignore[arg-type]
     init_weights(model.to_empty(device="cpu"), 1)
     optimizer = make_optimizer(model, 1e-3)
     tokens = torch.randint(config.vocab_size, (batch.micro_tokens // config.sequence_length, config.sequence_length))
 
     def step() -> None:
         for micro in range(batch.micro_batches):
-            set_gradient_sync(model, micro == batch.micro_batches - 1, each_micro_batch=False)
+            set_gradient_sync(model, micro == batch.micro_batches - 1, False, gather_once)
             model(tokens, tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -103,9 +111,16 @@ def measured_gb(config: LlamaConfig, layout: Layout, dtype: str, checkpointing: 
     return (12 * config.params / layout.shards + peak) / 1e9
 
 
+TWO_RANKS: list[tuple[Checkpointing, Batch, bool]] = [  # the last: weights are gathered once a step
+    ("none", Batch(1024, 1), False),
+    ("full", Batch(1024, 1), False),
+    ("none", Batch(512, 2), True),
+]
+
+
 def two_ranks(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    found = [measured_gb(WIDE, Layout(shards=2), "bfloat16", each, Batch(1024, 1)) for each in ("none", "full")]
+    found = [measured_gb(WIDE, Layout(shards=2), "bfloat16", *case) for case in TWO_RANKS]
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
 
@@ -113,7 +128,10 @@ def two_ranks(rank: int, folder: str) -> None:
 def test_a_step_of_two_ranks_takes_what_the_formula_says(tmp_path: Path) -> None:
     spawn(two_ranks, 2, str(tmp_path))
     compute = Compute(cpu=True, compiled=False)
-    planned = [memory_gb(WIDE, Layout(shards=2), Batch(1024, 1), each, compute) for each in ("none", "full")]
+    planned = [
+        memory_gb(WIDE, Layout(shards=2), batch, each, compute, ONCE, ONCE if gather_once else EACH_USE)
+        for each, batch, gather_once in TWO_RANKS
+    ]
     measured = json.loads((tmp_path / "found.json").read_text())
     # One block's backward, which is most of it in `full`, works in less where the routines in C need no copies.
     assert all(0.95 <= each["total"] / found <= 1.12 for each, found in zip(planned, measured, strict=True))

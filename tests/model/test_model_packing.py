@@ -113,8 +113,11 @@ def test_positions_begin_anew_and_the_forms_say_the_same() -> None:
     assert masked.mask.shape == (2, 1, 6, 6) and torch.isinf(masked.mask[~seen]).all()
 
 
-def test_the_form_follows_the_hardware_and_what_cannot_train_is_refused() -> None:
+def test_the_form_follows_the_hardware_and_what_cannot_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert form_of("auto", gpu, torch.bfloat16) == "flex"  # a Turing
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert form_of("auto", CPU, torch.bfloat16) == "mask"
     assert form_of("auto", gpu, torch.bfloat16) == "varlen" and form_of("auto", gpu, torch.float32) == "flex"
     assert form_of("efficient", gpu, torch.bfloat16) == "mask"

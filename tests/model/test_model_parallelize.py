@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
 
 from model import loss
 from model.config import LlamaConfig
@@ -62,7 +64,14 @@ def build(layout: Layout | None, tied: bool = False, **options: object) -> Llama
     return model
 
 
-def curve(model: Llama, layout: Layout, rank: int, each_micro_batch: bool = False, packed: bool = False) -> dict:
+def curve(
+    model: Llama,
+    layout: Layout,
+    rank: int,
+    each_micro_batch: bool = False,
+    packed: bool = False,
+    gather_once: bool = False,
+) -> dict:
     """Loss and gradient norm of some clipped steps of AdamW, and the first gradients, whole."""
     result: dict = {"losses": [], "norms": [], "grads": {}}
     optimizer = make_optimizer(model, lr=1e-2)
@@ -75,7 +84,7 @@ def curve(model: Llama, layout: Layout, rank: int, each_micro_batch: bool = Fals
         for micro in range(MICRO_BATCHES):
             rows = slice(micro * size, (micro + 1) * size)
             if layout.world > 1:
-                set_gradient_sync(model, micro == MICRO_BATCHES - 1, each_micro_batch)
+                set_gradient_sync(model, micro == MICRO_BATCHES - 1, each_micro_batch, gather_once)
             inputs = tokens[mine][rows]
             packing = pack(inputs, BOS, "mask", torch.device("cpu"), torch.float32) if packed else None
             share = model(inputs, targets[mine][rows], packing=packing)
@@ -100,10 +109,14 @@ CASES: dict[str, dict] = {
     "tensor 2, selective": {"layout": GRIDS["tensor 2"], "checkpointing": "selective"},
     "replicas 2 x fsdp 2, each micro-batch": {"layout": GRIDS["replicas 2 x fsdp 2"], "each_micro_batch": True},
     "fsdp 2 x tensor 2, each micro-batch": {"layout": GRIDS["fsdp 2 x tensor 2"], "each_micro_batch": True},
+    "fsdp 2, gathered once": {"layout": GRIDS["fsdp 2"], "gather_once": True},
+    "replicas 2 x fsdp 2, gathered once": {"layout": GRIDS["replicas 2 x fsdp 2"], "gather_once": True},
     "fsdp 2 x tensor 2, documents": {"layout": GRIDS["fsdp 2 x tensor 2"], "packed": True},
     "fsdp 2, tied": {"layout": GRIDS["fsdp 2"], "tied": True},
     "fsdp 2 x tensor 2, tied": {"layout": GRIDS["fsdp 2 x tensor 2"], "tied": True},
 }
+
+COUNTED = ("fsdp 2", "fsdp 2, gathered once")  # of these, how often weights are gathered
 
 
 def words_of(rank: int) -> dict:
@@ -142,11 +155,16 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
         layout = case["layout"]
         if layout.world != world:
             continue
-        model = build(layout, case.get("tied", False), checkpointing=case.get("checkpointing", "none"))
+        options = {key: case[key] for key in ("checkpointing", "gather_once") if key in case}
+        model = build(layout, case.get("tied", False), **options)
         first = digest(model)
         with torch.no_grad():
             logits = model(batch()[0])
-        model.reshard()  # without a backward the root stays gathered, and the optimizer wants what rests on the rank
+        for unit in (
+            model,
+            *model.blocks,
+        ):  # what is gathered stays so without a backward; the optimizer wants the rest
+            unit.reshard()
         widths: list[int] = []
 
         def watched(x: torch.Tensor, weight: torch.Tensor, widths: list[int] = widths) -> torch.Tensor:
@@ -155,8 +173,12 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
             return out
 
         loss.product = watched
-        trained = curve(model, layout, rank, case.get("each_micro_batch", False), case.get("packed", False))
+        micro = {key: case[key] for key in ("each_micro_batch", "packed", "gather_once") if key in case}
+        with profile(activities=[ProfilerActivity.CPU]) if name in COUNTED else nullcontext() as counted:
+            trained = curve(model, layout, rank, **micro)
         loss.product = product
+        if counted is not None:
+            trained["gathers"] = sum(event.name == "c10d::_allgather_base_" for event in counted.events())
         pieces = {n: tuple(p.to_local().shape) for n, p in model.named_parameters()}
         results[name] = trained | {"digest": first, "logits": logits, "pieces": pieces, "widest": max(widths)}
     results[f"words on {world}"] = words_of(rank)
@@ -203,6 +225,12 @@ def test_any_grid_trains_as_one_rank(name: str, trained: dict[str, dict], alone:
     assert min(expected["norms"]) > CLIP  # so that clipping is at work
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert expected["losses"][-1] < 0.99 * expected["losses"][0]  # so that there is a curve to agree on
+
+
+def test_weights_are_gathered_for_each_use_or_once_a_step(trained: dict[str, dict]) -> None:
+    each_use, once = (trained[name]["gathers"] for name in COUNTED)
+    assert each_use == STEPS * MICRO_BATCHES * (2 * CONFIG.n_layers + 1)  # the root stays from forward to backward
+    assert once == STEPS * (CONFIG.n_layers + 1)
 
 
 @pytest.mark.parametrize("name", GRIDS)

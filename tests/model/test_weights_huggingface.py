@@ -90,6 +90,9 @@ def config_file(folder: Path, **changes: Any) -> Path:
     return path
 
 
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     write_config(tmp_path, CONFIGS[name], torch.float32, TOKENS)
@@ -118,6 +121,18 @@ def test_a_config_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
         ({"hidden_size": "gone", "vocab_size": "gone"}, "hidden_size, vocab_size missing"),
         ({"num_key_value_heads": 3}, "n_kv_heads"),
         ({"hidden_size": "64", "vocab_size": 0}, 'hidden_size is "64", vocab_size is 0: expected positive'),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0: expected positive whole"),
+        ({"rope_theta": "1e4"}, 'rope_theta is "1e4": expected positive numbers'),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is Infinity: expected positive numbers"),
+        ({"rope_scaling": "linear"}, 'rope_scaling is "linear": expected objects'),
+        ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "factor is null: expected positive numbers"),
+        ({"rope_parameters": {"rope_type": ["llama3"]}}, r'rope_type is \["llama3"\]: expected text'),
+        ({"rope_scaling": LLAMA3_ROPE | {"high_freq_factor": 0.5}}, "high_freq_factor .* must be more than"),
+        ({"architectures": 1}, "architectures is 1: expected lists of names"),
+        ({"layer_types": [1]}, r"layer_types is \[1\]: expected lists of names"),
+        ({"model_type": "t5", "architectures": ["T5Model"], "rms_norm_eps": None}, "architecture is T5Model"),
+        ({"tie_word_embeddings": "false"}, 'tie_word_embeddings is "false": expected true or false'),
+        ({"eos_token_id": "</s>"}, 'eos_token_id is "</s>": expected a token'),
     ],
 )
 def test_what_our_model_would_not_compute_is_refused_by_name(
@@ -148,8 +163,38 @@ def test_old_and_new_ways_of_saying_the_rotary_settings(tmp_path: Path) -> None:
     assert old == new and old[0].rope_theta == 5e5 and old[0].rope_scaling is not None
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, 64), ({"original_max_position_embeddings": 16}, 16)])
+def test_the_length_before_scaling_is_what_transformers_takes(
+    given: dict[str, int], expected: int, tmp_path: Path
+) -> None:
+    found = read_config(config_file(tmp_path, rope_scaling=LLAMA3_ROPE | given))[0].rope_scaling
+    assert found is not None and found.original_length == expected
+    theirs = transformers.LlamaConfig.from_pretrained(tmp_path)
+    assert theirs.rope_parameters["original_max_position_embeddings"] == expected
+
+
+def test_all_ends_of_a_text_come_and_go(tmp_path: Path) -> None:
+    folder = written(tmp_path / "out", InMemory(build(CONFIGS["plain"])))
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [2, 7], "temperature": 0.6}))
+    found = HuggingFaceFolder(folder)
+    assert found.special_tokens == {"bos_token_id": 1, "eos_token_id": [2, 7]}
+    (tmp_path / "again").mkdir()
+    write_huggingface(tmp_path / "again", found, found.special_tokens, 10**9, silent)
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "again").eos_token_id == [2, 7]
+    for text, said in (
+        ('{"eos_token_id": "</s>"}', "expected a token's number"),
+        ("{", "not JSON"),
+        ("[]", "expected"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"generation_config.json: .*{said}"):
+            HuggingFaceFolder(folder)
+
+
 def test_keys_that_nobody_knows_are_warned_of(tmp_path: Path) -> None:
-    assert "wobble_factor" in read_config(config_file(tmp_path, wobble_factor=2))[2][0]
+    warnings = read_config(config_file(tmp_path, wobble_factor=2, auto_map={"AutoModel": "my_llama.Llama"}))[2]
+    assert "auto_map, wobble_factor" in warnings[0]
 
 
 def test_missing_extra_and_misshapen_tensors_are_all_named(tmp_path: Path) -> None:

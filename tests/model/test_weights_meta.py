@@ -100,12 +100,17 @@ def test_scaled_rotary_positions_come_back(tmp_path: Path) -> None:
     config = LlamaConfig(**BASE | {"rope_theta": 5e5, "rope_scaling": scaling})
     folder = written(tmp_path / "out", build(config))
     assert MetaFolder(folder).config.rope_scaling == scaling
+    with pytest.raises(ValueError, match="has rope_scaling_factor 32.0: leave --rope-scaling-factor out"):
+        MetaFolder(folder, rope_scaling_factor=8.0)
     params = json.loads((folder / "params.json").read_text())
     del params["rope_scaling_factor"]  # as Meta has it
     (folder / "params.json").write_text(json.dumps(params))
     with pytest.raises(ValueError, match="--rope-scaling-factor"):
         MetaFolder(folder)
     assert MetaFolder(folder, rope_scaling_factor=32.0).config.rope_scaling == scaling
+    plain = written(tmp_path / "plain", build(CONFIGS["plain"]))
+    with pytest.raises(ValueError, match="has no scaled rotary positions .* leave --rope-scaling-factor out"):
+        MetaFolder(plain, rope_scaling_factor=8.0)
     with pytest.raises(ValueError, match="Meta's layout has no place for"):
         write_params(tmp_path, CONFIGS["linear"])
 
@@ -114,7 +119,9 @@ def as_released(folder: Path, model: Llama, shards: int, by_rows: bool) -> Path:
     """Saved with torch.save, split by hand as Meta's ranks had it; `by_rows`: the embedding as in Llama 3."""
     folder.mkdir()
     for rank in range(shards):
-        state = {"rope.freqs": torch.ones(3)}
+        # The first 7B has the table in every layer, all others once.
+        tables = [f"layers.{layer}.attention.inner_attention.rope.freqs" for layer in range(2)]
+        state = {table: torch.ones(3) for table in ("rope.freqs", *tables)}
         for name, weight in model.state_dict().items():
             weight = interleaved(weight, model.config.head_dim) if name.endswith(("wq.weight", "wk.weight")) else weight
             part = name.removesuffix(".weight")
@@ -191,11 +198,20 @@ def test_a_file_that_is_cut_short_is_named(kept: int, tmp_path: Path) -> None:
         MetaFolder(path.parent)
 
 
-@pytest.mark.parametrize("odd", [[torch.ones(2)], {"a": 1}, {"tok_embeddings.weight": torch.ones(3, dtype=torch.int8)}])
-def test_something_else_than_weights_is_refused(odd: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ([torch.ones(2)], "expected a dict"),
+        ({"a": 1}, "expected a dict"),
+        ({"tok_embeddings.weight": torch.ones(3, dtype=torch.int8)}, "int8: quantised"),
+        ({"norm.weight": torch.ones(3)}, "no matrices tok_embeddings.weight"),
+        ({"tok_embeddings.weight": torch.ones(3, 2), "output.weight": torch.tensor(1.0)}, "no matrices"),
+    ],
+)
+def test_something_else_than_weights_is_refused(odd: Any, said: str, tmp_path: Path) -> None:
     folder = written(tmp_path / "out", build(CONFIGS["plain"]))
     torch.save(odd, folder / "consolidated.00.pth")
-    with pytest.raises(ValueError, match="expected a dict|int8: quantised"):
+    with pytest.raises(ValueError, match=f"consolidated.00.pth: .*{said}"):
         MetaFolder(folder)
 
 
@@ -238,7 +254,10 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         ({"lora_args": {"rank": 16}}, "LoRA"),
         ({"vocab_size": 99}, "vocab_size is 99, but the weights have 100 rows"),
         ({"n_heads": 5}, "n_heads"),
-        ({"dim": "64"}, "params.json"),
+        ({"dim": "64", "multiple_of": 0}, 'dim is "64", multiple_of is 0: expected positive whole numbers'),
+        ({"ffn_dim_multiplier": float("inf")}, "ffn_dim_multiplier is Infinity: expected positive numbers"),
+        ({"use_scaled_rope": "false"}, 'use_scaled_rope is "false": expected true or false'),
+        ({"vocab_size": None}, "vocab_size is null: expected whole numbers"),
     ],
 )
 def test_parameters_of_other_models_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_a_run_that_shrinks_grows_and_shrinks(tmp_path: Path, cluster: Cluster, 
     said = driver.said.read_text()
     assert "the machine of 1 of 2 ranks is to be taken away" in said
     assert "with 1 workers instead of 2" in said and "with 2 workers instead of 1" in said
-    statuses = [attempt["status"] for attempt in driver.folder.read_run()["attempts"]]
+    attempts = driver.folder.read_run()["attempts"]
+    statuses = [attempt["status"] for attempt in attempts]
+    assert [attempt["world_size"] for attempt in attempts[:3]] == [2, 1, 2] and attempts[-1]["world_size"] == 1
     # Ray counts a machine that is gone until its heartbeats are missed: one attempt more may wait for room on it.
     assert statuses in (["stopped"] * 2 + ["failed"] * lost + ["stopped"] for lost in (1, 2))
     one, two, three, last = (

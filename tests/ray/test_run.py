@@ -30,6 +30,7 @@ def test_a_run_from_yaml_to_report(tmp_path: Path, environment: dict[str, str]) 
     run = tmp_path / "runs" / "one"
     assert json.loads((run / "footprint.json").read_text()) == footprint
     assert footprint["run"]["status"] == "completed"
+    assert [attempt["world_size"] for attempt in footprint["run"]["attempts"]] == [2]
     assert footprint["data"]["tokens_trained"] == 20 * 256
     assert footprint["energy"]["energy_it_kwh"] > 0
     assert footprint["energy"]["energy_facility_kwh"] is None  # no PUE was declared, and none is guessed

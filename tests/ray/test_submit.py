@@ -1,5 +1,6 @@
 """`hoofprint submit`, `status` and `stop` against a Ray cluster of `ray start`, on ports of its own."""
 
+import contextlib
 import json
 import os
 import re
@@ -35,6 +36,7 @@ LONG = ["--set", "training.tokens=50M", "--set", "training.checkpoint_every_step
 class Cluster:
     url: str
     head: str
+    folder: str
     environment: dict[str, str]
 
     def hoofprint(self, *words: str, cwd: Path, code: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -101,13 +103,17 @@ def cluster() -> Iterator[Cluster]:
         assert started.returncode == 0, started.stdout + started.stderr
         head = re.search(rf"[\d.]+:{gcs}", started.stdout)
         assert head is not None, started.stdout
-        yield Cluster(f"http://127.0.0.1:{dashboard}", head[0], environment)
+        yield Cluster(f"http://127.0.0.1:{dashboard}", head[0], folder, environment)
     finally:
-        mine = [process for process in psutil.process_iter() if _belongs(process, folder)]
-        for process in mine:
-            process.kill()
-        psutil.wait_procs(mine, timeout=60)
+        kill([process for process in psutil.process_iter() if _belongs(process, folder)])
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=60)
 
 
 def _belongs(process: psutil.Process, folder: str) -> bool:
@@ -248,3 +254,24 @@ def test_a_run_in_another_terminal_is_seen_refused_to_a_second_driver_and_stoppe
     assert "nothing runs" in cluster.hoofprint("status", "--runs", runs, cwd=tmp_path).stdout
     over = cluster.hoofprint("stop", "here", "--runs", runs, cwd=tmp_path)
     assert over.returncode == 2 and "it is stopped" in over.stderr
+
+
+@pytest.mark.stress
+def test_a_head_that_is_gone_ends_the_run_in_order(cluster: Cluster, tmp_path: Path) -> None:
+    """The last one here: the cluster ends with it."""
+    write_spec(tmp_path)
+    run, joined = tmp_path / "runs" / "headless", ["--set", f"cluster.address={cluster.head}"]
+    often = ["--set", "training.checkpoint_every_steps=2"]
+    driver = cluster.start(
+        "run", "spec.yaml", "--runs", str(run.parent), "--name", run.name, *joined, *LONG, *often, cwd=tmp_path
+    )
+    wait_for_step(run, 5, lambda: driver.poll() is None)
+    kill([each for each in psutil.process_iter() if each.name() == "gcs_server" and _belongs(each, cluster.folder)])
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 1, said
+    assert f"the run failed: the head of the Ray cluster ({cluster.head}) is gone: no answer for 30 s" in said
+    proposed = re.search(rf"go on from step (\d+): hoofprint run spec.yaml --resume {run}", said)
+    assert proposed is not None and int(proposed[1]) >= 4, said
+    assert (run / "checkpoints" / f"step-{int(proposed[1]):08d}" / ".metadata").exists()
+    assert json.loads((run / "footprint.json").read_text())["run"]["status"] == "failed"
+    assert (run / "report.html").exists()

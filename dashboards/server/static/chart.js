@@ -1,9 +1,10 @@
 "use strict";
 // Draws one chart on a canvas: stacked areas, bands, lines and points over one x axis. No data leaves or enters here.
-const MARGIN = { left: 58, right: 14, top: 10, bottom: 26 };
+const MARGIN = { left: 70, right: 14, top: 10, bottom: 26 };
+const LANE = 13; // height of a row above the plot
 
 class Chart {
-  // x: { from, to, label(value, span), ticks(from, to, most) }; layers are drawn in order.
+  // x: { from, to, ticks(from, to, most) }; layers are drawn in order; lanes: [name, spans] of rows above the plot.
   constructor(element, { onCursor, onSelect } = {}) {
     this.element = element;
     this.canvas = element.querySelector("canvas");
@@ -44,8 +45,9 @@ class Chart {
 
   get plot() {
     const { width, height } = this.element.getBoundingClientRect();
-    const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
-    return { left: MARGIN.left, top: MARGIN.top, ...inner, outerWidth: width, outerHeight: height };
+    const top = MARGIN.top + LANE * (this.model?.lanes?.length ?? 0);
+    const inner = { width: width - MARGIN.left - MARGIN.right, height: height - top - MARGIN.bottom };
+    return { left: MARGIN.left, top, ...inner, outerWidth: width, outerHeight: height };
   }
 
   valueAt(event) {
@@ -81,6 +83,7 @@ class Chart {
     const px = (x) => plot.left + ((x - from) / (to - from || 1)) * plot.width;
     const py = (y) => plot.top + plot.height - ((y - low) / (high - low || 1)) * plot.height;
     this.axes(pen, plot, model, px, py, colour);
+    this.lanes(pen, plot, model.lanes ?? [], px, colour);
     pen.save();
     pen.beginPath();
     pen.rect(plot.left, plot.top, plot.width, plot.height);
@@ -111,6 +114,22 @@ class Chart {
       pen.textAlign = "center";
       pen.fillText(text, Math.min(Math.max(x, half), plot.outerWidth - half), plot.top + plot.height + 8);
     });
+  }
+
+  lanes(pen, plot, rows, px, colour) {
+    pen.fillStyle = colour("quiet");
+    pen.textAlign = "right";
+    pen.textBaseline = "middle";
+    pen.font = pen.font.replace("12px", "11px");
+    rows.forEach(([name, spans], row) => {
+      const y = MARGIN.top + LANE * row;
+      pen.fillText(name, plot.left - 8, y + LANE / 2 - 1, plot.left - 10);
+      for (const [a, b] of spans) {
+        const [left, right] = [Math.max(px(a), plot.left), Math.min(px(b), plot.left + plot.width)];
+        if (right >= left) pen.fillRect(left, y + 1, Math.max(1.5, right - left), LANE - 5);
+      }
+    });
+    pen.font = pen.font.replace("11px", "12px");
   }
 
   overlays(pen, plot, px, colour) {
@@ -145,6 +164,18 @@ const LAYERS = {
       }
       pen.fill();
     });
+  },
+  // the same, in lines of the paper's colour: what lies beneath is seen
+  hatch(pen, { edges, base, top }, px, py, colour) {
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = 9;
+    const lines = tile.getContext("2d");
+    lines.strokeStyle = colour("paper");
+    lines.lineWidth = 1.6;
+    for (const at of [-9, 0, 9]) stroke(lines, [[at - 1, 10], [at + 10, -1]]);
+    pen.save();
+    LAYERS.area(pen, { edges, base, top, fill: "paper" }, px, py, () => pen.createPattern(tile, "repeat"));
+    pen.restore();
   },
   // the lowest and the highest of each stretch, at least a pixel wide so that the shortest spike is seen
   range(pen, { edges, low, high, fill }, px, py, colour) {

@@ -25,6 +25,7 @@ const chart = new Chart(document.getElementById("loss"), {
 
 function kilowattHours(kwh) {
   if (kwh === 0) return "0 Wh";
+  if (Math.abs(kwh) >= 1e4) return `${short(kwh / 1000)} MWh`;
   return Math.abs(kwh) < 0.1 ? `${short(kwh * 1000)} Wh` : `${short(kwh)} kWh`;
 }
 
@@ -196,17 +197,42 @@ chart.element.addEventListener("keydown", (event) => {
 });
 chart.element.addEventListener("dblclick", () => move("all"));
 
-async function load() {
+function tell(message) {
   const place = document.getElementById("trouble");
+  place.textContent = message;
+  place.hidden = !message;
+}
+
+// What follows from curves that were not read when the page was made.
+function conclude(sentences) {
+  const later = document.getElementById("later");
+  if (!later) return;
+  later.remove();
+  document.getElementById("verdicts").replaceChildren(
+    ...sentences.map((text) => {
+      const sentence = document.createElement("p");
+      sentence.className = "verdict";
+      sentence.textContent = `${text}.`;
+      return sentence;
+    }),
+  );
+}
+
+async function load() {
+  let found;
   try {
     const answer = await fetch(section.dataset.url, { cache: "no-cache" });
-    if (!answer.ok) throw new Error(String(answer.status));
-    runs_ = (await answer.json()).runs;
-  } catch {
-    place.textContent = "No answer from the dashboard: the chart cannot be drawn. Reload the page to try again.";
-    place.hidden = false;
+    if (!answer.ok) throw new Error(await answer.text());
+    found = await answer.json();
+  } catch (error) {
+    const why = error instanceof TypeError ? "no answer from the dashboard" : error.message;
+    tell(`The curves cannot be drawn: ${why}. Reload the page to try again.`);
+    document.getElementById("later")?.remove();
     return;
   }
+  tell(found.left_out.length ? `Not drawn: ${found.left_out.join("; ")}` : "");
+  runs_ = found.runs;
+  conclude(found.sentences);
   legend();
   draw();
 }

@@ -75,11 +75,12 @@ function tell(message, id = "trouble") {
 }
 
 function trouble(error) {
-  tell(
-    error.message === "gone"
-      ? "This run's folder is gone, or cannot be read any more. What is shown is the last that was known."
-      : "No answer from the dashboard: what is shown may be old. Trying again.",
-  );
+  const known = {
+    gone: "This run's folder is gone, or cannot be read any more. What is shown is the last that was known.",
+    403: "Some files of this run cannot be read: what is shown lacks them. Trying again.",
+    422: "Some files of this run are not understood: what is shown lacks them. Trying again.",
+  };
+  tell(known[error.message] ?? "No answer from the dashboard: what is shown may be old. Trying again.");
 }
 
 async function refreshState() {
@@ -116,7 +117,9 @@ async function refreshLoss() {
   const first = losses === null;
   losses = await (await get(first ? "steps.json?quick" : "steps.json")).json(); // weeks of steps take seconds to read
   drawLoss();
-  if (first) await refreshLoss();
+  if (!first) return;
+  await refreshLoss();
+  if (power?.lanes === null) await refreshPower(); // what it did when was read with its steps
 }
 
 function look(from, to) {
@@ -188,6 +191,9 @@ function drawPower() {
     layers.push({ type: "area", edges, base, top, fill: COLOURS[k % COLOURS.length] });
     base = top;
   });
+  const modelled = (power.modelled_w ?? []).map((value, i) => (value > 0 && base[i] !== null ? base[i] - value : null));
+  const under = modelled.map((value) => (value === null ? null : Math.max(0, value)));
+  layers.push({ type: "hatch", edges, base: under, top: under.map((value, i) => (value === null ? null : base[i])) });
   layers.push({ type: "range", edges, low: base.map((b, i) => b ?? power.low_w[i]), high: power.high_w, fill: "peak" });
   layers.push({ type: "range", edges, low: power.low_w, high: power.low_w, fill: "peak" });
   const spans = power.unread.flatMap((count, k) => (count ? [[edges[k], edges[k + 1]]] : []));
@@ -196,7 +202,7 @@ function drawPower() {
   layers.push({ type: "marks", xs: times, ink: "quiet" });
   layers.push({ type: "marks", xs: power.attempts.slice(1).map((each) => each.started_unix_s), ink: "bad" });
   const high = Math.max(...power.high_w.filter((value) => value !== null), ...base.filter((value) => value !== null), 1);
-  powerChart.set({ x, y: [0, high * 1.06], layers });
+  powerChart.set({ x, y: [0, high * 1.06], layers, lanes: Object.entries(power.lanes ?? {}) });
   drawEnergy(x);
   drawGrid(x);
 }
@@ -261,6 +267,18 @@ function readable(kwh) {
   return `${Number((kwh * 3.6e6).toPrecision(3))} J`;
 }
 
+// Of the energy in what is shown.
+function modelledShare() {
+  const { edges_unix_s: edges, nodes, modelled_w: modelled } = power;
+  let [all, models] = [0, 0];
+  for (let k = 0; k + 1 < edges.length; k++) {
+    const width = edges[k + 1] - edges[k];
+    for (const values of Object.values(nodes)) all += (values[k] ?? 0) * width;
+    models += (modelled?.[k] ?? 0) * width;
+  }
+  return all > 0 ? models / all : 0;
+}
+
 function watts(value) {
   return value === null || value === undefined ? "not known" : `${short(Number(value.toPrecision(3)))} W`.replace(/ ([kMG]) W$/, " $1W");
 }
@@ -279,6 +297,10 @@ function sayPower(x) {
     const used = power.energy_kwh[power.energy_kwh.length - 1] - power.energy_kwh[0];
     place.append(`mean ${watts((used / hours) * 1000)}`);
     if (power.by !== "sketch") place.append(`, ${kind} ${known.length ? watts(Math.max(...known)) : "not known"}`);
+    const share = modelledShare();
+    if (share > 0) place.append(`, ${share > 0.9995 ? "all" : `${(100 * share).toPrecision(2)} %`} of it modelled (hatched)`);
+    const lanes = Object.keys(power.lanes ?? {});
+    if (lanes.length) place.append(`; above it ${lanes.join(", ")}`);
     if (unread) place.append(`; up to ${unread} of ${power.devices} devices were not read (marked below)`);
   } else {
     let k = edges.findIndex((edge) => edge > x) - 1;
@@ -286,6 +308,8 @@ function sayPower(x) {
     const when = new Date(edges[k] * 1000).toISOString().slice(0, 19).replace("T", " ");
     place.append(`${when} UTC: ${watts(sum(k))}`);
     if (power.high_w[k] !== null) place.append(` (${watts(power.low_w[k])} to ${watts(power.high_w[k])})`);
+    const during = Object.entries(power.lanes ?? {}).filter(([, spans]) => spans.some(([a, b]) => b >= edges[k] && a <= edges[k + 1]));
+    if (during.length) place.append(`, ${during.map(([name]) => name).join(", ")}`);
   }
   Object.keys(nodes).forEach((name, k) => {
     const key = document.createElement("span");

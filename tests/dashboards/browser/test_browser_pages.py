@@ -35,7 +35,7 @@ PAGES = {
 
 def of_comparison(runs: Path) -> str:
     sources = [Source(RunFolder(runs / name)) for name in ("llama-h200", "spike", "failed")]
-    return comparison_html(compare(sources), sources)
+    return comparison_html(compare(sources), [source.record["energy"]["phases"] for source in sources])
 
 
 REPORTS: dict[str, Callable[[Path], str]] = {

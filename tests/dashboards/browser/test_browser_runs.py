@@ -111,10 +111,10 @@ def test_a_second_in_hours_is_seen_and_can_be_looked_at(watch: Callable[..., Wat
     canvas = page.locator("#power canvas")
     box = canvas.bounding_box()
     assert box is not None
-    inner = box["width"] - 58 - 14
+    inner = box["width"] - 70 - 14
 
     def at(second: float, first: float = 0.0, last: float = float(HOURS_S)) -> float:
-        return box["x"] + 58 + inner * (second - first) / (last - first)
+        return box["x"] + 70 + inner * (second - first) / (last - first)
 
     def node_height(near: float) -> float:
         share = (near - box["x"]) / box["width"]
@@ -154,6 +154,7 @@ def test_loss_is_shown_against_what_one_chooses(watch: Callable[..., Watched], c
     page = watch(client).go("/run/llama-h200/")
     said = page.locator("#loss-said")
     expect(said).to_contain_text("Wh")
+    expect(page.locator("#power-said")).to_contain_text("; above it startup, compile, checkpoint, evaluation")
     page.get_by_label("against").select_option("tokens")
     expect(said).to_contain_text("tokens")
     page.reload()
@@ -201,6 +202,8 @@ def test_runs_are_picked_and_compared(watch: Callable[..., Watched], client: Cli
     assert page.locator("thead th").filter(has_text="sweep-02").count() >= 1
     name, content = saved(page, page.get_by_role("link", name="Figure (SVG)"), tmp_path)
     assert name.endswith(".svg") and content.startswith(b"<?xml") and b"sweep-02" in content
+    name, content = saved(page, page.get_by_role("link", name="Report"), tmp_path)
+    assert name == "compare-sweep-02-llama-h200.html" and content.startswith(b"<!doctype html>")
     name, content = saved(page, page.get_by_role("link", name="CSV"), tmp_path)
     assert [row["run"] for row in csv.DictReader(io.StringIO(content.decode()))] == ["sweep-02", "llama-h200"]
 

@@ -145,6 +145,29 @@ def test_a_clock_that_was_set_changes_no_energy(run: RunFolder) -> None:
     assert any("was set by -7200.0 s" in w for w in meter.warnings)
 
 
+@pytest.mark.parametrize("back_s", [20.0, 3600.0])
+def test_a_clock_that_was_set_back_before_a_restart_loses_no_energy(run: RunFolder, back_s: float) -> None:
+    for first, last, behind_s in ((0, 60, 0.0), (70, 130, back_s)):  # killed, and begun again 10 s later
+        sensors = [FakeSensor("GPU-1", [reading(100.0 * t, 100.0) for t in range(first, last + 1)])]
+        held = [0.0]
+        meter = Meter(
+            run.ledger_file("n1"), node="n1", interval_s=1.0, sensors=sensors, discover_sensors=False,
+            clock=lambda held=held, behind_s=behind_s: (1e6 + held[0] - behind_s, held[0]),
+        )  # fmt: skip
+        for t in range(first, last + 1):
+            held[0] = float(t)
+            meter.sample(last=t == 130)
+        if last == 60 and meter._writer is not None:
+            meter._writer._main.close()
+            meter._writer._raw.close()
+            meter._writer._seconds.close()
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(13_000) and account.phases["gap"]["energy_j"] == pytest.approx(1000)
+    assert (account.start_unix_s, account.end_unix_s) == pytest.approx((1e6, 1e6 + 130))
+    assert any(f"set back: {back_s:.1f} s are added" in text for text in account.warnings)
+    assert_sums(account)
+
+
 def test_one_gpu_in_two_ledgers_counts_once(run: RunFolder) -> None:
     for node in ("n1", "n2"):
         meter_fake(run, [FakeSensor("GPU-1", counter(0, 100))], [0.0, 1.0], node=node)
@@ -230,12 +253,30 @@ def test_work_that_is_done_again_is_lost(run: RunFolder) -> None:
     assert_sums(account)
 
 
+def test_work_that_the_attempt_after_next_does_again_is_lost_too(run: RunFolder) -> None:
+    meter_fake(run, [FakeSensor("GPU-1", counter(*(100.0 * n for n in range(31))))], [float(n) for n in range(31)])
+    run.metrics_dir.mkdir(parents=True)
+    # Ended at steps 8 and 7; the third began at step 3, before the second's first.
+    steps = [(1, n, float(n)) for n in range(1, 9)] + [(2, n, 6.0 + n) for n in range(6, 8)]
+    steps += [(3, n, 13.0 + n) for n in range(3, 13)]
+    with open(run.metrics_file(0), "w") as file:
+        for attempt, step, at in steps:
+            told = {"event": "step", "attempt": attempt, "step": step, "time_unix_s": at, "seconds": 1.0}
+            file.write(json.dumps(told) + "\n")
+    for attempt, start, end in ((1, 0, 8), (2, 11, 13), (3, 15, 25)):
+        write_phases(run, [("train_step", start, end)], attempt=attempt)
+    account = account_run(run)
+    assert account.useful_j == pytest.approx(200 + 1000)  # steps 1 and 2 of the first, all of the third
+    assert account.phases["lost"]["energy_j"] == pytest.approx(600 + 200)
+    assert_sums(account)
+
+
 def test_a_model_that_is_looked_up_late_has_its_power_from_the_beginning(run: RunFolder) -> None:
     model = Reading(power_w=100.0, covers_past=True)
-    sensor = FakeSensor("cpu@n1", [Reading(pending=True), model, model], kind="cpu", method="modelled")
-    meter_fake(run, [sensor], [float(n) for n in range(21)])  # models are asked every ten seconds
+    sensor = FakeSensor("cpu@n1", [Reading(pending=True), model, model, model], kind="cpu", method="modelled")
+    meter_fake(run, [sensor], [float(n) for n in range(21)])  # models are asked every ten seconds once they are ready
     account = account_run(run)
     assert account.energy_j == pytest.approx(2000) and account.devices[0].gap_s == 0
     _, times, power_w = account.power[0]
-    assert times[0] == 0 and times[1] == 10 and power_w[1] == pytest.approx(100) and power_w[-1] == pytest.approx(100)
+    assert times[0] == 0 and times[1] == 1 and power_w[1] == pytest.approx(100) and power_w[-1] == pytest.approx(100)
     assert_sums(account)

@@ -74,15 +74,22 @@ def test_the_steps_that_compile_are_in_no_rate() -> None:
     resumed[0] |= {"seconds": 40.0}  # from 172 to 212 s
     run = {"model": LLAMA_65B}
     known = {"devices": 1, "peak_flops": 1e18, "device_hours": 1.0}
-    spans = [(41.9, 102.01), (171.0, 212.0), (110.5, 110.9)]  # the last one of validation, between two steps
+    spans = [(41.9, 102.01), (171.0, 212.0), (109.5, 110.9)]  # the last one of validation, told to begin early
     account = compute_account(run, steps + resumed, **known, compiling=spans)
     assert account["tokens_per_s"] == pytest.approx(100 / 2.0) and account["tokens_useful"] == 1000
     plain = compute_account(run, steps + resumed, **known)
     assert plain["tokens_per_s"] == pytest.approx(1000 / 116.0)
     assert account["mfu"] / plain["mfu"] == pytest.approx(50 / (1000 / 116))
-    assert account["mfu_reserved"] == plain["mfu_reserved"]
+    assert account["mfu_reserved"] == plain["mfu_reserved"] == pytest.approx(1000 * 406_239_313_920 / (1e18 * 3600))
     alone = compute_account(run, steps[:1], **known, compiling=spans)
     assert alone["tokens_per_s"] is None and alone["mfu"] is None  # nothing but compiling: not known, not slow
+
+
+def test_a_skipped_step_makes_no_run_faster() -> None:
+    """It leaves a hole in the steps: its tokens are passed over, and its seconds are in no step."""
+    steps = [{**step(n), "seconds": 2.0} for n in (1, 2, 4, 5, 7, 8)]
+    account = compute_account({"model": LLAMA_65B}, steps, devices=1, peak_flops=1e18, device_hours=1.0)
+    assert account["tokens_per_s"] == 50.0 and account["tokens_useful"] == 800
 
 
 def test_lost_steps_are_in_the_hardware_flop_and_not_in_the_result() -> None:

@@ -100,3 +100,22 @@ def test_containers_of_one_machine_have_its_cpus_once_and_their_own_gpus(tmp_pat
     metered_in(other, "pod-d", "GPU-d", range(90, 121), "m1")
     merged = merge([one, other])
     assert merged.energy_j == pytest.approx(19_600 + 3000 + 200) and merged.overlap_j == pytest.approx(100)
+
+
+def test_the_power_of_a_whole_node_has_the_devices_of_every_run_on_it(tmp_path: Path) -> None:
+    def metered_by(name: str, gpu_w: float, first: int, last: int, node_power: bool) -> RunFolder:
+        run, times = RunFolder(tmp_path / name), range(first, last + 1)
+        sensors = [FakeSensor(f"GPU-{name}", [reading(gpu_w * t, gpu_w) for t in times])]
+        if node_power:
+            watts = [reading(power_w=500.0) for _ in times]
+            sensors.append(FakeSensor(f"node@pod-{name}", watts, kind="node", method="integrated"))
+        meter_fake(run, sensors, [float(t) for t in times], node=f"pod-{name}", machine="m1")
+        return run
+
+    # Two jobs side by side, each with a GPU of its own and the same controller's figure; a third has its GPU alone.
+    a, b = metered_by("a", 100.0, 0, 60, True), metered_by("b", 200.0, 30, 90, True)
+    c = metered_by("c", 50.0, 20, 100, False)
+    for runs, energy_j in (([a], 30_000), ([a, b], 45_000), ([a, c], 30_000 + 50 * 40), ([c, b, a], 45_000 + 500)):
+        merged = merge(runs)
+        assert merged.energy_j == pytest.approx(energy_j)
+        assert merged.energy_j + merged.overlap_j == pytest.approx(sum(account_run(run).energy_j for run in runs))

@@ -124,3 +124,16 @@ def test_a_node_that_had_a_rank_in_one_attempt_is_the_run_s(run: RunFolder) -> N
     metered(run, "n1", [ranks_event(1, shared=True, on_gpus=False)])
     metered(run, "n1", [ranks_event(0, shared=True, on_gpus=False)], attempt=2, start=20)
     assert account_run(run).other_nodes == []
+
+
+def test_of_a_node_whose_gpus_are_all_other_people_s_nothing_is_left_and_that_is_said(run: RunFolder) -> None:
+    now, sensor = [0.0], FakeSensor("GPU-1", [reading(100.0 * t, 100.0) for t in range(11)])
+    meter = Meter(
+        run.ledger_file("n1"), node="n1", sensors=[sensor], discover_sensors=False, clock=lambda: (now[0], now[0])
+    )
+    meter.note(ranks_event(1, shared=True, on_gpus=False))
+    for now[0] in map(float, range(11)):
+        meter.sample(last=now[0] == 10)
+    account = account_run(run)
+    assert account.energy_j == 0 and account.devices == [] and account.curve is None
+    assert any("held by no rank of this run" in text and "1000 J" in text for text in account.warnings)

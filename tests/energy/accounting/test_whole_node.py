@@ -143,6 +143,12 @@ def test_a_node_that_uses_less_than_its_parts_is_said(run: RunFolder) -> None:
     assert any("1000 J less than its parts" in text for text in account.warnings)
 
 
+def test_a_controller_that_says_0_w_takes_no_energy_away(run: RunFolder) -> None:
+    account = accounted(run, gpu(600.0), node(0.0))
+    assert account.energy_j == pytest.approx(6000) and [device.kind for device in account.devices] == ["gpu"]
+    assert any("shows 0 J where 6000 J were measured" in text and "left out" in text for text in account.warnings)
+
+
 def test_live_figures_of_nothing() -> None:
     assert live_figures("n1", 0.0, [])["energy_j"] == 0
 

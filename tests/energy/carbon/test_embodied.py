@@ -25,6 +25,12 @@ def test_a_device_carries_an_eighth_of_a_server() -> None:
     assert busy is not None and busy.central_kg_per_h == pytest.approx(rate.central_kg_per_h / BUSY_SHARE)
 
 
+def test_no_gpu_s_figure_has_the_server_in_it() -> None:
+    """A server is added to each GPU: a published share of a server with its GPUs would count it twice."""
+    rate = embodied_rate("NVIDIA H100 80GB HBM3")
+    assert rate is not None and [factor.value for factor in rate.factors] == [1312 / 8, 5700]
+
+
 def test_unknown_is_none_and_a_foreign_device_an_error() -> None:
     assert embodied_rate("H200") is None
     with pytest.raises(ValueError, match="unknown accelerator"):

@@ -148,6 +148,34 @@ def test_the_eu_form_says_what_is_missing(record: dict[str, Any], unknown: dict[
     form = json.loads(render(record, "eu-form"))
     assert form["energy_used"].startswith("N/A (the power usage effectiveness")
     assert "IT energy alone" in form["energy_used"]
+    record["energy"]["devices"][1]["samples"] = 0
+    said = "of it measured); not in it, because no sensor told: fake GPU-2 (GPU-2). Boundary"
+    assert said in json.loads(render(record, "eu-form"))["energy_methodology"]
+
+
+def test_the_hardware_is_what_trained_and_not_what_lay_beside_it(record: dict[str, Any]) -> None:
+    assert "on 1 x fake GPU-1, 1 x fake GPU-2;" in render(record, "sentence")
+    record["hardware"]["device_type"] = "cpu"
+    assert "on 1 x fake cpu-GPU;" in render(record, "sentence")
+    record["hardware"]["device_type"] = None  # not known: the accelerators
+    assert "on 1 x fake GPU-1, 1 x fake GPU-2;" in render(record, "sentence")
+    assert render(record, "sentence").startswith("Training small on 20.5 k tokens took ")
+    record["run"]["purpose"] = "measure"
+    assert render(record, "sentence").startswith("Running small ")
+
+
+def test_a_training_that_began_with_given_weights_is_a_fine_tuning_in_every_form(tmp_path: Path) -> None:
+    given = {"initial_weights": {"path": str(tmp_path / "weights"), "imported": None}}
+    record = json.loads(json.dumps(write_record(make_run(tmp_path / "r", **given))))
+    assert record["run"]["training_type"] == "fine-tuning" and str(tmp_path) not in json.dumps(record["run"])
+    assert 'training_type: "fine-tuning"' in render(record, "huggingface")
+    assert cyclonedx_faults(render(record, "cyclonedx")) is None
+    assert '"activity": "fine-tuning"' in render(record, "cyclonedx")
+    spdx = pytest.importorskip("spdx_python_model")
+    model, objects = spdx.load_data(json.loads(render(record, "spdx")))
+    (package,) = objects.foreach_type(model.ai_AIPackage)
+    energy = package.ai_energyConsumption
+    assert len(energy.ai_finetuningEnergyConsumption) == 1 and not list(energy.ai_trainingEnergyConsumption)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from energy.factors import (
     wue,
 )
 from energy.factors.lookup import look_up
-from energy.factors.places import KINDS, OF_SPEC, by_place, from_source, named, told
+from energy.factors.places import KINDS, OF_SPEC, by_place, from_source, named, source_in_spec
 
 CHECKED = (
     "pue",
@@ -52,10 +52,10 @@ def test_names_are_unique_and_bounds_hold() -> None:
         "transmission_loss": (0.02, 0.25),
     }
     for kind in KINDS.values():
-        low, high = bounds[kind.table]
-        assert len(kind.rows()) == len(read_table(kind.table)), kind.table
+        low, high = bounds[kind.file]
+        assert len(kind.rows()) == len(read_table(kind.file)), kind.file
         for name, factor in kind.rows().items():
-            assert factor.value is None or low <= factor.value <= high, (kind.table, name)
+            assert factor.value is None or low <= factor.value <= high, (kind.file, name)
             assert factor.note.startswith(name) and factor.unit
 
 
@@ -143,7 +143,7 @@ def test_what_is_not_known_says_why(kind: str, place: str, reason: str) -> None:
 
 
 def test_reasons_are_of_tables_that_there_are() -> None:
-    assert {row["table"] for row in read_table("absent")} <= {kind.table for kind in KINDS.values()}
+    assert {row["table"] for row in read_table("absent")} <= {kind.file for kind in KINDS.values()}
     assert look_up("residual").absent == absent("residual_mix") and look_up("loss FR").absent == []
     assert [len(look_up(query).factors) for query in ("losses", "pue google fleet", "wue aws fleet")] == [53, 3, 5]
     with pytest.raises(ValueError, match="gallons by site"):
@@ -157,9 +157,9 @@ def test_a_named_figure_is_found_again_from_the_source_that_a_spec_keeps() -> No
     ):
         factor = named(key, name)
         assert factor.value is not None
-        found = from_source(key, factor.value, told(factor))
+        found = from_source(key, factor.value, source_in_spec(factor))
         assert found is not None and (found.key, found.year, found.basis) == (factor.key, factor.year, factor.basis)
-        assert from_source(key, factor.value + 0.01, told(factor)) is None
+        assert from_source(key, factor.value + 0.01, source_in_spec(factor)) is None
         assert from_source(key, factor.value, "our own meter") is None
     assert from_source("device_rated_power", 400, "llama paper: x") is None and set(OF_SPEC) == {
         "pue", "wue", "intensity_market", "transmission_loss", "water_intensity",

@@ -127,6 +127,15 @@ def test_a_flaky_device_s_counter_is_compared_only_where_power_was_read_too(run:
     assert device.energy_j == pytest.approx(4000) and device.counter_to_power == pytest.approx(1.0)
 
 
+def test_a_counter_that_comes_up_late_is_compared_from_then_on(run: RunFolder) -> None:
+    answers = [reading(None if n < 3 else 7000 + 100.0 * n, 100.0) for n in range(41)]
+    meter_fake(run, [FakeSensor("GPU-1", answers)], [float(n) for n in range(41)])
+    account = account_run(run)
+    [device] = account.devices
+    assert device.energy_j == pytest.approx(4000) and device.counter_to_power == pytest.approx(1.0)
+    assert not any("differ by more" in text for text in account.warnings)
+
+
 def test_of_a_model_that_is_asked_every_ten_seconds_a_kill_loses_nothing(run: RunFolder) -> None:
     counted = [reading(energy_j=100.0 * n, power_w=100.0) for n in range(26)]
     model = FakeSensor("cpu0", [Reading(power_w=40.0, covers_past=True)] * 26, kind="cpu", method="modelled")

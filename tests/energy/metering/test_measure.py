@@ -77,7 +77,12 @@ def test_window_and_record_agree_with_the_truth(nvml_env: Environment, tmp_path:
     assert account.phases["command"]["energy_j"] == pytest.approx(window_j, abs=edge_j + host_w)
     record = json.loads((folder.path / "footprint.json").read_text())
     assert record["energy"]["energy_it_kwh"] == pytest.approx(account.energy_j / 3.6e6)
-    assert account.energy_j >= window_j - edge_j - host_w
+    # One number: what the meter read before and after the command is in neither.
+    assert account.energy_j == pytest.approx(window_j, abs=edge_j + 0.1 * host_w)
+    assert (account.start_unix_s, account.end_unix_s) == pytest.approx(
+        (span["start_unix_s"], span["end_unix_s"]), abs=0.01
+    )
+    assert account.phases["unattributed"]["energy_j"] == 0
     assert record["run"]["status"] == "completed" and record["run"]["purpose"] == "measure"
 
 
@@ -217,6 +222,31 @@ def test_ctrl_c_after_the_commands_end_does_not_lose_the_record(
     result = measure([*SH, "exit 4"], tmp_path, gpus=None)
     assert result.exit_code == 4 and result.folder.read_run()["status"] == "failed"
     assert (result.folder.path / "footprint.json").exists() and signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_kill_before_the_command_starts_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("energy.metering.measure._meter", lambda *_: os.kill(os.getpid(), number))
+    before = signal.signal(number, signal.SIG_DFL)  # a test that runs in the background may inherit that it is ignored
+    try:
+        with pytest.raises(SystemExit) as ended:
+            measure([*SH, "exit 0"], tmp_path, gpus=None)
+        assert ended.value.code == 128 + number and signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_command_leaves_at_work_is_named(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    result = measure([*SH, f"setsid sleep 600 & echo $! > {told}; exit 3"], tmp_path / "runs", gpus=None)
+    os.kill(pid := int(told.read_text()), signal.SIGKILL)
+    assert result.exit_code == 3 and result.window.duration_s < 600
+    record = json.loads((result.folder.path / "footprint.json").read_text())
+    for warnings in (result.warnings, record["quality"]["warnings"]):
+        assert any(f"left 1 process at work ({pid} sleep)" in text for text in warnings)
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_command_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from energy import Meter
 from energy.accounting.account import account_run
+from energy.ledger.readings import read_sessions
 from energy.metering.live import PROCESS, THREADS, OwnCpu
 from energy.metering.readers import system_clock
 from energy.runs import RunFolder
@@ -94,9 +95,41 @@ def test_a_window_s_mistakes_are_named() -> None:
             _ = window.devices
         with pytest.raises(ValueError, match="'b' is open .'a'."):
             meter.end("b")
-        meter.begin("forgotten")
+        forgotten = meter.begin("forgotten")
         meter.end(window)
+        again = meter.begin("a")
+        with pytest.raises(ValueError, match="it has ended"):  # not the new one of that name
+            meter.end(window)
+        with pytest.raises(RuntimeError, match="mine"), meter.window("broken") as broken:
+            raise RuntimeError("mine")
+        with meter.window("early") as early:
+            meter.end("early")
+        assert not broken.is_open and not early.is_open and again.is_open
+        assert meter.start() is meter and sum(t.name.startswith("meter-watch") for t in threading.enumerate()) == 1
+        time.sleep(0.3)
     assert any("'forgotten' was still open" in warning for warning in meter.warnings)
+    assert forgotten.energy_j == pytest.approx(200 * forgotten.duration_s, rel=0.02)  # up to the meter's stop
+    for misused in (lambda: meter.begin("late"), lambda: meter.end("late"), meter.start):
+        with pytest.raises(ValueError, match="was stopped: make another"):
+            misused()
+
+
+def test_a_forked_child_leaves_its_parent_s_meter_alone(tmp_path: Path) -> None:
+    ledger = tmp_path / "n1.ledger"
+    with meter_of(Board("GPU-1"), ledger=ledger) as meter, meter.window("whole") as window:
+        child = os.fork()
+        if child == 0:
+            try:
+                meter.begin("in the child")
+            except ValueError as error:
+                meter.stop()
+                os._exit(str(os.getppid()) not in str(error))
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        time.sleep(0.2)
+    assert window.energy_j == pytest.approx(200 * window.duration_s, rel=0.02) and meter.warnings == []
+    [session], damaged = read_sessions(ledger)
+    assert session.ended and damaged == []
 
 
 def test_beginning_and_ending_never_wait_for_a_sensor() -> None:
@@ -176,6 +209,26 @@ def test_a_node_s_own_sensor_counts_instead_of_its_parts() -> None:
             time.sleep(0.1)
         assert window.energy_j == pytest.approx(900 * window.duration_s, rel=2e-3)
         assert meter.live()["power_w"] == 900.0
+
+
+def test_a_node_s_sensor_that_says_0_w_is_not_believed() -> None:
+    with meter_of(Board("GPU-1"), Board("node@n1", 0.0, "integrated", "node")) as meter:
+        with meter.window("w") as window:
+            time.sleep(0.2)
+        assert window.energy_j == pytest.approx(200 * window.duration_s, rel=0.05)
+        assert [device.kind for device in window.counted] == ["gpu"] and meter.live()["power_w"] == 200
+
+
+def test_a_window_that_ends_before_a_model_is_looked_up_has_its_energy_soon_after() -> None:
+    class Model(Board):
+        def read(self) -> Reading:
+            self.reads += 1
+            return Reading(pending=True) if self.reads < 20 else Reading(power_w=self.power_w, covers_past=True)
+
+    with meter_of(Model("cpu@n1", 50.0, "modelled", "cpu")) as meter:
+        with meter.window("short") as window:
+            time.sleep(0.05)
+        assert window.energy_j == pytest.approx(50 * window.duration_s, rel=0.05)
 
 
 def test_a_meter_without_anything_to_read_says_so() -> None:

@@ -152,3 +152,79 @@ def test_a_flaky_device_fills_no_disk(tmp_path: Path) -> None:
     [coarse], _ = read_sessions(path, fine=False)
     assert coarse.ticks["rows"]["energy_mj"][-1].tolist() == session.ticks["rows"]["energy_mj"][-1].tolist()
     assert (coarse.ticks["rows"]["flags"][:, 0] > 0).mean() > 0.3
+
+
+def reset_interval(trace: str, seed: int, every_s: float, stamped: bool = True) -> tuple[float, float, float]:
+    """(J of a curve, its doubt in J, true J) of a GPU that is read so often, and whose counter begins anew once."""
+    draw = random.Random(f"{trace} {seed} {every_s}")
+    [gpu] = parse(f"gpu uuid=a {trace} phase={draw.uniform(0, 20)} seed={seed}")
+    counter_s, power_s, reset_s = draw.uniform(0, 0.1), draw.uniform(0, 0.1), draw.uniform(105, 112)
+    track, now_s, ends_s = Track(True, LONGEST_UPDATE_S), 100.0, []
+    while now_s < 115.0:
+        counted_s, seen_s = (offset + math.floor((now_s - offset) / 0.1) * 0.1 for offset in (counter_s, power_s))
+        counted_s = max(counted_s, reset_s) if now_s >= reset_s else counted_s
+        used_j = gpu.energy_j(reset_s, counted_s) if now_s >= reset_s else 5e5 + gpu.energy_j(100, counted_s)
+        stamps = (counted_s, seen_s) if stamped else (None, None)
+        reading = Reading(round(1e3 * used_j), gpu.energy_j(seen_s - 0.025, seen_s) / 0.025, *stamps)
+        track.update(reading, now_s, now_s, now_s)
+        track.row(now_s)  # what was seen before it is not forgotten
+        ends_s.append(counted_s)
+        now_s += every_s * draw.uniform(0.8, 1)
+    assert track.resets == 1
+    return track.energy_mj / 1e3, track.doubt_mj / 1e3, gpu.energy_j(ends_s[0], ends_s[-1])
+
+
+def test_the_interval_of_a_reset_holds_the_truth_and_is_never_certain() -> None:
+    # Sampled power fills in between two epochs of the counter: without the gain, which the same board has all along.
+    traces = (*TRACES, "trace=constant power=300", "trace=square low=100 high=400 period=9")
+    drawn = [reset_interval(trace, seed, (0.2, 0.5, 1.0)[seed % 3]) for trace in traces for seed in range(150)]
+    assert all(doubt_j > 0 for _, doubt_j, _ in drawn)
+
+    def inside(share: float) -> float:
+        held = [
+            abs(told_j - true_j) <= half_width([("assumed", 0, share * doubt_j)]) for told_j, doubt_j, true_j in drawn
+        ]
+        return sum(held) / len(held)
+
+    assert 0.93 <= inside(1.0) <= 0.99 and inside(0.5) < 0.93  # too wide fails as well
+
+
+def test_constant_power_over_a_reset_is_exact_where_updates_are_stamped_and_else_says_by_how_much_not() -> None:
+    for seed in range(20):
+        told_j, doubt_j, true_j = reset_interval("trace=constant power=300", seed, 1.0)
+        assert told_j == pytest.approx(true_j, abs=0.01) and doubt_j < 2
+        told_j, doubt_j, true_j = reset_interval("trace=constant power=300", seed, 1.0, stamped=False)
+        # Both ends of the time between the epochs, and of what was counted, are known to an update of 0.1 s.
+        assert abs(told_j - true_j) <= doubt_j and 30 <= doubt_j <= 90
+
+
+def test_a_reset_while_an_edge_waits_leaves_the_curve_askable() -> None:
+    track = Track(True, LONGEST_UPDATE_S)
+    for at_s, used_mj in ((0.0, 500_000), (1.0, 600_000), (1.01, 1_000), (1.02, 2_000)):  # a driver without timestamps
+        track.update(Reading(used_mj, 100.0), at_s, at_s)
+    assert track.resets == 1
+    assert track.energy_at(0.9) == pytest.approx(90_000, abs=10_000) and track.energy_at(1.02) == track.energy_mj
+
+
+def test_what_was_seen_before_a_device_was_missing_stands_for_no_time_after() -> None:
+    track = Track(True, LONGEST_UPDATE_S)
+    for at_s, reading in (
+        (0.0, Reading(500_000, 400.0)),
+        (1.0, Reading(900_000, 400.0)),
+        (1.2, Reading(error="lost")),
+        (60.0, Reading(None, 400.0)),  # it is back, without a counter so far: nobody knows of the minute
+        (61.0, Reading(None, 400.0)),
+    ):
+        track.update(reading, at_s, at_s)
+    assert track.energy_mj == 400_000 + 40_000 + 400_000 and track.doubt_mj >= 40_000
+    track.update(Reading(1_000_000, 400.0), 62.0, 62.0)
+    assert (track.energy_mj, track.doubt_mj) == (840_000, 340_000)  # more than its counter says, by so much
+    track.update(Reading(30_000_000, 400.0), 63.0, 63.0)
+    assert (track.energy_mj, track.doubt_mj) == (29_500_000, 0)  # its counter knew all along
+
+
+def test_a_counter_that_comes_up_late_is_joined_to_the_power_before_it() -> None:
+    track = Track(True, LONGEST_UPDATE_S)
+    for at_s, counter_mj in ((0.0, None), (1.0, None), (2.0, 7_000_000), (3.0, 7_400_000)):
+        track.update(Reading(counter_mj, 400.0), at_s, at_s)
+    assert track.energy_mj == 1_200_000 and 0 < track.doubt_mj < 100_000

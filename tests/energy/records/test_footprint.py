@@ -14,9 +14,9 @@ from energy_fakes import FakeSensor, meter_fake, metered_window, reading
 from energy.accounting import uncertainty
 from energy.accounting.account import Account, DeviceEnergy, account_run
 from energy.accounting.uncertainty import quantile
-from energy.boundaries import BOUNDARIES, METHODS
+from energy.boundaries import BOUNDARIES, METHODS, boundary_text
 from energy.carbon.series import IntensitySeries
-from energy.factors import peak_flops, pue, rated_power
+from energy.factors import Basis, peak_flops, pue, rated_power
 from energy.records.footprint import make_footprint
 from energy.records.record import canonical
 from energy.runs import RunFolder
@@ -135,9 +135,20 @@ def test_an_hourly_series_computes_the_intensity() -> None:
     hours = IntensitySeries((0.0, 3600.0), (3600.0, 7200.0), (100.0, 300.0), "the operator")
     metered = account("counter", "counter")
     metered.curve = (np.array([1000.0, 4600.0]), np.array([0.0, 3.6e6]))
-    carbon = make_footprint(RUN, metered, STEPS, [], hours)["carbon"]
+    record = make_footprint(RUN, metered, STEPS, [], hours)
+    carbon = record["carbon"]
     assert carbon["quantities"]["intensity_g_per_kwh"]["method"] == "computed"
     assert "hour by hour" in carbon["quantities"]["carbon_tco2eq"]["from"]
+    marginal = make_footprint(RUN, metered, STEPS, [], replace(hours, basis=Basis.parse("marginal")))
+    (said,) = set(marginal["quality"]["warnings"]) - set(record["quality"]["warnings"])
+    assert said.startswith("the operator: marginal intensities") and marginal["carbon"]["basis"] == "location"
+
+
+def test_only_a_sensor_or_a_declaration_of_the_whole_node_makes_it_whole() -> None:
+    assert boundary_text("node", {"gpu", "cpu"}) == BOUNDARIES["node"] and boundary_text("gpu", {"gpu"}).startswith(
+        "the acc"
+    )
+    assert all(boundary_text("node", {"gpu", kind}).startswith("whole nodes") for kind in ("node", "baseline"))
 
 
 def test_the_schema_knows_the_words_for_boundaries_and_methods() -> None:
@@ -290,6 +301,29 @@ def test_no_steps_no_division() -> None:
     record = make_footprint({**RUN, "status": "failed"}, account("counter"), [], [])
     assert record["energy"]["joule_per_token"] is None
     assert record["run"]["trained_fraction"] == 0
+
+
+def test_each_attempt_counts_the_gpus_that_it_held() -> None:
+    """Ten hours on eight GPUs and one on four are 84 GPU-hours, whatever the run had last."""
+    first = {"attempt": 1, "started_unix_s": 0.0, "ended_unix_s": 36_000.0, "status": "failed", "world_size": 8}
+    second = {**first, "attempt": 2, "started_unix_s": 40_000.0, "ended_unix_s": 43_600.0, "world_size": 4}
+    run = {**RUN, "world_size": 4, "attempts": [first, second], "ended_unix_s": 43_600.0}
+    steps = STEPS[:5] + [{**step, "attempt": 2, "seconds": 2.0} for step in STEPS[5:]]  # half as fast on half as many
+    record = make_footprint(run, account(*["counter"] * 8), steps, [])
+    assert record["time"]["gpu_hours"] == record["compute"]["device_hours"] == 84.0
+    assert record["energy"]["paper_method"]["device_hours"] == 84.0
+    assert not any("did not train" in text for text in record["quality"]["warnings"])  # all eight did, at first
+    alone = make_footprint({**RUN, "world_size": 8}, account(*["counter"] * 8), STEPS[:5], [])
+    assert record["compute"]["mfu"] == pytest.approx(alone["compute"]["mfu"])
+    unsaid = [{key: value for key, value in each.items() if key != "world_size"} for each in (first, second)]
+    assert make_footprint({**run, "attempts": unsaid}, account("counter"), steps, [])["time"]["gpu_hours"] == 44.0
+
+
+def test_a_command_that_is_measured_has_no_useful_energy_rather_than_none_of_it() -> None:
+    energy = make_footprint({**RUN, "kind": "measure"}, account("counter"), [], [])["energy"]
+    assert energy["useful_kwh"] is None and energy["useful_share"] is None
+    assert energy["quantities"]["useful_kwh"]["method"] is None
+    assert make_footprint(RUN, account("counter"), STEPS, [])["energy"]["useful_share"] == pytest.approx(0.75)
 
 
 def test_pure_and_canonical() -> None:

@@ -1,5 +1,6 @@
 """What a node uses beyond its counters: as declared, or by its management controller."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from energy import Meter
 from energy.accounting.account import account_run
 from energy.runs import RunFolder
 from energy.sensors import Reading
+from energy.sensors.command import output_of
 from energy.sensors.declared import NodePowerSensor, node_sensors, parse_watts
 
 DCMI = """
@@ -36,7 +38,18 @@ def test_answers_of_controllers(text: str, watts: float) -> None:
     assert parse_watts(text) == watts
 
 
-@pytest.mark.parametrize("text", ["", "no sensor", "42 degrees C"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no sensor",
+        "42 degrees C",
+        "-5 W",
+        "1,234 W",
+        '{"PowerControl": [{"PowerConsumedWatts": null, "PowerCapacityWatts": 800}]}',
+        DCMI.replace("220 Watts", "disabled"),  # its extremes are not its power
+    ],
+)
 def test_no_watts_is_said(text: str) -> None:
     with pytest.raises(ValueError, match="no watts in"):
         parse_watts(text)
@@ -56,10 +69,28 @@ def test_a_command_and_a_file(tmp_path: Path) -> None:
     assert settled(NodePowerSensor("n1", file=file)).power_w == 77
     failing = settled(NodePowerSensor("n1", command=f"{sys.executable} -c 'raise SystemExit(3)'"))
     assert failing.power_w is None and "exit status 3" in (failing.error or "")
+    endless = settled(NodePowerSensor("n1", command=f"{sys.executable} -c 'while True: print(1234567 * \"9\")'"))
+    assert "printed more than 1 MB" in (endless.error or "")
     with pytest.raises(ValueError, match="either a command or a file"):
         NodePowerSensor("n1")
     with pytest.raises(ValueError, match="at least 0"):
         node_sensors("n1", baseline_w=-1)
+
+
+def test_a_controller_that_hangs_leaves_no_process_behind(tmp_path: Path) -> None:
+    told, deadline_s = tmp_path / "pid", time.monotonic() + 30
+    with pytest.raises(subprocess.TimeoutExpired):
+        output_of(["sh", "-c", f"sleep 60 & echo $! > {told}; wait"], 0.5)
+    while at_work(int(told.read_text())):  # killed, and gone in a moment; else after the minute that it sleeps
+        time.sleep(0.02)
+        assert time.monotonic() < deadline_s
+
+
+def at_work(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(("node", "power_w"), [("gpu-7", 700), ("login", 90), ("GPU-7", 90)])

@@ -101,6 +101,9 @@ def test_rapl_reads_packages_and_memory_once_and_unwraps(tmp_path: Path) -> None
         (package / "energy_uj").write_text(f"{raw_mj * 1e3:.0f}")
         counters.append(sensors[0].read().energy_mj)
     assert counters == [9e8, 11e8, 19.5e8, 20.5e8]
+    zone(tmp_path, "intel-rapl:0", "package-0", 0, range_uj=0)  # as of a virtual machine
+    sensors, warnings = rapl.find("n1", tmp_path)
+    assert [s.describe()["uuid"] for s in sensors] == ["dram-0@n1"] and "no counter" in warnings[0]
 
 
 @pytest.mark.parametrize(("away_s", "known_j"), [(200.0, 24_000), (300.0, 4_000)])

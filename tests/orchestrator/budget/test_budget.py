@@ -186,6 +186,9 @@ def test_what_was_spent_is_all_attempts_and_one_without_a_step_was_a_start_up(sp
     assert before.energy_j == pytest.approx(1900.0 + 900.0)
     assert before.carbon_t == pytest.approx(2800 / KWH * 1.25 * 400e-6)
     assert before.device_hours == pytest.approx(4.0)
+    folder.update_run(attempts=[times[0] | {"world_size": 16}, times[1]])  # it went on with fewer
+    assert spent_before(folder, spec(*PLACE), 4, attempt=3).device_hours == pytest.approx(8.0 + 2.0)
+    folder.update_run(attempts=times)
     assert before.startup_j == pytest.approx(1900.0)
     assert spent_before(folder, spec(), 4, attempt=2).energy_j == pytest.approx(1900.0)
     said = "taken 0.778 Wh, and a start-up alone takes 0.528 Wh.* --set 'energy.budget.energy=2 Wh'"

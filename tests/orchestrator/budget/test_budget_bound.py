@@ -17,20 +17,28 @@ from build import NoCompiler, build
 ROOT = Path(__file__).parents[3]
 
 GPU_W, GPUS, INTERVAL_S = 400.0, 2, 0.5
-LIMIT_J = 8_000.0
 DRIVER = """
 import json, sys, threading, time
+from functools import partial
 from pathlib import Path
-from tiny import train, write_spec
+from tiny import plain_rank, train, write_spec
 from energy.accounting.account import account_run
 from energy.metering.meter import Meter
 from energy.runs import RunFolder, write_json
 from orchestrator.driver.run_watch import BudgetSpent, RunWatch
+from orchestrator.ranks.worker import Rank
 from orchestrator.spec.file import load_experiment
 
-folder, limit_wh, interval_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+def slow_rank(least_s, rank, world, port, job):
+    step = Rank.step
+    def slow(self, number):
+        time.sleep(least_s)
+        return step(self, number)
+    Rank.step = slow
+    plain_rank(rank, world, port, job)
 
 def main():
+    folder, limit_wh, interval_s, least_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
     overrides = [f"energy.budget.energy={limit_wh} Wh", "training.tokens=256M", f"energy.sample_interval={interval_s}"]
     spec, run = write_spec(folder), RunFolder(folder / "run")
     experiment = load_experiment(spec, overrides)
@@ -40,7 +48,8 @@ def main():
     run.write_run(document)
     watch = RunWatch(experiment, run, document, lambda text: print(text, file=sys.stderr), False)
     meter = Meter(run.ledger_file("n1"), node="n1", gpus="all", host=False, interval_s=interval_s)
-    training = threading.Thread(target=train, args=(spec, run.path), kwargs={"overrides": overrides}, daemon=True)
+    options = {"overrides": overrides, "rank": partial(slow_rank, least_s)}
+    training = threading.Thread(target=train, args=(spec, run.path), kwargs=options, daemon=True)
     training.start()
     while not run.steps() and training.is_alive():
         time.sleep(0.05)  # the start-up is not metered: how long it takes is no matter here
@@ -73,7 +82,10 @@ if __name__ == "__main__":
 """
 
 
-def test_it_never_overshoots_by_more_than_a_step_and_a_reading(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("limit_j", "step_s"), [(8_000.0, 0.0), (20_000.0, 2.5)], ids=["small steps", "steps of a tenth of the budget"]
+)
+def test_it_never_overshoots_by_more_than_a_step_and_a_reading(tmp_path: Path, limit_j: float, step_s: float) -> None:
     try:
         library = build(tmp_path / "nvml")
     except NoCompiler as error:
@@ -83,7 +95,7 @@ def test_it_never_overshoots_by_more_than_a_step_and_a_reading(tmp_path: Path) -
     driver.write_text(DRIVER)
     simulated = {"LD_LIBRARY_PATH": str(library), "NVML_SIM": str(gpus), "NVML_SIM_EPOCH": str(int(time.time()))}
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "shared")))
-    command = [sys.executable, str(driver), str(tmp_path), f"{LIMIT_J / 3600:.9g}", str(INTERVAL_S)]
+    command = [sys.executable, str(driver), str(tmp_path), f"{limit_j / 3600:.9g}", str(INTERVAL_S), str(step_s)]
     done = subprocess.run(
         command, env={**os.environ, **simulated, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300
     )
@@ -91,10 +103,10 @@ def test_it_never_overshoots_by_more_than_a_step_and_a_reading(tmp_path: Path) -
     told = json.loads(done.stdout.splitlines()[-1])
     power_w = GPUS * GPU_W
     longest_step_s = max(step["seconds"] for step in told["steps"])
-    assert told["energy_j"] <= LIMIT_J + power_w * (longest_step_s + INTERVAL_S), told["warnings"]
+    assert told["energy_j"] <= limit_j + power_w * (longest_step_s + INTERVAL_S), told["warnings"]
     # Nor does it give up early: when it was asked to stop, no more was left than what it held back for its end, but for
     # the reading and the look that may lie between.
-    assert LIMIT_J - told["held_back_j"] <= told["asked_j"]
+    assert limit_j - told["held_back_j"] <= told["asked_j"]
     spans = [span["end_unix_s"] - span["start_unix_s"] for span in told["phases"] if span["phase"] != "startup"]
     assert told["energy_j"] >= told["asked_j"] - power_w * INTERVAL_S
     assert told["held_back_j"] <= power_w * (4.0 + 0.5 + 2 * longest_step_s + 3 * max(spans))

@@ -66,10 +66,10 @@ def _goes_on(rank: int, folder: Path) -> None:
     held, may_write = writer._write, threading.Event()
     copies = []
 
-    def late(copy: dict[str, Any], *arguments: Any) -> None:
+    def late(copy: dict[str, Any], *arguments: Any) -> Any:
         copies.append(copy["app"]["model"]["weight"].data_ptr())
         may_write.wait(60)
-        held(copy, *arguments)
+        return held(copy, *arguments)
 
     writer._write = late  # type: ignore[method-assign, assignment]
     writer.save(state, 1)
@@ -266,12 +266,12 @@ def test_a_storage_that_cannot_be_written_is_told_before_the_training(
 
 
 def _rank_whose_storage_fails(rank: int, world: int, port: int, job: Any) -> None:
-    from orchestrator.checkpoints.copies import Copies
+    from orchestrator.checkpoints.courier import Courier
 
-    def refuse(self: Copies, path: Path, names: Any) -> None:
+    def refuse(self: Courier, path: Path, names: Any) -> None:
         raise OSError("Bucket is read-only")
 
-    Copies.put = refuse  # type: ignore[method-assign, assignment]
+    Courier.put = refuse  # type: ignore[method-assign, assignment]
     plain_rank(rank, world, port, job)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.multiprocessing as mp
 from s3_server import BUCKET, REGION, S3, s3_server
 from tiny import STEPS, losses, plain_rank, train, write_spec
 
 from energy.runs import RunFolder
-from orchestrator.checkpoints import saved
+from orchestrator.checkpoints import courier, saved
 from orchestrator.checkpoints.writer import CheckpointWriter
 
 
@@ -29,18 +30,23 @@ def rank_with(environment: dict[str, str], rank: int, world: int, port: int, job
     plain_rank(rank, world, port, job)
 
 
-def rank_whose_server_dies(
-    server: int, environment: dict[str, str], rank: int, world: int, port: int, job: Any
+def rank_whose_server_gets(
+    number: int, server: int, environment: dict[str, str], rank: int, world: int, port: int, job: Any
 ) -> None:
     save = CheckpointWriter.save
 
-    def and_kill(self: CheckpointWriter, state: Any, step: int) -> None:
+    def and_signal(self: CheckpointWriter, state: Any, step: int) -> None:
         if step == STEPS:
             self.finish()
-            os.kill(server, signal.SIGKILL)
+            os.kill(server, number)
         save(self, state, step)
 
-    CheckpointWriter.save = and_kill  # type: ignore[method-assign]
+    CheckpointWriter.save = and_signal  # type: ignore[method-assign]
+    impatient_rank(60.0 if number == signal.SIGKILL else 2.0, environment, rank, world, port, job)
+
+
+def impatient_rank(silent_s: float, environment: dict[str, str], rank: int, world: int, port: int, job: Any) -> None:
+    courier.SILENT_S = silent_s
     rank_with(environment, rank, world, port, job)
 
 
@@ -75,14 +81,35 @@ def test_a_run_goes_on_from_its_copies_on_s3(tmp_path: Path, s3: S3, by_environm
         assert not file.is_file() or s3.secret.encode() not in file.read_bytes(), file
 
 
-def test_a_server_that_dies_costs_the_copies_and_not_the_training(tmp_path: Path, s3: S3) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGKILL, "NETWORK_CONNECTION"), (signal.SIGSTOP, "has not answered for 2 s and was given up")],
+    ids=["dies", "falls silent"],
+)
+def test_a_server_that_fails_costs_the_copies_and_not_the_training(
+    tmp_path: Path, s3: S3, number: int, said: str
+) -> None:
     spec, there = write_spec(tmp_path), [f"checkpoint.copy_to={s3.uri}"]
-    rank = partial(rank_whose_server_dies, s3.process.pid, s3.environment())
+    rank = partial(rank_whose_server_gets, number, s3.process.pid, s3.environment())
     run = train(spec, tmp_path / "run", overrides=there, rank=rank)
-    assert s3.process.wait(timeout=60) == -signal.SIGKILL
-    assert losses(run) == losses(train(spec, tmp_path / "alone"))
+    here, alone = run.path / "checkpoints", losses(train(spec, tmp_path / "alone"))
+    assert losses(run) == alone
     [told] = warnings(run)
-    assert told.startswith(f"the checkpoint of step {STEPS} was not copied: ") and "NETWORK_CONNECTION" in told
-    assert [saved.step_of(path) for path in saved.complete(run.path / "checkpoints")] == [20, 16, 8]
+    assert told.startswith(f"the checkpoint of step {STEPS} was not copied: ") and said in told
+    assert [saved.step_of(path) for path in saved.complete(here)] == [20, 16, 8]
     copied = [event["step"] for event in run.events() if event.get("event") == "checkpoint" and "copied_s" in event]
     assert copied == [8, 16]
+    if number == signal.SIGKILL:
+        return
+    # Still silent when the run goes on: from what lies here it can.
+    shutil.rmtree(here / "step-00000020")
+    rank = partial(impatient_rank, 2.0, s3.environment())
+    again = train(spec, run.path, overrides=there, rank=rank)
+    assert losses(again) == alone
+    looked, told = warnings(again, 2)
+    assert looked.startswith(f"copies of checkpoints in {s3.uri} are not looked at: ") and said in looked
+    assert told.startswith("the checkpoint of step 20 was not copied: ") and "is not asked yet again" in told
+    # But from nothing it does not begin anew while there may be copies.
+    shutil.rmtree(here)
+    with pytest.raises(mp.ProcessRaisedException, match="there is no checkpoint in .* is not known .* given up"):
+        train(spec, run.path, overrides=there, rank=rank)

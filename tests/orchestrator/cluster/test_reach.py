@@ -33,7 +33,6 @@ def test_what_speaks_grpc_is_let_through() -> None:
     server.start()
     try:
         require_cluster(f"127.0.0.1:{port}")
-        require_cluster(f"ray://127.0.0.1:{port}")
     finally:
         server.stop(None)
 
@@ -54,6 +53,12 @@ def test_what_answers_and_is_no_ray_is_named(tls: bool, monkeypatch: pytest.Monk
     finally:
         web.shutdown()
         web.server_close()
+
+
+def test_through_rays_client_no_node_can_be_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(BadInput, match=r"ray://head:10001 \(RAY_ADDRESS\): .* HOST:PORT .* hoofprint submit SPEC"):
+        require_cluster(None)
 
 
 @pytest.mark.parametrize("address", ["here:there", "host:0", "host:70000", "http://host"])

@@ -110,6 +110,11 @@ def test_measure_takes_a_named_pue_with_its_source_and_range(hoofprint: Run, tmp
         assert ratio["high", "carbon_tco2eq"] == pytest.approx(ratio["high", "energy_facility_kwh"])
 
 
+def test_measure_takes_no_figure_in_place_of_a_place(hoofprint: Run) -> None:
+    done = hoofprint("measure", "--grid", "38 g/kWh", "--", "true")
+    assert done.returncode == 2 and "--intensity-g-per-kwh, with its source" in " ".join(done.stderr.split())
+
+
 def as_measured(record: dict[str, Any]) -> dict[str, Any]:
     """A record's totals and intervals, as `measure --json` has them."""
     totals = record["energy"] | record["carbon"]

@@ -1,6 +1,7 @@
 """A run folder that a newer hoofprint wrote: every command that would believe it refuses it, and changes nothing."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from energy.run_version import CHECKPOINT_SCHEMA, SPEC_VERSION, require_known
 from model.config import LlamaConfig
 from orchestrator.checkpoints.saved import write_manifest
 from orchestrator.cli import main
+from orchestrator.driver.run_lock import RunLock
 from orchestrator.models.folder import FIRST, open_model_folder, write_model_file
 from orchestrator.spec.experiment import Experiment
 
@@ -98,6 +100,8 @@ def test_what_a_newer_version_wrote_is_refused_and_left_as_it_is(
         ["verify", str(run)],
         ["generate", str(run), "--prompt", "x"],
         ["top", str(run), "--once"],
+        ["status", str(run)],
+        ["stop", str(run)],
         ["plot", str(run), "--figure", "power", "-o", str(tmp_path / "power.svg")],
         ["compare", str(other), str(run)],
     ):
@@ -110,6 +114,22 @@ def test_what_a_newer_version_wrote_is_refused_and_left_as_it_is(
         assert "nothing was changed" in told and "Traceback" not in told
     assert files(run) == before
     assert not (tmp_path / "power.svg").exists()
+
+
+def test_one_that_runs_is_named_among_those_that_run_and_not_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(run / "run.json", '"status": "completed"', '"status": "running"')
+    NEWER["run.json"][0](run)
+    lock = RunLock(run)
+    try:
+        monkeypatch.setattr(sys, "argv", ["hoofprint", "status", "--runs", str(run.parent), "--json"])
+        main()
+    finally:
+        lock.release()
+    [seen] = json.loads(capsys.readouterr().out)["runs"]
+    assert (seen["run"], seen["status"], seen["step"], seen["energy_it_kwh"]) == ("newer", "running", None, None)
+    assert "was written by a newer version of hoofprint" in seen["doubt"] and seen["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("what", NEWER)

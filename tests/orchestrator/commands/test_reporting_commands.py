@@ -195,20 +195,6 @@ def test_the_list_of_runs(tmp_path: Path) -> None:
     assert "total" not in json.loads(call(runs, "--runs", tmp_path, "--json").stdout)
 
 
-def test_the_list_fits_80_columns_and_keeps_the_ends_of_names(tmp_path: Path) -> None:
-    from energy.records.total import project_total
-    from orchestrator.commands.listing import table, total_lines
-
-    for number in range(3):
-        name = f"llama-7b-with-a-name-that-is-much-too-long-{number}"
-        write_record(make_run(tmp_path / name, start=START + 1000 * number, status="completed"))
-    found, total = project_total(tmp_path)
-    found.entries[0].energy_it_kwh, found.entries[0].carbon_tco2eq = 1.2345e12, 1.2345e-9
-    lines = [*table(found.entries, 80), *total_lines(total, 80)]
-    assert max(len(line) for line in lines) <= 80
-    assert any("…" in line and "long-1" in line for line in lines)
-
-
 def test_no_runs_and_no_folder(tmp_path: Path) -> None:
     assert "no runs in" in call(runs, "--runs", tmp_path).stdout
     missing = call(runs, "--runs", tmp_path / "none")

@@ -230,6 +230,9 @@ def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
         ([], "holds no weights that are known here"),
         (["config.json", "consolidated.00.pth"], "put one of them into a folder of its own"),
         (["consolidated.00.pth"], "no params.json"),
+        (["model.safetensors"], "no config.json"),
+        (["model.json"], "is hoofprint's own"),
+        (["experiment.yaml", "tokenizer.model"], "is hoofprint's own"),
     ],
 )
 def test_a_folder_that_is_no_release_is_refused(make: list[str], said: str, tmp_path: Path) -> None:
@@ -257,6 +260,7 @@ def test_a_tokenizer_that_cannot_be_used_is_kept_and_said(run: Path, tmp_path: P
     done("export", run, "-o", tmp_path / "out")
     (tmp_path / "out" / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # as Llama 3's
     (tmp_path / "out" / "tokenizer.json").write_text("{}")
+    (tmp_path / "out" / "chat_template.jinja").write_text("{{ messages }}")
     back = done("import", tmp_path / "out", "-o", tmp_path / "back")
     assert "254 of the 256 bytes" in back["warnings"][0] and "tokenizer.json" in back["tokenizer"]
     refused = hoofprint("generate", tmp_path / "back", "--prompt", "a").exception
@@ -265,7 +269,10 @@ def test_a_tokenizer_that_cannot_be_used_is_kept_and_said(run: Path, tmp_path: P
         (tmp_path / "out" / name).unlink()
     assert "there was no tokenizer" in done("import", tmp_path / "out", "-o", tmp_path / "none")["warnings"][0]
     out = done("export", tmp_path / "back", "-o", tmp_path / "again")
-    assert {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"} <= set(out["tokenizer"])
+    assert {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} == set(
+        out["tokenizer"]
+    )
+    assert (tmp_path / "again" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 def test_rows_beyond_the_tokenizer_are_padding(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_a_training_that_cannot_be_set_up_failed_and_was_not_stopped(monkeypatch
     assert isinstance(training.error, ModuleNotFoundError) and training.complete is None
 
 
+@pytest.mark.parametrize(("wanted", "ray_says"), [([], "PACK"), (["cluster.placement=spread"], "SPREAD")])
+def test_workers_lie_close_together_or_apart(wanted: list[str], ray_says: str, tmp_path: Path) -> None:
+    experiment = load_experiment(write_spec(tmp_path, workers=4), wanted).model_dump(mode="json")
+    for address in ("head:6379", None):  # of a Ray of our own it says nothing, and is taken all the same
+        experiment["cluster"]["address"] = address
+        training = launch.Training(Job(str(tmp_path), "corpus", experiment, 0.0), 4, "cpu", str(tmp_path))
+        assert training._trainer().scaling_config.placement_strategy == ray_says
+
+
 def test_the_driver_and_ray_trains_controller_do_not_import_pytorch() -> None:
     script = """
 import sys

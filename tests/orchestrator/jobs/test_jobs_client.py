@@ -164,6 +164,9 @@ class Client:
     def list_jobs(self) -> list[SimpleNamespace]:
         return self.jobs
 
+    def get_address(self) -> str:
+        return "http://head:8265"
+
     def get_job_info(self, job_id: str) -> SimpleNamespace:
         if not self.tails:
             self.jobs[0].status = JobStatus.SUCCEEDED
@@ -214,7 +217,8 @@ def test_the_job_that_lives_is_meant() -> None:
     client: Any = Client([old, new])
     assert jobs.find(client, "x").id == "x-attempt-2"
     assert jobs.find(client, "x-attempt-2").live
-    with pytest.raises(BadInput, match="no run 'y'; what runs there: x "):
+    said = "no run 'y'; what runs there: x .hoofprint status --all --address http://head:8265 lists all"
+    with pytest.raises(BadInput, match=said):
         jobs.find(client, "y")
 
 
@@ -268,7 +272,8 @@ def test_submitting(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="expected an absolute path on the cluster"):
         jobs.submit(client, spec, experiment, PurePosixPath("runs"), "y")
     ended.status = JobStatus.PENDING
-    with pytest.raises(BadInput, match="is at work as job x"):
+    said = "is at work as job x; follow it: hoofprint status x --follow --address http://head:8265"
+    with pytest.raises(BadInput, match=said):
         jobs.submit(client, spec, experiment, shared, "x")
     assert len(client.submitted) == 1
 

@@ -102,6 +102,27 @@ def test_a_stop_says_in_json_what_it_came_to(run: RunFolder) -> None:
     assert done.exit_code == 0 and json.loads(done.stdout) == before | ended
 
 
+def test_a_named_run_is_shown_also_when_it_has_ended(run: RunFolder) -> None:
+    run.update_run(status="failed", error="at step 101 the loss is nan")
+    assert "nothing runs in" in status(run) and "no such folder" not in status(run)
+    assert status(run, "one") == "one: failed (at step 101 the loss is nan), no checkpoint\n"
+    [seen] = json.loads(status(run, "one", "--json"))["runs"]
+    assert (seen["status"], seen["step"], seen["doubt"], seen["power_w"]) == ("failed", 100, None, None)
+    nothing = CliRunner().invoke(cli, ["status", "--runs", str(run.path / "none")])
+    assert nothing.exit_code == 0 and "there is no such folder" in nothing.stdout
+    with pytest.raises(BadInput, match="no run 'two' in"):
+        CliRunner().invoke(cli, ["status", "two", "--runs", str(run.path.parent)], catch_exceptions=False)
+
+
+def test_a_run_that_only_hangs_is_not_to_be_gone_on_with(run: RunFolder) -> None:
+    (run.path / "live.json").write_text(json.dumps({"schema": 1, "updated_unix_s": time.time() - 60, "step": 100}))
+    lock = RunLock(run.path)
+    try:
+        assert "one: its live state stands still since" in status(run) and "--resume" not in status(run)
+    finally:
+        lock.release()
+
+
 def test_a_log_is_no_json() -> None:
     refused = CliRunner().invoke(cli, ["status", "one", "--address", "http://127.0.0.1:1", "--follow", "--json"])
     assert refused.exit_code == 2 and "--follow shows a log" in refused.output

@@ -24,7 +24,7 @@ from orchestrator.commands.generation import summary
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.models import generation
 from orchestrator.models.folder import FIRST, write_model_file
-from orchestrator.models.generation import Request, Text, generate_texts
+from orchestrator.models.generation import RECORDED_FROM, Request, Text, generate_texts
 from orchestrator.spec.file import BadInput
 
 CONTEXT, WATTS = 64, 50.0
@@ -154,7 +154,10 @@ def test_no_sensor_gives_no_figure(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(generation, "Meter", functools.partial(Meter, discover_sensors=False))
     result = ask(folder, "the")
     assert result["energy_j"] is None and result["joule_per_token"] is None and result["method"] is None
-    assert "J/token not known" in summary(result)
+    assert summary(result).endswith("J/token not known: no device of this node was read; hoofprint doctor says which "
+                                    "there are")  # fmt: skip
+    nothing = ask(folder, "the", stop_ids=range(310))
+    assert nothing["new_tokens"] == 0 and summary(nothing).endswith("J/token not known: nothing was drawn")
 
 
 def test_texts_are_the_same_in_a_batch_and_appear_in_order(folder: Path) -> None:
@@ -174,9 +177,11 @@ def test_texts_end_at_stop_strings_and_tokens_and_at_the_context(folder: Path) -
     whole = ask(folder, "the", max_tokens=10**6)["completions"][0]
     assert whole["finish_reason"] == "context" and whole["prompt_tokens"] + whole["new_tokens"] == CONTEXT
     part = whole["text"][5:8]
-    cut = ask(folder, "the", max_tokens=50, stop=[part, "", "never said"])["completions"][0]
+    cut = ask(folder, "the", max_tokens=50, stop=[part, "never said"])["completions"][0]
     assert cut["finish_reason"] == "stop" and cut["text"] == whole["text"][: whole["text"].find(part)]
     assert cut["new_tokens"] < whole["new_tokens"]
+    with_the_last = ask(folder, "the", max_tokens=cut["new_tokens"], stop=[part])["completions"][0]
+    assert with_the_last == cut
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
     drawn = list(Generation(generation.load_model(folder)[0], [tokenizer.encode("the", bos=True)], max_new_tokens=9))
     stopped = ask(folder, "the", stop_ids=[drawn[6][0]])["completions"][0]
@@ -184,17 +189,21 @@ def test_texts_end_at_stop_strings_and_tokens_and_at_the_context(folder: Path) -
     assert ask(folder, "the", max_tokens=3)["completions"][0]["finish_reason"] == "length"
 
 
-def test_all_ends_of_text_of_the_model_are_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ends_of_text_are_known_and_a_gpu_is_to_record_the_steps_of_long_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[Any] = []
 
     class Watched(Generation):
         def __init__(self, *args: Any, **more: Any) -> None:
-            given.append(more["stop_ids"])
+            given.append((more["stop_ids"], more["recorded"]))
             super().__init__(*args, **more)
 
     monkeypatch.setattr(generation, "Generation", Watched)
     ask(folder, "the", stop_ids=[7])
-    assert given == [{2, 5, 7}]
+    ask(folder, "the", max_tokens=RECORDED_FROM)
+    ask(folder, "lazy dogs " * 4, max_tokens=100)  # there is room for a few only
+    assert given == [({2, 5, 7}, False), ({2, 5}, True), ({2, 5}, False)]
 
 
 def test_a_prompt_longer_than_the_context_is_named_and_refused(folder: Path) -> None:
@@ -207,6 +216,22 @@ def test_a_prompt_longer_than_the_context_is_named_and_refused(folder: Path) -> 
     assert str(result.exception).startswith("the prompt ('lazy")
     result = hoofprint(folder, "--prompt", "a", "--stop-id", 310)  # else it would be ignored in silence
     assert isinstance(result.exception, BadInput) and "the model's tokens are 0 to 309" in str(result.exception)
+    result = hoofprint(folder, "--prompt", "a", "--stop", "x", "--stop", "")
+    assert isinstance(result.exception, BadInput) and "--stop is empty" in str(result.exception)
+
+
+def test_a_row_of_the_model_without_a_piece_is_shown_and_ends_nothing(folder: Path, tmp_path: Path) -> None:
+    """Rows that pad a vocabulary are drawn like others, and tokenizers may lack tokens that were added to a model."""
+    (tmp_path / FIRST).mkdir(parents=True)
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    model = Llama(LlamaConfig(dim=32, n_layers=1, n_heads=4, vocab_size=2000, sequence_length=CONTEXT, init_std=0.3))
+    init_weights(model, 2)
+    write_checkpoint(tmp_path / FIRST, InMemory(model), lambda done, total, name: None)
+    write_model_file(tmp_path, model.config, {}, {"layout": "huggingface"})
+    result = hoofprint(tmp_path, "--prompt", "the", "--max-tokens", 30, "--temperature", 2, "--top-p", 1, "--json")
+    assert result.exit_code == 0, result.output
+    [text] = json.loads(result.stdout)["completions"]
+    assert text["new_tokens"] == 30 and text["text"].count("\ufffd") > 15
 
 
 def test_ctrl_c_shows_what_there_is_and_what_it_took(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ def footprint(experiment: Experiment, **changes: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         "run_id": "before", "device_type": "cuda", "world_size": 8, "gpu": "NVIDIA A100-SXM4-80GB", "hosts": ["node"],
         "tokens_per_s": 40_000.0, "power_w": 320.0, "duration_s": 4000.0, "step_s": 3600.0,
-        "other_s": 180.0, "trained": None, "pue": 1.2, "intensity": 50.0,
+        "other_s": 180.0, "trained": None, "pue": 1.2, "intensity": 50.0, "method": "counter",
+        "attempts": [],
     } | changes  # fmt: skip
     on_gpu = given["device_type"] == "cuda"
     devices = given["world_size"] if on_gpu else 1
@@ -33,7 +34,7 @@ def footprint(experiment: Experiment, **changes: Any) -> dict[str, Any]:
     facility = it_kwh * given["pue"]
     shape = {key: asdict(config)[key] for key in SHAPE}
     return {
-        "run": {"run_id": given["run_id"]},
+        "run": {"run_id": given["run_id"], "attempts": given["attempts"]},
         "model": shape | {"flop_per_token": config.flop_per_token},
         "data": {"tokens_trained": given["trained"] or processed, "tokens_processed": processed},
         "compute": {"tokens_per_s": given["tokens_per_s"], "flop_per_token": config.flop_per_token},
@@ -46,6 +47,7 @@ def footprint(experiment: Experiment, **changes: Any) -> dict[str, Any]:
             "energy_it_kwh": it_kwh, "energy_facility_kwh": facility, "pue": given["pue"], "boundary": "gpu",
             "phases": [{"phase": "train_step", "seconds": given["step_s"]},
                        {"phase": "evaluation", "seconds": given["other_s"]}],
+            "quantities": {"energy_it_kwh": {"boundary": "gpu", "method": given["method"]}},
         },
         "carbon": {"carbon_tco2eq": facility * given["intensity"] / 1e6, "intensity_g_per_kwh": given["intensity"]},
     }  # fmt: skip

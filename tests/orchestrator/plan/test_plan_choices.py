@@ -3,7 +3,7 @@
 import pytest
 from plan_fakes import spec
 
-from model.memory import CHECKPOINTING, EACH, ONCE
+from model.memory import CHECKPOINTING, EACH, EACH_USE, ONCE
 from orchestrator.plan import make_plan
 from orchestrator.plan.choices import choose, step_memory
 
@@ -56,18 +56,27 @@ def test_the_cpu_recomputes_nothing_and_does_not_compile() -> None:
     found = choose(experiment, experiment.llama_config(), 2, "cpu", None)
     assert (found.activation_checkpointing, found.gradient_reduction, found.compile) == ("none", ONCE, False)
     assert (found.dtype, found.why) == ("float32", "on the CPU nothing is computed twice")
+    assert found.weight_gathering == ONCE
     on_gpu = choose(experiment, experiment.llama_config(), 2, "cuda", A100_GB)
+    assert on_gpu.weight_gathering == EACH_USE
     assert (on_gpu.dtype, on_gpu.compile, on_gpu.activation_checkpointing) == ("bfloat16", True, "none")
 
 
 def test_the_spec_is_obeyed() -> None:
     experiment = spec(
-        "llama_7b", "cluster.workers=8", "training.activation_checkpointing=full", "training.compile=false"
+        "llama_7b",
+        "cluster.workers=8",
+        "training.activation_checkpointing=full",
+        "training.compile=false",
+        "training.weight_gathering=once_per_step",
     )
     found = choose(experiment, experiment.llama_config(), 8, "cuda", 1000.0)
     assert (found.activation_checkpointing, found.compile, found.why) == ("full", False, "as the spec says")
+    assert found.weight_gathering == ONCE
     plan = make_plan(experiment)
     assert plan["memory"]["checkpointing"] == "full" and plan["flop"]["recomputed"] > 0
+    weights_gb = 2 * experiment.llama_config().params / 1e9
+    assert weights_gb < plan["memory"]["made_of_gb"]["gathered"] < 1.15 * weights_gb
 
 
 def test_plan_and_run_choose_the_same() -> None:

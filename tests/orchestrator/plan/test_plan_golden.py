@@ -89,6 +89,8 @@ def test_embodied_follows_the_table() -> None:
     plan = make_plan(spec("llama_65b"))
     per_hour_kg = 150 / (5 * 8760) + 5700 / 8 / (4.5 * 8760)
     assert plan["embodied_tco2eq"] == pytest.approx(plan["gpu_hours"] * per_hour_kg / 1000)
+    assumed = {each["key"]: each["value"] for each in plan["assumptions"]}
+    assert assumed["embodied_g_per_gpu_hour"] == pytest.approx(1000 * per_hour_kg)
     assert plan["low"]["embodied_tco2eq"] < plan["embodied_tco2eq"] < plan["high"]["embodied_tco2eq"]
     assert make_plan(spec("llama_7b", "cluster.accelerator=H200"), options=_at_mfu())["embodied_tco2eq"] is None
 

@@ -33,7 +33,13 @@ def test_own_runs_come_before_published_figures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"gpu": "NVIDIA H100 80GB HBM3"}, {"device_type": "cpu"}, {"gpu": "NVIDIA A100-SXM4-40GB"}, {"tokens_per_s": 0.0}],
+    [
+        {"gpu": "NVIDIA H100 80GB HBM3"},
+        {"device_type": "cpu"},
+        {"gpu": "NVIDIA A100-SXM4-40GB"},
+        {"tokens_per_s": 0.0},
+        {"attempts": [{"world_size": 16}, {"world_size": 8}]},
+    ],
 )
 def test_runs_on_other_hardware_do_not_count(tmp_path: Path, changes: dict) -> None:
     experiment = spec("llama_7b", *NODE)
@@ -222,7 +228,31 @@ def test_every_planned_figure_has_its_boundary_and_method(tmp_path: Path) -> Non
     assert plan["quantities"]["tokens_per_s"]["method"] == "assumed"
     write_run(tmp_path, spec("llama_7b", *NODE))
     own = make_plan(spec("llama_7b", *NODE), tmp_path)["quantities"]
-    assert own["tokens_per_s"]["method"] == own["device_power_w"]["method"] == "measured"
+    assert (own["tokens_per_s"]["method"], own["device_power_w"]["method"]) == ("measured", "counter")
+
+
+def test_power_that_earlier_runs_only_modelled_is_not_called_measured(tmp_path: Path) -> None:
+    write_run(tmp_path, spec("llama_7b", *NODE), method="modelled")
+    plan = make_plan(spec("llama_7b", *NODE), tmp_path)
+    assert plan["quantities"]["device_power_w"]["method"] == "modelled"
+    power = next(each for each in plan["assumptions"] if each["key"] == "device_power_w")
+    assert "(before): modelled, boundary gpu" in power["source"] and "(modelled)" in plan["sources"]["energy_it_kwh"]
+    write_run(tmp_path, spec("llama_7b", *NODE), run_id="metered")
+    assert make_plan(spec("llama_7b", *NODE), tmp_path)["quantities"]["device_power_w"]["method"] == "mixed"
+
+
+def test_a_power_that_nothing_tells_is_missing_until_a_run_has_drawn_it(tmp_path: Path) -> None:
+    said = "the power of a device: give energy.device_rated_power, or run it once"
+    assert said in make_plan(spec("laptop"), tmp_path)["missing"]
+    write_run(tmp_path, spec("laptop"), device_type="cpu", world_size=2, power_w=40.0)
+    drawn = make_plan(spec("laptop"), tmp_path)
+    assert said not in drawn["missing"] and drawn["device_power_w"] == pytest.approx(40.0)
+
+
+def test_a_grid_that_is_named_is_told_with_its_place_and_year() -> None:
+    by_place = make_plan(spec("llama_65b", "energy.grid=FR", "energy.intensity=null", "energy.intensity_source=null"))
+    assert by_place["sources"]["carbon_tco2eq"].startswith("56.039 g/kWh: FRA, 2023: Our World in Data")
+    assert make_plan(spec("llama_65b"))["sources"]["carbon_tco2eq"].startswith("385 g/kWh: the LLaMA paper")
 
 
 def test_storage_and_restarts_are_those_of_the_table() -> None:

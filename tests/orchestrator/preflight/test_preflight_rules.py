@@ -3,14 +3,16 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from orchestrator.preflight import measure
 from orchestrator.preflight.measure import Measuring, bus_gb_per_s
 from orchestrator.preflight.node import REPEATS, disk_write_mb_per_s, repeated
-from orchestrator.preflight.nodes import Node, in_turn, ring
+from orchestrator.preflight.nodes import Held, Node, in_turn, ring
 from orchestrator.preflight.rules import Finding, find_faults
 from orchestrator.screens.preflight import in_lines, print_preflight
 from orchestrator.spec.experiment import ClusterSpec
@@ -206,6 +208,37 @@ def test_the_bus_bandwidth_is_of_the_slowest_rank_and_the_median_repeat() -> Non
     # Repeats last 2, 4 and 3 s; of 4 GB each link carries 2 x 3/4: 6 GB in 3 s.
     seconds = [[1.0, 4.0, 3.0], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     assert bus_gb_per_s(4_000_000_000, seconds) == pytest.approx(2.0)
+
+
+def test_a_rank_that_nccl_ends_because_its_partner_hangs_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound, hung = ray_node("sound"), ray_node("hung")
+    told = {"free_port": {"results": {"pair": 1234}}, "ping": {}}
+    told["all_reduce"] = {
+        "died": {("pair", 0)}, "silent": {("pair", 1)},
+        "faults": {("pair", 0): "its process died: SIGABRT", ("pair", 1): "no answer within 9 s"},
+    }  # fmt: skip
+
+    class Rank:
+        def __getattr__(self, call: str) -> Any:
+            return SimpleNamespace(remote=lambda *arguments: call)
+
+    class Answers:
+        def __init__(self, asked: dict[Any, str], *limits: Any):
+            self.results, self.faults, self.died, self.silent = {}, {}, set(), set()
+            vars(self).update(told[next(iter(asked.values()))])
+
+        def wait(self) -> "Answers":
+            return self
+
+    monkeypatch.setattr(measure, "Answers", Answers)
+    monkeypatch.setattr(measure.ray, "kill", lambda actor: None)
+    for node in (sound, hung):
+        node.ranks = [Held(node, Rank())]
+    measuring = Measuring([sound, hung], "cpu", 9.0, lambda done, total, text: None)
+    rates, faults = measuring._reduce("between", "all-reduce", {"pair": [sound.ranks[0], hung.ranks[0]]})
+    assert (rates, faults) == ({}, {"pair": "no answer within 9 s"})
+    assert sound.document["missing"] == {"all-reduce": "held up by hung, which does not answer"}
+    assert hung.document["missing"] == {"all-reduce": "no answer within 9 s"}
 
 
 def test_repeats_wait_for_all_their_work_and_leave_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 from orchestrator.ranks.loop import StepResult
-from orchestrator.ranks.profiling import CATEGORIES, SKIPPED, StepProfiler, category, split_time, union
+from orchestrator.ranks.profiling import (
+    CATEGORIES,
+    SKIPPED,
+    STEP,
+    StepProfiler,
+    category,
+    overlap,
+    split_time,
+    union,
+    what_ran,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +55,45 @@ def test_a_name_has_its_category(name: str, expected: str) -> None:
 def test_a_union_counts_each_moment_once() -> None:
     assert union([(5, 6), (0, 2), (1, 3), (3, 4), (2, 2)]) == [(0, 4), (5, 6)]
     assert union([]) == []
+
+
+def test_an_overlap_is_what_both_have() -> None:
+    assert overlap([(0, 4), (5, 6), (8, 9)], [(1, 2), (3, 5.5), (7, 10)]) == [(1, 2), (3, 4), (5, 5.5), (8, 9)]
+    assert overlap([(0, 1)], []) == overlap([], [(0, 1)]) == overlap([(0, 1)], [(1, 2)]) == []
+
+
+def test_on_a_gpu_kernels_count_and_not_what_is_drawn_over_them() -> None:
+    def event(name: str, start_us: float, end_us: float, gpu: bool = True, annotation: bool = False) -> FunctionEvent:
+        kind = DeviceType.CUDA if gpu else DeviceType.CPU
+        return FunctionEvent(1, name, 1, start_us, end_us, device_type=kind, is_user_annotation=annotation)
+
+    events = [
+        event(STEP, 100, 200, gpu=False, annotation=True),
+        event(STEP, 105, 199, annotation=True),
+        event("FSDP::all_gather", 110, 180, annotation=True),
+        event("ncclDevKernel_AllGather_RING_LL", 110, 150),
+        event("nvjet_tst_128x256", 140, 170),
+        event("aten::mm", 101, 102, gpu=False),  # where it was launched
+        event("nvjet_tst_128x256", 220, 270),  # of an evaluation
+    ]
+    shares = split_time(what_ran(events, "cuda"), wall=100.0, data_wait=0.0)
+    assert shares == pytest.approx(
+        {
+            "matmul": 0.3,
+            "attention": 0.0,
+            "other kernels": 0.0,
+            "exposed communication": 0.3,
+            "data wait": 0.0,
+            "nothing ran": 0.4,
+        }
+    )
+
+
+def test_on_the_cpu_what_a_compiler_fused_is_other_kernels() -> None:
+    names = ((STEP, 0, 100), ("## Call CompiledFxGraph fgemmz ##", 10, 60), ("aten::mm", 20, 50), ("Compiled", 0, 90))
+    events = [FunctionEvent(1, name, 1, start_us, end_us) for name, start_us, end_us in names]
+    shares = split_time(what_ran(events, "cpu"), wall=100.0, data_wait=0.0)
+    assert (shares["matmul"], shares["other kernels"], shares["nothing ran"]) == pytest.approx((0.3, 0.2, 0.5))
 
 
 def test_only_what_nothing_hides_is_exposed() -> None:
@@ -91,6 +142,23 @@ def test_it_records_the_steps_asked_for_and_no_others(tmp_path: Path) -> None:
     trace = json.loads(gzip.decompress((tmp_path / "profile" / "trace.json.gz").read_bytes()))
     assert sum(event.get("name") == "aten::mm" for event in trace["traceEvents"]) == 3
     assert "steps 13 to 15 of rank 0 on cpu" in (tmp_path / "profile" / "profile.txt").read_text()
+
+
+def test_an_evaluation_between_two_steps_is_in_the_trace_and_not_in_the_shares(tmp_path: Path) -> None:
+    made = steps_of_products()
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 2, torch.device("cpu"))
+    x = torch.randn(400, 400)
+    for step in range(1, SKIPPED + 3):
+        profiler(step)
+        for _ in range(200):
+            torch.bmm(x[None], x[None])
+    found = json.loads((tmp_path / "profile" / "profile.json").read_text())
+    assert sum(found["shares"].values()) == pytest.approx(1.0)
+    trace = json.loads(gzip.decompress((tmp_path / "profile" / "trace.json.gz").read_bytes()))
+    ran = {name: [e for e in trace["traceEvents"] if e.get("name") == name] for name in ("aten::mm", "aten::bmm", STEP)}
+    assert [len(events) for events in ran.values()] == [2, 200, 2]
+    within_s = sum(event["dur"] for event in ran["aten::mm"]) / 1e6
+    assert found["shares"]["matmul"] == pytest.approx(within_s / found["seconds"], rel=0.05)
 
 
 def test_a_training_that_ends_early_leaves_what_there_is(tmp_path: Path) -> None:

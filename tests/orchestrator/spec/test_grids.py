@@ -102,8 +102,9 @@ def test_the_run_says_what_it_computes_with(whole: tuple[Path, RunFolder], tmp_p
             "dtype float8 and cluster.tensor_parallel do not go together",
         ),
         (["cluster.workers=32", "cluster.tensor_parallel=2"], "does not divide over 16 ranks"),
-        (["training.attention=varlen"], "set data.document_masking"),
-        (["training.attention=cudnn", MASKED], "takes no mask of documents"),
+        (["training.attention=varlen", "cluster.device=auto"], "set data.document_masking"),
+        (["training.attention=cudnn", "cluster.device=auto", MASKED], "takes no mask of documents"),
+        (["training.attention=efficient"], "trains on a GPU only, and cluster.device is cpu"),
         (["training.activation_checkpointing=some"], "'auto', 'none', 'selective' or 'full'"),
     ],
 )

@@ -32,7 +32,12 @@ def test_names_become_numbers_with_their_source() -> None:
 
 @pytest.mark.parametrize(
     ("given", "told"),
-    [({"pue": "gogle"}, "no PUE is known"), ({"intensity_market": "AT"}, "full disclosure"), ({"wue": "FR"}, "WUE")],
+    [
+        ({"pue": "gogle"}, "no PUE is known"),
+        ({"intensity_market": "AT"}, "full disclosure"),
+        ({"wue": "FR"}, "WUE"),
+        ({"grid": "38 g/kWh"}, "is a figure: write intensity, with intensity_source"),  # else it would have no source
+    ],
 )
 def test_a_name_that_is_none_says_what_the_table_lacks(given: dict[str, str], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
@@ -56,5 +61,8 @@ def test_the_account_keeps_year_place_and_basis() -> None:
     assert figures["intensity_market_g_per_kwh"]["basis"]["market"] == "market"
     assert figures["pue"]["year"] == 2024 and "checked against" in figures["pue"]["note"]
     assert figures["wue_l_per_kwh"]["geography"] == "aws:us-east-1"
+    places = [accounting_of(load_experiment(Path("experiments/laptop.yaml"), [f"energy.grid={name}"]))["place"]
+              for name in ("us-west-2", "llama_paper")]  # fmt: skip
+    assert places == [{"region": "us-west-2", "provider": "aws"}, {"region": None, "provider": None}]
     own = experiment.model_copy(update={"energy": EnergySpec(pue=1.2, pue_source="our meter")})
     assert accounting_of(own)["accounting"]["pue"]["year"] is None
