@@ -226,6 +226,19 @@ def _as_cause(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **inverse, "factor": "time per token", "unit": "device-µs"}
 
 
+def _other_code(record: dict[str, Any]) -> list[str]:
+    """Of a run that went on with other code or packages than it began with: what each such attempt ran."""
+    run, texts = record["run"], []
+    for attempt in run.get("attempts") or []:
+        ran = {} if attempt.get("code_revision") == run["code_revision"] else {"": attempt.get("code_revision")}
+        now = run.get("versions") or {}
+        ran |= {name: old for name, old in (attempt.get("versions") or now).items() if now.get(name) != old}
+        if "versions" in attempt and ran:  # else the record is from before it was noted
+            told = ", ".join(f"{name} {value or 'not known'}".strip() for name, value in ran.items())
+            texts.append(f"attempt {attempt['attempt']} ran {told}")
+    return texts
+
+
 def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
     spec = Path(run.path) / "experiment.yaml"
     measured = run.read_run().get("kind") == MEASURE  # a command of `hoofprint measure`
@@ -241,6 +254,7 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "beyond": _beyond(record),
         "overhead": _overhead(record),
         "skipped": _skipped(record),
+        "other_code": _other_code(record),
         "doubts": record["quality"]["warnings"] + [f"damaged ledger: {each}" for each in record["quality"]["damaged"]],
         "most_rows": MOST_ROWS,
         "not_counted": [

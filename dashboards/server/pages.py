@@ -196,7 +196,8 @@ class Pages:
             duration_s = record["time"]["duration_s"]
             nodes: dict[str, list[Any]] = {}
             for each in record["energy"]["devices"]:
-                mean_w = each["energy_kwh"] * JOULE_PER_KWH / duration_s if duration_s else None
+                known = duration_s and each["energy_kwh"] is not None
+                mean_w = each["energy_kwh"] * JOULE_PER_KWH / duration_s if known else None
                 nodes.setdefault(each["node"], []).append((each["uuid"], each["name"], each["kind"], mean_w, None))
         except (OSError, *BROKEN):
             return {}  # the page says what is wrong with the record

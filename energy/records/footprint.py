@@ -212,7 +212,7 @@ def make_footprint(
     warnings += _missing(run, account, measured_any, pue, carbon, series, max(devices, *devices_of.values(), 0))
 
     planned = run.get("planned_tokens")
-    fraction = trained / planned if planned else None
+    fraction = (trained + _skipped_last(run, steps)) / planned if planned else None
     entering = ("pue", "intensity_g_per_kwh") if series is None else ("pue",)
     factors = {key: assumed[key] for key in entering if assumed[key]["value"] is not None}
     figures = {
@@ -311,6 +311,22 @@ def _missing(
     return texts
 
 
+def _skipped_last(run: Row, steps: Sequence[Row]) -> float:
+    """Tokens of the steps after the last that was not skipped: the run has come past them, too."""
+    data, last = run.get("data") or {}, steps[-1]["step"] if steps else 0
+    later = sum(each["step"] > last for each in data.get("skipped") or [])
+    return later * data["tokens_skipped"] / data["steps_skipped"] if later else 0.0
+
+
+def _joules(device: Any) -> dict[str, Any]:
+    """A device's energy; None where nothing was ever read of it, which is not zero."""
+    known = device.samples or device.energy_j
+    return {
+        "energy_j": device.energy_j if known else None,
+        "energy_kwh": device.energy_j / JOULE_PER_KWH if known else None,
+    }
+
+
 def _energy_block(
     run: Row, account: Any, total_j: float, it_kwh: float | None, facility_kwh: float | None, pue: float | None
 ) -> dict[str, Any]:
@@ -324,9 +340,7 @@ def _energy_block(
         "pue": pue,
         "boundary": boundary_of(account.devices),
         "devices": [
-            {key: getattr(d, key) for key in keys}
-            | {"energy_j": d.energy_j, "energy_kwh": d.energy_j / JOULE_PER_KWH}
-            | {key: getattr(d, key) for key in further}
+            {key: getattr(d, key) for key in keys} | _joules(d) | {key: getattr(d, key) for key in further}
             for d in account.devices
         ],
         "phases": [

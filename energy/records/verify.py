@@ -293,11 +293,11 @@ def _sums(record: Mapping[str, Any]) -> Found:
             faults.append(f"{FILE_NAME}: {what} give {found!r}, {how} is {expected!r}")
 
     def column(name: str) -> float:
-        return math.fsum(part["energy_kwh"] for part in energy[name])
+        return math.fsum(part["energy_kwh"] or 0.0 for part in energy[name])
 
     compare("energy.devices", column("devices"), total)
     compare("energy.phases", column("phases"), total)
-    for device in energy["devices"]:
+    for device in (each for each in energy["devices"] if each["energy_j"] is not None):
         energy_kwh = device["energy_j"] / JOULE_PER_KWH
         compare(f"energy.devices[{device['uuid']}].energy_j", energy_kwh, device["energy_kwh"], "its energy_kwh")
     compare("energy.attempts", column("attempts"), total)

@@ -39,6 +39,11 @@ def choose(
         if instance is None:
             chosen[uuid] = {}
             continue
+        if share is None:
+            warnings.append(
+                f"{instance}: NVML does not tell what part of its GPU it is, so all of GPU {uuid} is counted"
+            )
+            share = 1.0
         instances = chosen.setdefault(uuid, {instance: share})
         if instances:  # empty where the whole GPU is named too
             instances[instance] = share
@@ -56,8 +61,8 @@ def share_text(uuid: str, instances: Mapping[str, float]) -> str:
     )
 
 
-def _resolve(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | None, float]:
-    """(UUID of the GPU or None, MIG instance or None, share)."""
+def _resolve(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | None, float | None]:
+    """(UUID of the GPU or None, MIG instance or None, share or None where it is not told)."""
     if name.lstrip("-").isdigit():
         index, uuids = int(name), list(handles)
         return (uuids[index] if 0 <= index < len(uuids) else None), None, 1.0
@@ -67,7 +72,7 @@ def _resolve(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | N
     return (found[0] if len(found) == 1 else None), None, 1.0
 
 
-def _mig_parent(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | None, float]:
+def _mig_parent(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str | None, float | None]:
     """(UUID of the GPU that the instance is a part of, the instance's full name, its share of the GPU)."""
     import pynvml
 
@@ -88,12 +93,12 @@ def _mig_parent(name: str, handles: Mapping[str, Any]) -> tuple[str | None, str 
             except pynvml.NVMLError:
                 continue  # an empty slot
             if own == name or own.startswith(name):
-                return uuid, own, mig_share(handle, instance)
+                return uuid, own, mig_share(instance)
     return None, None, 1.0
 
 
-def mig_share(parent: Any, instance: Any) -> float:
-    """The instance's compute slices over the seven that a MIG GPU has.
+def mig_share(instance: Any) -> float | None:
+    """The instance's compute slices over the seven that a MIG GPU has; None where NVML does not tell them.
 
     No counter splits a GPU's energy over its instances. The rule follows the slices, not the activity: energy that
     nobody used is shared by what each has reserved.
@@ -103,7 +108,7 @@ def mig_share(parent: Any, instance: Any) -> float:
     try:
         slices = pynvml.nvmlDeviceGetAttributes(instance).gpuInstanceSliceCount
     except pynvml.NVMLError:
-        return 1.0  # not told: all of it, which is the larger figure
+        return None
     return min(1.0, max(slices, 1) / 7)
 
 

@@ -60,7 +60,7 @@ class _Ending:
         now = time.time()
         status = {"status": "failed", "error": error} if error else {"status": "stopped"}
         self._attempts[-1] |= {"ended_unix_s": now, **status}
-        self._attempts.append({"started_unix_s": now, "status": "running", "attempt": self.attempt + 1})
+        self._attempts.append({"started_unix_s": now, "status": "running", "attempt": self.attempt + 1, **_code()})
         self._claim.folder.update_run(**self.held(workers))
         return now
 
@@ -142,7 +142,7 @@ def _run(
     previous = {} if fresh else folder.read_run()
     before = None if fresh else attempt_files.Before(folder)
     attempts = [*previous.get("attempts", []), {"started_unix_s": started, "status": "running"}]
-    attempts[-1] |= {"attempt": len(attempts)}
+    attempts[-1] |= {"attempt": len(attempts), **_code()}
     ending = _Ending(claim, attempts, screen)
     try:
         claim.hold_space()
@@ -320,6 +320,12 @@ def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
     return {"interval_s": energy.sample_interval, "attempt": attempt, "declared": declared}
 
 
+def _code() -> dict[str, Any]:
+    """What runs: of each attempt its own, because a run may go on with other code than it began with."""
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"code_revision": code_revision(), "versions": versions}
+
+
 def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:
     config = experiment.llama_config(prepared.vocab_size)
     return {
@@ -331,8 +337,7 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "ended_unix_s": None,
         "error": None,
         "budget": None,  # what stopped it, if a budget does
-        "code_revision": code_revision(),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        **_code(),
         "attempts": attempts,
         "hosts": [socket.gethostname()],
         "world_size": experiment.cluster.workers,

@@ -233,7 +233,7 @@ def test_both_forms_call_nothing_measured_that_was_not(folder: RunFolder) -> Non
     record = json.loads(path.read_text())
     covered = report.headline(record)[0]["note"]
     assert "% modelled" in covered and "(PaLM, of 989 TFLOP/s)" in report.headline(record)[3]["note"]
-    record["energy"]["devices"][0] |= {"samples": 0, "energy_j": 0.0, "energy_kwh": 0.0}
+    record["energy"]["devices"][0] |= {"samples": 0, "energy_j": None, "energy_kwh": None}
     path.write_text(canonical(record))
     html, markdown = (each.read_text() for each in report.write_report(folder))
     assert f'As metered<br><span class="quiet">{covered}</span>' in html and ">Measured<" not in html
@@ -245,6 +245,20 @@ def test_both_forms_call_nothing_measured_that_was_not(folder: RunFolder) -> Non
     assert len(report.headline(record)) == 5
     told = report.headline(record | {"model": {"params": None}})
     assert [card["label"] for card in told] == ["IT energy", "Carbon", "Time"] and "token" not in json.dumps(told)
+
+
+def test_both_forms_name_the_code_of_an_attempt_that_ran_other(folder: RunFolder) -> None:
+    same = {"code_revision": "abc1234", "versions": {"torch": "2.9"}}
+    path = folder.path / "footprint.json"
+    record = json.loads(path.read_text())
+    record["run"]["attempts"] = [
+        {**RUN["attempts"][0], **same, "attempt": number, **other}
+        for number, other in enumerate([{"code_revision": "0ld"}, {"versions": {"torch": "2.8"}}, {}], 1)
+    ]
+    path.write_text(canonical(record))
+    for each in report.write_report(folder):
+        text = each.read_text()
+        assert "attempt 1 ran 0ld; attempt 2 ran torch 2.8" in text and "attempt 3 ran" not in text
 
 
 def test_both_forms_name_the_steps_that_were_skipped(folder: RunFolder) -> None:

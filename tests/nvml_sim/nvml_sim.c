@@ -251,7 +251,7 @@ int nvmlDeviceGetComputeInstanceId(Device *g, unsigned *id) {
     return g->parent ? OK : INVALID;
 }
 int nvmlDeviceGetAttributes_v2(Device *g, Attributes *to) {
-    if (!g->parent) return NOT_SUPPORTED; /* the real one answers for MIG instances only */
+    if (!g->parent || !g->slices) return NOT_SUPPORTED; /* the real one answers for MIG instances only */
     memset(to, 0, sizeof *to);
     to->multiprocessors = g->multiprocessors;
     to->gpu_slices = to->compute_slices = g->slices;

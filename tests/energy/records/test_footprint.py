@@ -289,12 +289,29 @@ def test_no_sensor_is_missing_and_not_zero() -> None:
     assert any("missing" in text for text in record["quality"]["warnings"])
 
 
+def test_a_device_that_was_never_read_is_missing_beside_one_that_was() -> None:
+    never = replace(device("GPU-1", "NVIDIA A100-SXM4-80GB", 0.0, method="unknown"), samples=0)
+    at_rest = device("GPU-2", "NVIDIA A100-SXM4-80GB", 0.0)
+    devices = [*account("counter").devices, never, at_rest]
+    energy = make_footprint(RUN, hour(devices), STEPS, [])["energy"]
+    assert [each["energy_j"] for each in energy["devices"]] == [1.8e6, None, 0.0]
+    assert [each["energy_kwh"] for each in energy["devices"]] == [0.5, None, 0.0] and energy["energy_it_kwh"] == 0.5
+
+
 def test_a_failed_run_is_partial_and_counts_recomputed_tokens() -> None:
     again = [{**step, "attempt": 2} for step in STEPS[3:6]]
     record = make_footprint({**RUN, "status": "failed", "error": "boom"}, account("counter"), STEPS[:5] + again, [])
     assert record["run"]["partial"] is True
     assert record["run"]["trained_fraction"] == pytest.approx(0.6)
     assert record["data"]["tokens_processed"] == 800
+
+
+def test_a_run_whose_last_step_was_skipped_came_to_its_end() -> None:
+    skipped = [{"step": n, "reason": "the loss is nan"} for n in (3, 10)]
+    data = {"steps_skipped": 2, "tokens_skipped": 200, "skipped": skipped}
+    ended = make_footprint({**RUN, "data": data}, account("counter"), STEPS[:2] + STEPS[3:9], [])
+    assert ended["run"]["trained_fraction"] == 1 and ended["run"]["partial"] is False
+    assert make_footprint(RUN, account("counter"), STEPS[:9], [])["run"]["partial"] is True
 
 
 def test_no_steps_no_division() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 A, B, C = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abc")
 MIG = "MIG-11111111-2222-3333-4444-555555555555"
-GPUS = f"gpu uuid={A}\ngpu uuid={B}\ngpu uuid={C} mig={MIG}:2:28:10000,MIG-22222222-0:3:42:20000\n"
+INSTANCES = f"{MIG}:2:28:10000,MIG-22222222-0:3:42:20000,MIG-33333333-0:0:14:5000"  # of the last no slices are told
+GPUS = f"gpu uuid={A}\ngpu uuid={B}\ngpu uuid={C} mig={INSTANCES}\n"
 CODE = """
 import json
 from energy import Meter
@@ -67,6 +68,14 @@ def test_a_mig_instance_has_a_stated_share_of_its_gpu(nvml_env, names: str) -> N
     found, warnings = visible(nvml_env, names)
     assert found[C] == pytest.approx(2 / 7) and (A in found) == (A in names)
     assert "a stated rule, not a measurement" in warnings
+
+
+def test_an_instance_whose_part_is_not_told_is_all_of_its_gpu_and_says_so(nvml_env) -> None:
+    found, warnings = visible(nvml_env, "MIG-33333333-0")
+    assert (
+        found == {C: 1.0}
+        and f"MIG-33333333-0: NVML does not tell what part of its GPU it is, so all of GPU {C}" in warnings
+    )
 
 
 def test_instances_are_named_in_full_and_never_more_than_their_gpu(nvml_env) -> None:
