@@ -9,6 +9,7 @@ from ray._private.state import state as cluster_state
 from orchestrator.cluster.meters import RANK_CLASS
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput
+from orchestrator.spec.sense import needs_a_gpu
 
 
 def choose_workers(experiment: Experiment) -> tuple[int, str]:
@@ -21,6 +22,8 @@ def choose_workers(experiment: Experiment) -> tuple[int, str]:
     gpus = int(there.get("GPU", 0))
     cpu = cluster.device == "cpu" or (cluster.device == "auto" and gpus == 0 and cluster.accelerator is None)
     have, device = (int(there.get("CPU", 0)), "cpu") if cpu else (gpus, "cuda")
+    for (section, key), text in needs_a_gpu(experiment) if cpu else ():
+        raise BadInput(f"{text}, and the cluster has none: set {section}.{key} to auto")
     fewest = cluster.min_workers or cluster.workers
     if not cpu and cluster.accelerator is None and cluster.min_workers is None:
         fewest = 1  # a spec written for the CPU, on a machine with fewer GPUs than it has workers

@@ -188,12 +188,22 @@ def tokens_fill_a_batch(spec: Any) -> Iterator[Fault]:
         yield ("training", "tokens"), f"tokens {tokens} is less than one batch of {batch}"
 
 
-def float8_is_possible(spec: Any) -> Iterator[Fault]:
-    if spec.training.dtype != "float8":
-        return
+def needs_a_gpu(spec: Any) -> Iterator[Fault]:
+    """What of the training no CPU can do, whatever cluster.device says."""
+    training = spec.training
+    if training.dtype == "float8":
+        yield ("training", "dtype"), "dtype float8 needs a GPU"
+    if training.attention in ("flex", "varlen", "cudnn", "efficient"):
+        yield ("training", "attention"), f"attention {training.attention} trains on a GPU only"
+
+
+def a_cpu_can_do_it(spec: Any) -> Iterator[Fault]:
     if spec.cluster.device == "cpu":
-        yield ("training", "dtype"), "dtype float8 needs a GPU, and cluster.device is cpu"
-    if spec.cluster.tensor_parallel > 1:
+        yield from ((place, f"{text}, and cluster.device is cpu") for place, text in needs_a_gpu(spec))
+
+
+def float8_goes_with_the_grid(spec: Any) -> Iterator[Fault]:
+    if spec.training.dtype == "float8" and spec.cluster.tensor_parallel > 1:
         yield ("training", "dtype"), "dtype float8 and cluster.tensor_parallel do not go together"
 
 
@@ -218,12 +228,6 @@ def batch_divides_over_ranks(spec: Any) -> Iterator[Fault]:
 
 def attention_fits_the_data(spec: Any) -> Iterator[Fault]:
     attention, masked = spec.training.attention, spec.data.document_masking
-    if attention in ("flex", "varlen", "cudnn", "efficient") and spec.cluster.device == "cpu":
-        yield (
-            ("training", "attention"),
-            f"attention {attention} trains on a GPU only, and cluster.device is cpu: leave it on auto",
-        )
-        return
     if attention in ("flex", "varlen") and not masked:
         yield (
             ("training", "attention"),

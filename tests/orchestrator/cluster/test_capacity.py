@@ -17,6 +17,12 @@ from orchestrator.spec.file import BadInput, load_experiment
         ({"CPU": 9.0}, [], (8, "cpu")),
         ({"CPU": 9.0, "GPU": 3.0}, ["cluster.device=auto"], (2, "cuda")),  # 3 do not share a batch of 8 sequences
         ({"CPU": 2.0}, ["cluster.min_workers=2"], (2, "cpu")),
+        (
+            {"CPU": 9.0},
+            ["cluster.device=auto", "training.dtype=float8"],
+            "float8 needs a GPU, and the cluster has none",
+        ),
+        ({"CPU": 9.0}, ["cluster.device=auto", "training.attention=efficient"], "set training.attention to auto"),
         ({"CPU": 7.0}, [], "the spec wants 8 CPUs and the cluster has 7"),
         ({"CPU": 9.0}, ["cluster.device=cuda", "cluster.min_workers=4"], "wants 4 to 8 GPUs and the cluster has 0"),
         (
