@@ -2,7 +2,8 @@
 
 What may be wrong, as half widths of uniform errors:
 - a board's sensor gain: +-5 % of what that board measured, each board for itself (Yang et al. 2023, "Part-time Power
-  Measurements", found gains within about 5 % on 70 GPUs);
+  Measurements", found gains within about 5 % on 70 GPUs); of RAPL zones and of a node's own sensor, for which no such
+  study is known here, the same is assumed;
 - the edges of a window, and what sampling may have missed: in J, each device for itself;
 - what a model gave, and what was only assumed: the truth within +-50 % of that figure, all of it moving together;
 - PUE and grid intensity: the range that their source gives, where it gives one.
@@ -29,9 +30,9 @@ MEASURED_GAIN = 0.05
 MODELLED_ERROR = 0.50
 CONFIDENCE = 0.95
 RULE = (
-    f"95 % interval: ±{MEASURED_GAIN:.0%} gain of each measured device, independent of each other (of a node with a "
-    "sensor of its own, of that sensor on all that it read, and of each device that is taken out of it); edges and "
-    "what sampling may have missed, per device; "
+    f"95 % interval: ±{MEASURED_GAIN:.0%} gain of each measured device (found on GPU boards, assumed of other sensors)"
+    ", independent of each other (of a node with a sensor of its own, of that sensor on all that it read, and of each "
+    "device that is taken out of it); edges and what sampling may have missed, per device; "
     f"±{MODELLED_ERROR:.0%} on all that is modelled or assumed, moving together; all uniform, combined exactly."
 )
 MANY = 40
