@@ -143,12 +143,13 @@ def _profile(step: Any, steps: int) -> dict[str, float]:
     """Shares of the time of some steps, by `orchestrator.ranks.profiling`: exposed communication among them."""
     import torch
 
-    from orchestrator.ranks.profiling import split_time, what_ran
+    from orchestrator.ranks.profiling import STEP, split_time, what_ran
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
         for _ in range(steps):
-            float(step())
+            with torch.profiler.record_function(STEP):
+                float(step())
         wall_s = time.perf_counter() - start
     return split_time(what_ran(profiler.events(), "cpu"), wall_s * 1e6, 0.0)
 
