@@ -91,7 +91,7 @@ def read_params(
 
 def _scaling(path: Path, raw: Mapping[str, Any], factor: float | None) -> RopeScaling | None:
     scaled, said = raw.get("use_scaled_rope"), raw.get("rope_scaling_factor")
-    if factor is not None and (said is not None or not scaled):
+    if factor is not None and (said not in (None, factor) or not scaled):
         has = f"rope_scaling_factor {said}" if scaled else "no scaled rotary positions (use_scaled_rope)"
         raise ValueError(f"{path} has {has}: leave --rope-scaling-factor out")
     if not scaled:

@@ -102,6 +102,7 @@ def test_scaled_rotary_positions_come_back(tmp_path: Path) -> None:
     assert MetaFolder(folder).config.rope_scaling == scaling
     with pytest.raises(ValueError, match="has rope_scaling_factor 32.0: leave --rope-scaling-factor out"):
         MetaFolder(folder, rope_scaling_factor=8.0)
+    assert MetaFolder(folder, rope_scaling_factor=32.0).config.rope_scaling == scaling
     params = json.loads((folder / "params.json").read_text())
     del params["rope_scaling_factor"]  # as Meta has it
     (folder / "params.json").write_text(json.dumps(params))
