@@ -147,7 +147,7 @@ def main() -> None:
         for name, rate in (("cpu-high-lr", "8e-3"), ("cpu-low-lr", "1e-3")):
             assert train(name, folder, plain, "--set", f"training.peak_lr={rate}", "--set", "purpose=development") == 0
             made(name)
-        limit = ("--set", "energy.budget.energy=0.35 Wh", "--set", "purpose=development")
+        limit = ("--set", "energy.budget.energy=0.25 Wh", "--set", "purpose=development")
         assert train("cpu-budget", folder, plain, *limit) == 3
         made("cpu-budget")
         killed("cpu-killed", folder, plain)
