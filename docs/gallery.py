@@ -30,7 +30,8 @@ MADE = DOCS / "images.partial"  # those there stay until all are made
 MOST_BYTES = 200_000
 H200 = ROOT / "tests" / "dashboards" / "sample_run"  # a real run on one H200
 NOTES = {
-    "cpu-*": "real runs of `sample/small.yaml` on two CPU cores without counters: all of their energy is modelled",
+    "cpu-*": "real runs of `sample/small.yaml` on two CPU cores without counters: all of their energy is modelled; "
+    "`cpu-high-lr` and `cpu-low-lr` ran beside other work, which made them slower and dearer",
     "sim-4-gpus": "such a run beside four simulated GPUs, which pynvml reads from the stand-in in `tests/nvml_sim`",
     "llama-h200": "a real run on one NVIDIA H200, which lies in `tests/dashboards/sample_run`",
     "plan.json": f"`{PLAN}`",
