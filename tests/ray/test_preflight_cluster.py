@@ -194,6 +194,7 @@ def test_a_cluster_that_others_use_is_not_measured(joined: None, tmp_path: Path)
     everywhere = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
     holding = [Holder.options(scheduling_strategy=each).remote() for each in everywhere]
     ray.get([each.hold.remote() for each in holding])
+    wait_for_free_cpus(0)
     with pytest.raises(BadInput, match=r"0 of 1 CPUs free; .*0 of 1 CPUs free; .*0 of 1 CPUs free; `ray status`"):
         preflight(tmp_path, lambda done, total, text: None)
 
@@ -205,7 +206,7 @@ def stop(process: psutil.Process) -> None:
 
 def test_ranks_that_die_or_hang_are_named_and_hold_nothing(nodes: Nodes, joined: None, tmp_path: Path) -> None:
     """One node's rank is killed at work and its disk is full, another's stops in the middle of an all-reduce."""
-    wait_for_all_cpus()
+    wait_for_free_cpus(len(GPUS))
     raylet = nodes.raylet(AWAY)
     for process in (raylet, *raylet.children(recursive=True)):
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**24, resource.RLIM_INFINITY))
@@ -228,7 +229,7 @@ def test_ranks_that_die_or_hang_are_named_and_hold_nothing(nodes: Nodes, joined:
             assert [other for other, whole in said if re.match(text, whole)] == [node], (text, said)
         assert len(said) == len(expected)
         # What the training then needs is free, and nobody is left who would take it later.
-        wait_for_all_cpus()
+        wait_for_free_cpus(len(GPUS))
         for address in GPUS:
             assert nodes.processes(address, "ray::Rank") == [], address
     finally:
@@ -236,9 +237,10 @@ def test_ranks_that_die_or_hang_are_named_and_hold_nothing(nodes: Nodes, joined:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def wait_for_all_cpus() -> None:
+def wait_for_free_cpus(count: int) -> None:
+    """Until Ray says so: its nodes tell it what is free a moment after it is."""
     until = time.monotonic() + 60
-    while ray.available_resources().get("CPU") != len(GPUS):
+    while ray.available_resources().get("CPU", 0) != count:
         assert time.monotonic() < until, ray.available_resources()
         time.sleep(0.2)
 
