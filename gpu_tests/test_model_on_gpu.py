@@ -5,16 +5,21 @@ Not among `tests/`, whose run fails where a test is skipped.
 
 import gc
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from model.activation import Checkpointing
 from model.attention import Backend, attend, backend_in_use, sdpa_backends
 from model.config import LlamaConfig
 from model.init import init_weights
 from model.packing import Form, pack
-from model.parallelize import parallelize
+from model.parallelize import _fully_shard, make_mesh, parallelize, set_gradient_sync
+from model.sharding import Layout, sharding_plan
 from model.transformer import Llama
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -99,3 +104,34 @@ def test_checkpointing_changes_memory_and_nothing_else(compile: bool, packed: bo
         assert other[0] == pytest.approx(plain[0], rel=1e-3)
         for grad, expected in zip(other[1], plain[1], strict=True):
             torch.testing.assert_close(grad, expected, atol=0.05 * expected.abs().max().item(), rtol=0.05)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    yield make_mesh("cuda", Layout())
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("gather_once", [False, True])
+def test_shards_on_nccl_give_the_gradients_of_the_whole_model(mesh: DeviceMesh, gather_once: bool) -> None:
+    """One rank stays whole in a run; here it goes through FSDP all the same, gathers ahead and reduces over NCCL."""
+    tokens = documents(4).to(GPU)
+    found = []
+    for sharded in (False, True):
+        with torch.device("meta"):
+            model = Llama(CONFIG)
+        if sharded:
+            _fully_shard(model, mesh, sharding_plan(model, Layout()), torch.bfloat16, gather_once)
+        else:
+            parallelize(model, None, param_dtype=torch.bfloat16)
+        model.to_empty(device=GPU)
+        init_weights(model, seed=5)
+        for last in (False, True):
+            set_gradient_sync(model, last, each_micro_batch=False, gather_once=gather_once)
+            half = tokens[2 * last : 2 * last + 2]
+            model(half, half).backward()
+        found.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)().cpu() for p in model.parameters()])
+    for whole, of_shards in zip(*found, strict=True):
+        torch.testing.assert_close(of_shards, whole, atol=0.05 * whole.abs().max().item(), rtol=0.05)

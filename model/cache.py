@@ -5,6 +5,7 @@ Shapes: B texts, L new positions of each, S positions there is room for, E dim, 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -79,7 +80,9 @@ class LayerCache:
     """One layer's part of a `Cache`."""
 
     def __init__(self, whole: Cache, k_BSKD: torch.Tensor, v_BSKD: torch.Tensor) -> None:
-        self._whole = whole
+        self._whole = weakref.proxy(
+            whole
+        )  # no circle: gigabytes of a GPU end with their last user
         self.k_BSKD, self.v_BSKD = k_BSKD, v_BSKD
 
     @property

@@ -6,7 +6,7 @@ Shapes: B texts, T steps, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,9 +91,7 @@ class Generation:
         if self._sampling.temperature > 0:
             drawn = [torch.rand(steps, generator=_generator(self._sampling.seed + row)) for row in range(batch)]
             self._chance_TB1 = torch.stack(drawn, dim=1).unsqueeze(2).to(device)
-        self._next: Callable[[], torch.Tensor] = self._compute
-        if self._recorded:
-            self._next = RecordedSteps(self._model, self._cache, self._tokens_B1)
+        self._recordings = RecordedSteps(self._model, self._cache, self._tokens_B1) if self._recorded else None
 
     def __iter__(self) -> Iterator[list[int | None]]:
         assert self._cache.reads_prompts, "the texts are drawn once"
@@ -116,7 +114,7 @@ class Generation:
     def _launch(self, step: int) -> torch.cuda.Event | None:
         """Draw the next token of each text and start its way here."""
         with sdpa_kernel(_BACKENDS, set_priority=True):
-            logits_B1V = self._next() if step else self._model(self._prompts_BL, cache=self._cache)
+            logits_B1V = self._compute() if step else self._model(self._prompts_BL, cache=self._cache)
         self._cache.advance()
         chance_B1 = None if self._chance_TB1 is None else self._chance_TB1[step]
         self._tokens_B1.copy_(pick(logits_B1V[:, -1], self._sampling, chance_B1))
@@ -128,7 +126,7 @@ class Generation:
         return arrived
 
     def _compute(self) -> torch.Tensor:
-        return self._model(self._tokens_B1, cache=self._cache)
+        return self._recordings() if self._recordings else self._model(self._tokens_B1, cache=self._cache)
 
     def _arrived(self, step: int, event: torch.cuda.Event | None) -> list[int | None]:
         if event is not None:

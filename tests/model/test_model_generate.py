@@ -1,7 +1,9 @@
 """Generation: a batch of prompts of different lengths, each as if it were alone, and as transformers has it."""
 
+import gc
 import math
 import random
+import weakref
 from collections import Counter
 
 import pytest
@@ -136,6 +138,21 @@ def test_tokens_that_arrive_a_step_late_are_the_same() -> None:
 def test_inference_mode_does_not_leak_to_the_caller() -> None:
     for _ in Generation(build(), [[1]], max_new_tokens=2):
         assert not torch.is_inference_mode_enabled()
+
+
+def test_the_cache_is_free_with_its_generation() -> None:
+    """And not at some garbage collection: on a GPU it is gigabytes."""
+    gc.collect()
+    gc.disable()
+    try:
+        generation = Generation(build(), draw_prompts(5, 3), max_new_tokens=4)
+        assert len(texts(generation)[0]) == 4
+        kept = weakref.ref(generation._cache.layers[0].k_BSKD)
+        assert kept() is not None
+        del generation
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_what_does_not_fit_is_refused() -> None:
