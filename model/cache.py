@@ -80,9 +80,7 @@ class LayerCache:
     """One layer's part of a `Cache`."""
 
     def __init__(self, whole: Cache, k_BSKD: torch.Tensor, v_BSKD: torch.Tensor) -> None:
-        self._whole = weakref.proxy(
-            whole
-        )  # no circle: gigabytes of a GPU end with their last user
+        self._whole = weakref.proxy(whole)  # no circle: gigabytes of a GPU end with their last user
         self.k_BSKD, self.v_BSKD = k_BSKD, v_BSKD
 
     @property
