@@ -122,7 +122,8 @@ class Track:
         if reading.counter_unix_s is not None and began_unix_s - reading.counter_unix_s > STAMP_LAG_S:
             self._stamps_tell = True  # of updates; some drivers stamp the moment of the call, which tells nothing
         if self.uses_counter:
-            self._take_counter(reading.energy_mj, self._moment(reading.counter_unix_s, unix_s, now_s), now_s)
+            at_s = self._moment(reading.counter_unix_s, unix_s, now_s)
+            self._take_counter(reading.energy_mj, at_s, now_s, reading.begun_anew)
         self.missing, self.why_missing = False, None
 
     def begin_at(self, at_s: float) -> None:
@@ -233,14 +234,14 @@ class Track:
                 if not self.points or at_s > self.points[-1].at_s:
                     self.points.append(Point(at_s, self._energy_mj))
 
-    def _take_counter(self, counter_mj: int | None, at_s: float, now_s: float) -> None:
+    def _take_counter(self, counter_mj: int | None, at_s: float, now_s: float, begun_anew: bool) -> None:
         if counter_mj is None:  # power alone: it stands in until the counter speaks again
             until_s = now_s if self._power_at_s is None else self._power_at_s
             self._stand_in(until_s)
             if not self.points or until_s > self.points[-1].at_s:
                 self.points.append(Point(until_s, self._energy_mj))
             return
-        if self._counter_mj is None or counter_mj < self._counter_mj:
+        if self._counter_mj is None or counter_mj < self._counter_mj or begun_anew:
             is_reset = self._counter_mj is not None
             self.resets += is_reset
             self._flags |= RESET if is_reset else 0

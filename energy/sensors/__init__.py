@@ -19,6 +19,7 @@ class Reading(NamedTuple):
     pending: the sensor is not ready yet, which is no fault.
     glimpses_w: (unix s, W) of what was seen of the power since the reading before.
     before: where the device is lost, or its counter has begun anew: what was seen last before that.
+    begun_anew: the counter has begun anew since the reading before, even if it is not below that one.
     """
 
     energy_mj: int | None = None
@@ -30,6 +31,7 @@ class Reading(NamedTuple):
     error: str | None = None
     glimpses_w: tuple[tuple[float, float], ...] = ()
     before: Reading | None = None
+    begun_anew: bool = False
 
 
 class Sensor(Protocol):

@@ -57,18 +57,19 @@ class RaplSensor:
     def read(self) -> Reading:
         """Unwrapped counter in mJ, and the mean power in W since the previous reading (None at the first)."""
         raw_uj, now_s = int((self._zone / "energy_uj").read_text()), self._clock()
-        power_w = None
+        power_w, begun_anew = None, False
         if self._last is not None:
             last_uj, last_s = self._last
             if (now_s - last_s) * WRAP_POWER_W * 1e6 >= self._range_uj:
-                self._wrapped_uj = -raw_uj
+                self._wrapped_uj, begun_anew = -raw_uj, True
             else:
                 if raw_uj < last_uj:
                     self._wrapped_uj += self._range_uj
                 if now_s > last_s:
                     power_w = (raw_uj - last_uj) % self._range_uj / 1e6 / (now_s - last_s)
         self._last = (raw_uj, now_s)
-        return Reading(energy_mj=(self._wrapped_uj + raw_uj) // 1000, power_w=power_w, covers_past=True)
+        energy_mj = (self._wrapped_uj + raw_uj) // 1000
+        return Reading(energy_mj=energy_mj, power_w=power_w, covers_past=True, begun_anew=begun_anew)
 
 
 def find(node: str, powercap: Path) -> tuple[list[Sensor], list[str]]:

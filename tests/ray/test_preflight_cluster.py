@@ -275,6 +275,7 @@ def slow(process: psutil.Process) -> None:
     time.sleep(0.01)
 
 
+@pytest.mark.stress
 def test_a_run_that_is_only_warned_names_the_slow_node_and_goes_on(nodes: Nodes, tmp_path: Path) -> None:
     nodes.cluster.remove_node(nodes.by_address[HANGING])
     run, there = RunFolder(tmp_path / "runs" / "one"), tmp_path / "there"

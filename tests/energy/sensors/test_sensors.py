@@ -106,9 +106,11 @@ def test_rapl_reads_packages_and_memory_once_and_unwraps(tmp_path: Path) -> None
     assert [s.describe()["uuid"] for s in sensors] == ["dram-0@n1"] and "no counter" in warnings[0]
 
 
-@pytest.mark.parametrize(("away_s", "known_j"), [(200.0, 24_000), (300.0, 4_000)])
+@pytest.mark.parametrize(
+    ("stalls", "away_s", "known_j"), [(1, 200.0, 24_000), (1, 300.0, 4_000), (2, 200.0, 44_000), (2, 300.0, 4_000)]
+)
 def test_rapl_that_may_have_wrapped_twice_leaves_that_time_unknown(
-    run: RunFolder, tmp_path: Path, away_s: float, known_j: float
+    run: RunFolder, tmp_path: Path, stalls: int, away_s: float, known_j: float
 ) -> None:
     """A package of 100 W whose meter stood still: its counter wraps within 262 s at most power, and only once here."""
     package, now, range_uj = zone(tmp_path, "intel-rapl:0", "package-0", 0, 262_143_000_000), [0.0], 262_143_000_000
@@ -116,12 +118,16 @@ def test_rapl_that_may_have_wrapped_twice_leaves_that_time_unknown(
     meter = Meter(
         run.ledger_file("n1"), sensors=[sensor], discover_sensors=False, interval_s=1.0, clock=lambda: (now[0], now[0])
     )
-    for now[0] in [*map(float, range(21)), *(20 + away_s + n for n in range(21))]:
+    between = [20 + away_s * stall for stall in range(1, stalls)]
+    for now[0] in [*map(float, range(21)), *between, *(20 + stalls * away_s + n for n in range(21))]:
         (package / "energy_uj").write_text(str((250_000_000_000 + round(now[0] * 100e6)) % range_uj))
-        meter.sample(last=now[0] == 40 + away_s)
+        meter.sample(last=now[0] == 40 + stalls * away_s)
     account = account_run(run)
     assert account.energy_j == pytest.approx(known_j)
-    assert any("that interval is unknown" in text for text in account.warnings) == (known_j == 4_000)
+    unknown = sum("that interval is unknown" in text for text in account.warnings)
+    assert unknown == (stalls if known_j == 4_000 else 0)
+    told = f"the energy of {stalls * away_s:.1f} s is unknown and not in the total"
+    assert any(told in text for text in account.warnings) == (unknown > 0)
 
 
 def test_rapl_that_may_not_be_read_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
