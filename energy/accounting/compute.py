@@ -29,9 +29,10 @@ NOT_COUNTED = "the forward passes of evaluations, and what is element-wise: norm
 Row = Mapping[str, Any]
 
 
-def checkpointing_of(run: Row) -> str | None:
-    """none, selective or full, as run.json says; None where it does not."""
+def checkpointing_of(run: Row, attempt: int | None = None) -> str | None:
+    """none, selective or full, as run.json says of an attempt or else of the last one; None where it does not."""
     said = (run.get("training") or {}).get("activation_checkpointing")
+    said = (run.get("checkpointing_of_attempts") or {}).get(str(attempt), said)
     if said is not None and said not in HARDWARE:
         raise ValueError(f"training.activation_checkpointing is {said!r}, expected one of {', '.join(HARDWARE)}")
     return said
@@ -93,16 +94,21 @@ def recomputed_per_token(model: Row, checkpointing: str | None) -> float | None:
 
 def tokens_of(steps: Sequence[Row]) -> tuple[float, float]:
     """(tokens that count in the result, tokens computed, which include those that a crash threw away)."""
-    attempts: dict[Any, list[Row]] = {}
+    useful = float(steps[-1]["tokens"]) if steps else 0.0
+    return useful, max(useful, math.fsum(_computed_by_attempt(steps).values()))
+
+
+def _computed_by_attempt(steps: Sequence[Row]) -> dict[int, float]:
+    """Tokens that each attempt computed."""
+    attempts: dict[int, list[Row]] = {}
     for step in steps:
-        attempts.setdefault(step.get("attempt"), []).append(step)
-    computed = 0.0
-    for rows in attempts.values():
+        attempts.setdefault(int(step.get("attempt") or 1), []).append(step)
+    computed = {}
+    for attempt, rows in attempts.items():
         first, last = rows[0], rows[-1]
         of_first = first["tokens"] / max(1, first["step"])  # an attempt's first row holds the tokens before it too
-        computed += last["tokens"] - first["tokens"] + of_first
-    useful = float(steps[-1]["tokens"]) if steps else 0.0
-    return useful, max(useful, computed)
+        computed[attempt] = last["tokens"] - first["tokens"] + of_first
+    return computed
 
 
 def _is_within(step: Row, spans: Sequence[tuple[float, float]]) -> bool:
@@ -119,6 +125,21 @@ def _mean_devices(steps: Sequence[Row], devices: int, devices_of: Mapping[int, i
     held = [devices_of.get(int(step.get("attempt") or 1), devices) for step in steps]
     device_s = math.fsum(count * passed_s for count, passed_s in zip(held, seconds, strict=True))
     return device_s / math.fsum(seconds) if any(seconds) else devices
+
+
+def _hardware(run: Row, model: Row, steps: Sequence[Row]) -> tuple[float | None, str | None]:
+    """(hardware FLOP per token, activation checkpointing in words): of attempts that kept other things, the mean over
+    the tokens that each computed."""
+    palm, tokens = flop_per_token(model)["palm"], _computed_by_attempt(steps)
+    modes = {attempt: checkpointing_of(run, attempt) for attempt in tokens} or {0: checkpointing_of(run)}
+    twice = {attempt: recomputed_per_token(model, mode) for attempt, mode in modes.items()}
+    said = ", then ".join(str(mode) for mode in dict.fromkeys(modes.values())) if all(modes.values()) else None
+    if palm is None or None in twice.values():
+        return None, said
+    if len(set(twice.values())) == 1:
+        return palm + next(iter(twice.values())), said
+    again = math.fsum(count * twice[attempt] for attempt, count in tokens.items())
+    return palm + again / math.fsum(tokens.values()), said
 
 
 def _times(value: float | None, factor: float | None) -> float | None:
@@ -145,10 +166,8 @@ def compute_account(
     """
     model = run.get("model") or {}
     per_token = flop_per_token(model)
-    checkpointing = checkpointing_of(run)
-    twice = recomputed_per_token(model, checkpointing)
     palm = per_token["palm"]
-    hardware = None if palm is None or twice is None else palm + twice
+    hardware, checkpointing = _hardware(run, model, steps)
     useful, computed = tokens_of(steps)
     lost = computed - useful
     # Of the timed steps alone: one that was skipped is in the count of tokens, and has no time here.
@@ -175,7 +194,9 @@ def compute_account(
         "hardware_flop": _times(hardware, computed),
         "hardware_flop_per_token": hardware,
         "activation_checkpointing": checkpointing,
-        "hardware_convention": HARDWARE[checkpointing] if checkpointing else "not known: no checkpointing is declared",
+        "hardware_convention": "; ".join(HARDWARE[mode] for mode in checkpointing.split(", then "))
+        if checkpointing
+        else "not known: no checkpointing is declared",
         "not_counted": NOT_COUNTED,
         "tokens_useful": useful,
         "tokens_lost": lost,

@@ -13,7 +13,10 @@ def keep_choices(folder: RunFolder, attempt: int) -> Choices | None:
     if not said:
         return None
     choices = {key: value for key, value in said[-1].items() if key not in ("event", "attempt")}
-    folder.update_run(training=choices)
+    # A run may go on with another: what the attempts before computed twice stays as it was.
+    kept = folder.read_run().get("checkpointing_of_attempts") or {}
+    kept |= {str(attempt): choices["activation_checkpointing"]}
+    folder.update_run(training=choices, checkpointing_of_attempts=kept)
     return choices
 
 

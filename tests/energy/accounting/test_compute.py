@@ -104,6 +104,21 @@ def test_lost_steps_are_in_the_hardware_flop_and_not_in_the_result() -> None:
     assert account["mfu"] is None and account["hfu"] is None  # the peak is not known: no default
 
 
+def test_an_attempt_that_kept_other_activations_keeps_its_price() -> None:
+    """Out of memory, the run went on with everything computed twice: what came before was not."""
+    steps = [step(n) for n in range(1, 6)] + [step(n, 2) for n in range(4, 9)]
+    run = {"model": LLAMA_65B, "training": {"activation_checkpointing": "full"},
+           "checkpointing_of_attempts": {"1": "none", "2": "full"}}  # fmt: skip
+    known = {"devices": 1, "peak_flops": 1e18, "device_hours": 1.0}
+    account, palm = compute_account(run, steps, **known), LLAMA_65B["flop_per_token"]
+    twice = recomputed_per_token(LLAMA_65B, "full")
+    assert twice is not None
+    assert account["hardware_flop"] == pytest.approx(1000 * palm + 500 * twice)
+    assert account["hfu"] / account["mfu"] == pytest.approx(1 + twice / 2 / palm)
+    assert account["activation_checkpointing"] == "none, then full"
+    assert account["hardware_convention"].startswith("nothing is computed twice; every block's forward")
+
+
 def test_what_is_not_known_is_null() -> None:
     account = compute_account({"model": {}}, [step(1)], devices=1, peak_flops=1e12, device_hours=0.0)
     for key in ("compute_flop", "hardware_flop", "mfu", "hfu", "mfu_reserved", "compute_flop_6nd", "recomputed_flop"):

@@ -82,6 +82,7 @@ def test_the_run_says_what_it_computes_with(whole: tuple[Path, RunFolder], tmp_p
     assert keep_choices(found, attempt=2) is None
     choices = keep_choices(found, attempt=1)
     assert found.read_run()["training"] == choices
+    assert found.read_run()["checkpointing_of_attempts"] == {"1": "selective"}
     assert choices["activation_checkpointing"] == "selective" and choices["layout"]["tensor"] == 2
     assert in_words(choices) == (
         "activation checkpointing selective (as the spec says); attention flash; float32; shards 1 x tensor parallel 2"

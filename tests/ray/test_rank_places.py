@@ -1,0 +1,54 @@
+"""Where Ray puts the ranks of a run: together on as few nodes as hold them, or one on each, as the spec asks."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+from tiny import write_spec
+
+from energy.ledger.readings import read_sessions
+from energy.runs import RunFolder
+from orchestrator.driver.launch import RAY_ENVIRONMENT
+
+pytestmark = pytest.mark.stress
+NODES = ("127.0.0.2", "127.0.0.3")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster of a head without CPUs and two nodes of two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray._private.utils.write_ray_address", lambda *arguments: None)
+        for key, value in RAY_ENVIRONMENT.items():
+            patch.setenv(key, value)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for node in NODES:
+                cluster.add_node(num_cpus=2, node_ip_address=node)
+            yield str(cluster.address)
+        finally:
+            cluster.shutdown()
+
+
+@pytest.mark.parametrize(("placement", "ranks"), [("pack", [0, 2]), ("spread", [1, 1])])
+def test_a_node_is_filled_first_or_each_gets_one(
+    tmp_path: Path, address: str, placement: str, ranks: list[int]
+) -> None:
+    run = RunFolder(tmp_path / "runs" / "one")
+    options = ["--runs", str(run.path.parent), "--name", "one", "--set", f"cluster.address={address}"]
+    command = [sys.executable, "-m", "orchestrator", "run", str(write_spec(tmp_path, workers=2)), *options]
+    own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [*command, "--set", f"cluster.placement={placement}"], capture_output=True, text=True, env=own, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for path in run.ledgers():
+        [session] = read_sessions(path)[0]
+        [event] = [event for event in session.events if event["event"] == "ranks"]
+        found[path.stem.rpartition("-")[2]] = event["ranks"]
+    assert sorted(found[node] for node in NODES) == ranks, found
