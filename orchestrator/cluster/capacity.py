@@ -1,5 +1,7 @@
-"""How many workers the cluster has room for now, and which of them stand on machines that are to be given back."""
+"""How many workers the cluster has room for now, where they lie, and which machines are to be given back."""
 
+from collections import Counter
+from itertools import accumulate
 from typing import Any
 
 import ray
@@ -72,12 +74,33 @@ def draining() -> set[str]:
 def ranks_to_lose() -> int:
     """How many of this job's ranks are on such nodes: a machine without any may go."""
     leaving = draining()
-    if not leaving:
-        return 0
+    return sum(count for node, count in _ranks_by_node().items() if node in leaving) if leaving else 0
+
+
+def ranks_apart(experiment: Experiment, device: str) -> str | None:
+    """What is to be known where ranks that were to be packed lie on more nodes than would hold them; else None.
+
+    Ray cannot fill whole nodes where other work is on them.
+    """
+    ranks, kind = _ranks_by_node(), "GPU" if device == "cuda" else "CPU"
+    if experiment.cluster.placement != "pack" or not ranks:
+        return None
+    rooms = sorted((node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]), reverse=True)
+    held = accumulate(rooms)
+    fewest = next((count for count, room in enumerate(held, 1) if room >= sum(ranks.values())), len(ranks))
+    if len(ranks) <= fewest:
+        return None
+    return (
+        f"the workers lie on {len(ranks)} nodes, where {fewest} would hold them: other work is on these nodes; "
+        "exchanges between nodes are slower than within one"
+    )
+
+
+def _ranks_by_node() -> dict[str, int]:
+    """{Ray's node id: this job's ranks that live there}."""
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    return sum(
-        actor["ActorClassName"].rpartition(".")[2] == RANK_CLASS
-        and actor["State"] == "ALIVE"
-        and actor["Address"]["NodeID"] in leaving
+    return Counter(
+        actor["Address"]["NodeID"]
         for actor in actor_table(job_id=job).values()
+        if actor["ActorClassName"].rpartition(".")[2] == RANK_CLASS and actor["State"] == "ALIVE"
     )

@@ -3,10 +3,14 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.commands import JSON, RUNS, SET, print_json
+
+if TYPE_CHECKING:
+    from orchestrator.spec.experiment import Experiment
 
 
 @click.command()
@@ -23,6 +27,7 @@ from orchestrator.commands import JSON, RUNS, SET, print_json
 @click.option("--failures-per-gpu-hour", type=float, help="Interruptions to expect.  [default: published]")
 @click.option("--checkpoint-bandwidth-gb-s", type=float, help="Of the whole storage.  [default: published]")
 @click.option("--restart-minutes", type=float, help="From an interruption to training again.  [default: published]")
+@click.option("--sharding", is_flag=True, help="Print what lies on each rank instead, parameter by parameter.")
 @JSON
 def plan(
     spec: Path,
@@ -37,6 +42,7 @@ def plan(
     failures_per_gpu_hour: float | None,
     checkpoint_bandwidth_gb_s: float | None,
     restart_minutes: float | None,
+    sharding: bool,
     as_json: bool,
 ) -> None:
     """Predicts FLOP, memory, time, energy, carbon and cost of SPEC, low to high; starts nothing.
@@ -57,9 +63,16 @@ def plan(
     )
     start_with = shlex.join(["hoofprint", "run", str(spec), *(part for each in overrides for part in ("--set", each))])
     if sweep_text is not None:
+        if sharding:
+            raise click.UsageError("--sharding is of one plan: leave out --sweep")
         _sweep(spec, overrides, runs_dir, sweep_text, options, start_with, as_json)
         return
     experiment = load_experiment(spec, overrides)
+    if sharding:
+        if as_json:
+            raise click.UsageError("--sharding is a table for people: leave out --json")
+        click.echo(_sharding_table(experiment), nl=False)
+        return
     result = make_plan(experiment, runs_dir, options)
     result["spec_budget"] = budgets_of_plan(experiment, result)
     if as_json:
@@ -70,6 +83,21 @@ def plan(
     from orchestrator.plan.screen import print_plan
 
     print_plan(result, start_with, Console(highlight=False))
+
+
+def _sharding_table(experiment: "Experiment") -> str:
+    """What lies where, of the weights alone; a run writes it to logs/sharding.txt. Loads torch, which no plan needs."""
+    import torch
+
+    from model.sharding import Layout, sharding_plan
+    from model.transformer import Llama
+
+    cluster = experiment.cluster
+    layout = Layout.of(cluster.workers, replicas=cluster.replicas, tensor=cluster.tensor_parallel)
+    with torch.device("meta"):
+        model = Llama(experiment.llama_config())
+    on_gpus = cluster.device != "cpu" and (cluster.accelerator is not None or cluster.device == "cuda")
+    return sharding_plan(model, layout, prefetch=1 if on_gpus else 0).table()
 
 
 def _sweep(

@@ -226,7 +226,7 @@ def _train(
 ) -> bool:
     """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail, and
     BudgetSpent when a budget stopped it. without_ray(said): ends the process where Ray's head is gone."""
-    from orchestrator.cluster.capacity import choose_workers
+    from orchestrator.cluster.capacity import choose_workers, ranks_apart
     from orchestrator.cluster.meters import describe_meters, joined, mark_attempt, start_meters, stop_meters
     from orchestrator.cluster.training_metrics import TrainingMetrics
     from orchestrator.driver.launch import head_address, start_ray
@@ -272,6 +272,8 @@ def _train(
             if told < ending.attempt and (choices := keep_choices(folder, ending.attempt)) is not None:
                 told = ending.attempt
                 screen.note(f"  {in_words(choices)}")
+                if apart := ranks_apart(experiment, device):
+                    screen.note(f"  {apart}")
             for text in stops.notes():
                 screen.note(text)
 

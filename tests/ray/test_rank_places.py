@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from tiny import write_spec
 
@@ -34,9 +35,34 @@ def address() -> Iterator[str]:
             cluster.shutdown()
 
 
-@pytest.mark.parametrize(("placement", "ranks"), [("pack", [0, 2]), ("spread", [1, 1])])
+@ray.remote(num_cpus=1)
+class Other:
+    """Work that is not ours."""
+
+    def ready(self) -> None:
+        pass
+
+
+@pytest.fixture
+def busy(request: pytest.FixtureRequest, address: str) -> Iterator[bool]:
+    """Whether one of the two CPUs of each node is somebody else's."""
+    if not request.param:
+        yield False
+        return
+    ray.init(address=address, log_to_driver=False)
+    others = [Other.options(scheduling_strategy="SPREAD").remote() for _ in NODES]
+    ray.get([other.ready.remote() for other in others])
+    yield True
+    ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("busy", "placement", "ranks"),
+    [(False, "pack", [0, 2]), (False, "spread", [1, 1]), (True, "pack", [1, 1])],
+    indirect=["busy"],
+)
 def test_a_node_is_filled_first_or_each_gets_one(
-    tmp_path: Path, address: str, placement: str, ranks: list[int]
+    tmp_path: Path, address: str, busy: bool, placement: str, ranks: list[int]
 ) -> None:
     run = RunFolder(tmp_path / "runs" / "one")
     options = ["--runs", str(run.path.parent), "--name", "one", "--set", f"cluster.address={address}"]
@@ -52,3 +78,4 @@ def test_a_node_is_filled_first_or_each_gets_one(
         [event] = [event for event in session.events if event["event"] == "ranks"]
         found[path.stem.rpartition("-")[2]] = event["ranks"]
     assert sorted(found[node] for node in NODES) == ranks, found
+    assert ("the workers lie on 2 nodes, where 1 would hold them" in done.stderr) == busy

@@ -7,7 +7,7 @@ import ray
 from tiny import write_spec
 
 from orchestrator.cluster import capacity
-from orchestrator.cluster.capacity import choose_workers
+from orchestrator.cluster.capacity import choose_workers, ranks_apart
 from orchestrator.spec.file import BadInput, load_experiment
 
 
@@ -48,3 +48,23 @@ def test_as_many_as_there_is_room_for(
         return
     with pytest.raises(BadInput, match=chosen):
         choose_workers(experiment)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "said"),
+    [
+        ({"a": 8}, [], None),
+        ({"a": 6, "b": 2}, [], "the workers lie on 2 nodes, where 1 would hold them"),
+        ({"a": 6, "b": 2}, ["cluster.placement=spread"], None),
+        ({"a": 8, "b": 8, "c": 4}, [], None),
+        ({}, [], None),
+    ],
+)
+def test_ranks_that_lie_apart_are_told(
+    ranks: dict[str, int], overrides: list[str], said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"NodeID": name, "Alive": name != "d", "Resources": {"CPU": 8.0}} for name in "abcd"]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(capacity, "_ranks_by_node", lambda: ranks)
+    found = ranks_apart(load_experiment(write_spec(tmp_path, workers=8), overrides), "cpu")
+    assert found is None if said is None else (found or "").startswith(said)

@@ -138,6 +138,9 @@ def test_ranges(text: str, values: list[str]) -> None:
         (["--sweep", "cluster.workers=8,,16"], "empty"),
         (["--sweep", "cluster.wrkers=8..16"], "did you mean workers?"),
         (["--set", "cluster.accelerator=MI300X"], "--mfu"),
+        (["--sharding", "--json"], "leave out --json"),
+        (["--sharding", "--sweep", "cluster.workers=8..64"], "leave out --sweep"),
+        (["--sharding", "--set", "cluster.tensor_parallel=128"], "n_heads"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], named: str) -> None:
@@ -145,6 +148,15 @@ def test_bad_input_is_named(arguments: list[str], named: str) -> None:
     assert done.returncode == 2, done.stderr
     assert named in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_what_lies_where_can_be_printed() -> None:
+    done = hoofprint("plan", LLAMA, "--sharding", "--set", "cluster.replicas=4", "--set", "cluster.tensor_parallel=8")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "2048 ranks: 4 replicas x 64 shards x 8 tensor", done.stderr
+    [gate] = [line.split() for line in lines if line.startswith("blocks.*.ffn.w_gate.weight")]
+    assert gate[1:] == ["80", "22016", "x", "8192", *gate[5:-1], f"{22016 * 8192 * 4 // 512:,}"]
+    assert lines[-1].startswith("weights at rest: ") and lines[-1].endswith("1 gathered ahead")
 
 
 @pytest.mark.parametrize("more", [[], ["--json"], ["--sweep", "cluster.workers=8..64"], ["--help"]])
