@@ -1,14 +1,15 @@
 """How well runs survive: kills, recovery, the stall of a checkpoint, many meters.
 
     python benchmarks/resilience/run.py [--only kills recovery checkpoints meters] [--kills 100] [--seed 1]
-        [--first-run 0] [--minutes M] [--more] [--output NAME]
+        [--first-run 0] [--minutes M] [--more] [--times 4]
+        [--output NAME]
 
 Writes benchmarks/results/resilience.json and resilience.md after each part; with --only the other parts stay as they
 were. All of it takes about an hour on two cores, which should have nothing else to do for `recovery`, `checkpoints`
 and `meters`. A run of `kills` that was not as it should be is repeated by its seed and number:
 `--only kills --seed S --first-run N --kills 5 --output again`.
 
-What the meters, Ray and the checkpoints cost a training together is in benchmarks/overhead.py.
+What the meters and Ray cost a training together is in benchmarks/overhead.py.
 """
 
 from __future__ import annotations

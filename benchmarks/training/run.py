@@ -7,7 +7,7 @@ that what else the machine does falls on all of them; each turn gives one ratio.
 C library settings (those of a hoofprint rank). Peak memory is that of one step in a fresh process with the C library
 as it comes. torchtitan is installed into .cache/peers, transformers is a development dependency.
 Written to benchmarks/results/training.json and training.md after each part, so that a run that is cut short leaves what
-it has; on two cores about 25 minutes, at most 8 with --quick.
+it has; on two cores about 30 minutes, at most 8 with --quick.
 """
 
 from __future__ import annotations

@@ -132,9 +132,10 @@ def _hardware(run: Row, model: Row, steps: Sequence[Row]) -> tuple[float | None,
     the tokens that each computed."""
     palm, tokens = flop_per_token(model)["palm"], _computed_by_attempt(steps)
     modes = {attempt: checkpointing_of(run, attempt) for attempt in tokens} or {0: checkpointing_of(run)}
-    twice = {attempt: recomputed_per_token(model, mode) for attempt, mode in modes.items()}
+    found = {attempt: recomputed_per_token(model, mode) for attempt, mode in modes.items()}
+    twice = {attempt: flop for attempt, flop in found.items() if flop is not None}
     said = ", then ".join(str(mode) for mode in dict.fromkeys(modes.values())) if all(modes.values()) else None
-    if palm is None or None in twice.values():
+    if palm is None or len(twice) < len(found):
         return None, said
     if len(set(twice.values())) == 1:
         return palm + next(iter(twice.values())), said

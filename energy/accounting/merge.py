@@ -101,7 +101,9 @@ class _Piece:
     is_gap: bool = False
 
     def energy_between_j(self, start: float, end: float) -> float:
-        return float(np.interp(end, self.times, self.energy_j) - np.interp(start, self.times, self.energy_j))
+        # Of several rows at its first moment (a clock was set back) np.interp would give the last.
+        before_j = np.interp(start, self.times, self.energy_j) if start > self.times[0] else self.energy_j[0]
+        return float(np.interp(end, self.times, self.energy_j) - before_j)
 
 
 def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:

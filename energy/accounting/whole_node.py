@@ -30,6 +30,7 @@ class Straight:
 
     @classmethod
     def over(cls, gap: Gap) -> Straight:
+        """The energy of a gap in J, spread evenly over it."""
         return cls(np.array([gap.start_unix_s, gap.end_unix_s]), np.array([0.0, gap.energy_j]))
 
 
@@ -149,7 +150,10 @@ def used_j(curves: Sequence[Line], start_unix_s: float, times: Array) -> Array:
     for curve in curves:
         if len(curve.time_unix_s) > 1:
             sofar_j = curve.booked_j
-            total += np.interp(times, curve.time_unix_s, sofar_j) - np.interp(start_unix_s, curve.time_unix_s, sofar_j)
+            # Of several rows at its first moment (a clock was set back) np.interp would give the last.
+            is_later = start_unix_s > curve.time_unix_s[0]
+            before_j = np.interp(start_unix_s, curve.time_unix_s, sofar_j) if is_later else sofar_j[0]
+            total += np.interp(times, curve.time_unix_s, sofar_j) - before_j
     return total
 
 

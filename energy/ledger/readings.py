@@ -61,8 +61,14 @@ class Session:
         return self.header["sensors"]
 
     def times(self) -> Array:
-        """Unix s of the ticks, made to never run backwards (a clock that was set back would)."""
-        return np.maximum.accumulate(self.ticks["unix_s"]) + self.later_s
+        """Unix s of the ticks, made to never run backwards (a clock that was set back would): from there on they count
+        the time that passed, or stand still where the clock came past that moment again before the end."""
+        unix_s, clock = self.ticks["unix_s"], self.ticks["monotonic_s"]
+        times = np.maximum.accumulate(unix_s)
+        if len(times) and times[-1] > unix_s[-1]:  # all at one moment would be cut off with the stretch's end
+            held = int(np.argmax(unix_s))
+            times[held:] = times[held] + (clock[held:] - clock[held])
+        return times + self.later_s
 
     def span(self) -> tuple[float, float]:
         """Unix s of its start and end: what was asked for (of a measured command, its own), as far as every measured

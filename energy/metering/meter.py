@@ -26,7 +26,7 @@ from typing import Any
 from energy.ledger.writer import LedgerWriter, Tick
 from energy.metering.live import OwnCpu, live_figures, overhead
 from energy.metering.readers import Alarm, Channel, Clock, be_punctual, boot_id, channels_of, system_clock
-from energy.metering.windows import SETTLE_S, Edge, Edges, OpenWindows, Window
+from energy.metering.windows import CLOCK_JUMP_S, SETTLE_S, Edge, Edges, OpenWindows, Window
 from energy.sensors import Sensor, discover
 
 # How often counters are looked at between rows, for each GPU that there is: half of it is unknown of one that is lost,
@@ -37,7 +37,6 @@ EDGE_S = 0.01  # how often the counters are read while an edge waits for them to
 HANG_S = 2.0  # a sensor that has not answered for this long is left alone
 JITTER = 0.2  # readings come up to this share of the interval early, so that periodic loads are not aliased
 SILENT_S = 5.0  # ten readings left out are a gap
-CLOCK_JUMP_S = 0.5
 
 
 class Meter:

@@ -20,6 +20,7 @@ from energy.units import JOULE_PER_KWH
 
 UPDATE_S = 0.1  # what an NVML energy counter takes between updates; an edge is uncertain by a part of it
 LATE_S = 10.0  # how long asking a window waits for models that are still being looked up
+CLOCK_JUMP_S = 0.5  # two clocks that part by more: one was set
 SETTLE_S = 0.4  # a counter that has not updated this long after an edge is extended by its power
 
 
@@ -91,7 +92,9 @@ class Window:
 
     @property
     def end_unix_s(self) -> float:
-        return self._end.unix_s
+        """By a clock that was set back meanwhile: its start and the time that passed, as its ledger counts, too."""
+        passed_unix_s = self.start_unix_s + self.duration_s
+        return passed_unix_s if passed_unix_s - self._end.unix_s > CLOCK_JUMP_S else self._end.unix_s
 
     @property
     def span_monotonic_s(self) -> tuple[float, float]:
@@ -280,6 +283,7 @@ class OpenWindows:
         self._lock = threading.Lock()
 
     def begin(self, name: str, edge: Edge) -> Window:
+        """Opens a window; ValueError where one of this name is open."""
         window = Window(name, edge, self._channels)
         with self._lock:
             if name in self._open:
@@ -289,6 +293,7 @@ class OpenWindows:
         return window
 
     def end(self, which: str | Window, edge: Edge) -> Window:
+        """Closes a window; ValueError where it is not open."""
         name = which.name if isinstance(which, Window) else which
         with self._lock:
             window = self._open.get(name)

@@ -150,7 +150,7 @@ def parse_watts(text: str) -> float:
         return float(redfish[1])
     # What is there but holds no number (null) is not known: the other watts of an answer are capacities and limits.
     lines = [] if _REDFISH_KEY in bare else bare.splitlines()
-    preferred = [line for line in lines if any(word in line.lower() for word in PREFERRED)]
+    preferred = [line for line in lines if any(word in line.lower() for word in PREFERRED) and _is_of_power(line)]
     for line in preferred or lines:
         match = _WATTS.search(line)
         if match:
@@ -158,3 +158,9 @@ def parse_watts(text: str) -> float:
         if "watts" in line.lower() and (numbers := _NUMBER.findall(line)):  # Redfish JSON: "PowerConsumedWatts": 344
             return float(numbers[-1])
     raise ValueError(f"no watts in {bare[:80]!r}")
+
+
+def _is_of_power(line: str) -> bool:
+    """Not of a current in amperes, nor of a power supply that is present: `ipmitool sdr` lists them with the watts."""
+    text = line.lower()
+    return _WATTS.search(line) is not None or "watts" in text or ("power" in text and "supply" not in text)

@@ -32,8 +32,8 @@ _ABOVE = Path(__file__).parents[2]  # the rooms lie in it
 class Courier:
     """The copies of one run's checkpoints under `uri`, as `checkpoints.copies.Copies` has them, with a time limit.
 
-    Whatever the storage refuses is an OSError, its silence too; a URI that is none is a ValueError, and so is what
-    `require_writable` finds. For one thread at a time.
+    Whatever the storage refuses is an OSError, its silence too, and that it cannot be opened (any more). Only what
+    `require_writable` finds is a ValueError. For one thread at a time.
     """
 
     def __init__(self, uri: str, run_id: str):
@@ -45,6 +45,7 @@ class Courier:
         self._silent_since_s: float | None = None
 
     def require_writable(self) -> None:
+        """ValueError where nothing can be written; OSError where the storage is silent."""
         self._ask("require_writable")
 
     def names(self) -> list[str]:
@@ -60,6 +61,7 @@ class Courier:
         self._ask("fetch", name, str(folder.absolute()), part, parts)
 
     def prune(self, keep_last: int | None, keep_every_steps: int | None) -> None:
+        """Deletes the copies that are not to be kept."""
         self._ask("prune", keep_last, keep_every_steps)
 
     def close(self) -> None:
@@ -155,8 +157,8 @@ def _serve(uri: str, run_id: str) -> None:
                 copies = copies or Copies(uri, run_id, beat=lambda: say({"beat": True}))
                 paths = [Path(each) if isinstance(each, str) and os.path.isabs(each) else each for each in arguments]
                 say({"did": getattr(copies, what)(*paths)})
-            except ValueError as error:
-                say({"invalid": str(error)})
+            except ValueError as error:  # also of a storage that cannot be reached, which some are as they are opened
+                say({"invalid": str(error)} if what == "require_writable" else {"refused": [str(error)]})
             except OSError as error:
                 say({"refused": [error.errno, error.strerror] if error.strerror else [str(error)]})
             except Exception as error:

@@ -159,12 +159,15 @@ class CheckpointWriter:
     def _copy(self, copies: "Courier", final: Path, mine: list[str]) -> dict[str, Any]:
         """Copies the checkpoint; a storage that refuses costs the copy and not the training."""
         began_s = time.monotonic()
-        refused = self._refusal(lambda: copies.put(final, mine))
-        if self._rank == 0 and refused is None:
-            refused = refusal_of(lambda: copies.put(final, [".metadata", MANIFEST])) or refusal_of(
-                lambda: copies.prune(*self._keep)
-            )
-        return {"not_copied": refused} if refused is not None else {"copied_s": time.monotonic() - began_s}
+        refused = [self._refusal(lambda: copies.put(final, mine))]
+        if self._rank == 0 and refused[0] is None:
+            refused = [
+                refusal_of(lambda: copies.put(final, [".metadata", MANIFEST]))
+                or refusal_of(lambda: copies.prune(*self._keep))
+            ]
+        # All wait for rank 0: in a step without it they could not say that they are alive.
+        dist.broadcast_object_list(refused, group=self._group)
+        return {"not_copied": refused[0]} if refused[0] is not None else {"copied_s": time.monotonic() - began_s}
 
     def _refusal(self, work: Callable[[], Any]) -> str | None:
         """Why the work of some rank was refused, the same on every rank; None where all did theirs."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from energy.runs import RunFolder
-from orchestrator.driver.endings import cause, is_echo
+from orchestrator.driver.endings import cause, is_echo, last_line
 from orchestrator.ranks.watchdog import hang_of, process_of
 
 # What CUDA says of a device that failed, and not of a program that does: another start may do better.
@@ -44,8 +44,12 @@ class Failure:
             return cls(f"{_processes(dead, folder, attempt)} {how}", True)
         if not failures and _is_death(error):
             return cls("the controller of Ray Train was killed, or its machine is gone", True)
-        if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+        told = getattr(error, "controller_failure", None)
+        if type(told).__name__ == "WorkerGroupStartupTimeoutError":
             return cls("the cluster had no room for the workers", True, never_began=True)
+        if type(told).__name__ == "WorkerGroupStartupFailedError" or _is_death(told):
+            why = f" ({last_line(str(told))})" if "creation task" in str(told) else ""  # it raised something
+            return cls(f"a worker was gone before the training began: killed, or its machine is lost{why}", True)
         said = cause(error)
         return cls(said, is_echo(said) or bool(_BROKEN_DEVICE.search(said)))
 

@@ -32,6 +32,7 @@ class HeadWatch:
         self._thread.start()
 
     def close(self) -> None:
+        """Ends the asking; waits where the run is just being ended."""
         self._closed.set()
         with self._ending:
             pass

@@ -9,13 +9,13 @@ Choices = dict[str, Any]
 
 def keep_choices(folder: RunFolder, attempt: int) -> Choices | None:
     """Puts what the ranks of `attempt` compute with into run.json as `training`; None while they have not said."""
-    said = [e for e in folder.events() if e.get("event") == "choices" and e.get("attempt") == attempt]
+    told = [event for event in folder.events() if event.get("event") == "choices"]
+    said = [event for event in told if event.get("attempt") == attempt]
     if not said:
         return None
     choices = {key: value for key, value in said[-1].items() if key not in ("event", "attempt")}
     # A run may go on with another: what the attempts before computed twice stays as it was.
-    kept = folder.read_run().get("checkpointing_of_attempts") or {}
-    kept |= {str(attempt): choices["activation_checkpointing"]}
+    kept = {str(event["attempt"]): event["activation_checkpointing"] for event in told}
     folder.update_run(training=choices, checkpointing_of_attempts=kept)
     return choices
 

@@ -19,7 +19,7 @@ from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import NOTHING, BadInput
 
 ROOMS = ("orchestrator", "model", "energy", "dashboards")
-TRAVELS_BYTES = 100 * 2**20  # every node fetches it from Ray's head, which refuses more than 500 MiB
+TRAVELS_BYTES = 100_000_000  # every node fetches it from Ray's head, which refuses more than 500 MiB
 # Of Ray's settings for our runs (orchestrator.driver.launch) those that its processes on the cluster read, which do not
 # inherit them from the driver.
 RAY_SETTINGS = {

@@ -44,10 +44,12 @@ class Column:
 
     @property
     def width(self) -> int:
+        """Terminal cells of its widest text."""
         return max(cell_len(text) for text in (self.head, self.unit, *self.cells))
 
 
 def run_columns(entries: Sequence[Entry]) -> list[Column]:
+    """A column for each figure of the runs, its unit chosen for all rows together."""
     kwh, energy = _unit((entry.energy_it_kwh for entry in entries), _KWH)
     tonnes, carbon = _unit((entry.carbon_tco2eq for entry in entries), _TONNE)
     tokens = [human_count(entry.tokens) if entry.tokens else UNKNOWN for entry in entries]

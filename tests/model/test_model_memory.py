@@ -166,7 +166,7 @@ def test_a_step_on_an_h200_takes_what_the_formula_says() -> None:
     assert len(seen) >= 3
     for layers, tokens, dtype, peak_gb in [*seen, (16, 16384, "bfloat16", 85.84), (16, 16384, "float8", 69.30)]:
         planned = memory_gb(seven_b(layers), Layout(), Batch(tokens, 1), "none", Compute(dtype))
-        assert planned["total"] == pytest.approx(peak_gb, rel=0.02), (layers, tokens, dtype)
+        assert planned["total"] == pytest.approx(peak_gb, rel=0.012), (layers, tokens, dtype)
 
 
 def test_the_loss_takes_no_larger_chunks_than_planned() -> None:

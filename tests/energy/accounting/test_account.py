@@ -145,6 +145,28 @@ def test_a_clock_that_was_set_changes_no_energy(run: RunFolder) -> None:
     assert any("was set by -7200.0 s" in w for w in meter.warnings)
 
 
+@pytest.mark.parametrize(("set_at_s", "back_s"), [(50.0, 3600.0), (50.0, 10.0), (0.5, 3600.0)])
+def test_a_clock_that_was_set_back_before_a_stop_loses_no_energy(
+    run: RunFolder, set_at_s: float, back_s: float
+) -> None:
+    held = [0.0]
+    sensor = FakeSensor("GPU-1", [reading(300.0 * t, 300.0) for t in (*range(101), 100.25)])
+    meter = Meter(
+        run.ledger_file("n1"), node="n1", sensors=[sensor], discover_sensors=False,
+        clock=lambda: (1e6 + held[0] - (back_s if held[0] >= set_at_s else 0.0), held[0]),
+    )  # fmt: skip
+    for t in range(101):
+        held[0] = float(t)
+        meter.sample()
+    meter._until_s, held[0] = 100.0, 100.25  # read on after the stop, until the counter has updated
+    meter.sample(last=True)
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(30_000, rel=1e-9)
+    if back_s > 100:  # never made up for: counted by the time that passed
+        assert (account.start_unix_s, account.end_unix_s) == pytest.approx((1e6, 1e6 + 100))
+    assert_sums(account)
+
+
 @pytest.mark.parametrize("back_s", [20.0, 3600.0])
 def test_a_clock_that_was_set_back_before_a_restart_loses_no_energy(run: RunFolder, back_s: float) -> None:
     for first, last, behind_s in ((0, 60, 0.0), (70, 130, back_s)):  # killed, and begun again 10 s later

@@ -165,3 +165,21 @@ def test_live_figures_of_nothing() -> None:
 )
 def test_spans_beyond_others(spans: list, covered: list, left: list) -> None:
     assert beyond(spans, covered) == left
+
+
+def test_rows_at_the_first_moment_of_a_clock_that_was_set_back_are_counted(run: RunFolder) -> None:
+    now = [0.0]
+    sensors = [
+        FakeSensor("GPU-1", [reading(300.0 * t, 300.0) for t in range(101)]),
+        FakeSensor("node@n1", [reading(power_w=500.0)] * 101, kind="node", method="integrated"),
+    ]
+    meter = Meter(
+        run.ledger_file("n1"), node="n1", sensors=sensors, discover_sensors=False,
+        clock=lambda: (1e6 + now[0] - (10.0 if now[0] > 0 else 0.0), now[0]),
+    )  # fmt: skip
+    for t in range(101):
+        now[0] = float(t)
+        meter.sample(last=t == 100)
+    account = account_run(run)
+    assert {device.kind: round(device.energy_j) for device in account.devices} == {"gpu": 30_000, "node": 20_000}
+    assert merge([run]).energy_j == pytest.approx(50_000)

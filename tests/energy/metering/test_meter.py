@@ -286,6 +286,20 @@ def test_power_is_not_held_over_a_silence(tmp_path: Path) -> None:
     assert any("30.0 s is unknown" in warning for warning in account.warnings)
 
 
+@pytest.mark.parametrize(("back_s", "end_unix_s"), [(0.0, 1100.0), (-60.0, 1160.0), (3600.0, 1100.0), (80.0, 1100.0)])
+def test_a_window_in_which_the_clock_is_set_back_ends_after_its_start(back_s: float, end_unix_s: float) -> None:
+    now = [0.0]
+    meter = Meter(
+        sensors=[Board("GPU-1")],
+        discover_sensors=False,
+        clock=lambda: (1000.0 + now[0] - (back_s if now[0] > 50 else 0.0), now[0]),
+    )
+    window = meter.begin("command")
+    now[0] = 100.0
+    meter.end(window)
+    assert (window.start_unix_s, window.end_unix_s, window.duration_s) == (1000.0, end_unix_s, 100.0)
+
+
 def test_both_clocks_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clocks:
         """The wall clock is 1000 s ahead; the process is put aside for 5 s after its first looks at it."""

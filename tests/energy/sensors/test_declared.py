@@ -32,6 +32,7 @@ DCMI = """
         ('{"PowerControl": [\n {"PowerCapacityWatts": 800,\n  "PowerConsumedWatts": 344}]}', 344),
         ('{"PowerConsumedWatts": 344, "PowerMetrics": {"AverageConsumedWatts": 319}}', 344),
         ("Pwr Consumption  | 392 Watts | ok", 392),
+        ("Current 1 | 0.40 Amps | ok\nPower Supply 1 | Present\nPwr Consumption | 140 Watts | ok", 140),
     ],
 )
 def test_answers_of_controllers(text: str, watts: float) -> None:

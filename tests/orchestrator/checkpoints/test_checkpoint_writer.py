@@ -275,6 +275,36 @@ def _rank_whose_storage_fails(rank: int, world: int, port: int, job: Any) -> Non
     plain_rank(rank, world, port, job)
 
 
+class _SlowToEnd:
+    """Copies of which the manifest, which rank 0 alone puts there, takes long."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def put(self, path: Path, names: list[str]) -> None:
+        if saved.MANIFEST in names:
+            time.sleep(1.5)
+            (self._folder / "manifest").touch()
+
+    def prune(self, *keep: int | None) -> None:
+        raise OSError("Bucket is full")
+
+
+def _waits_for_the_manifest(rank: int, folder: Path) -> None:
+    writer = CheckpointWriter(folder / "here", asynchronous=True, copies=_SlowToEnd(folder))  # type: ignore[arg-type]
+    beats: list[bool] = []
+    writer.beat = lambda: beats.append((folder / "manifest").exists())
+    writer.save(_state(1.0)[1], 1)
+    writer.finish()
+    assert (folder / "manifest").exists() and False in beats  # it waited, and said that it was alive
+    assert writer.written()[0]["not_copied"] == "Bucket is full"
+
+
+def test_no_rank_begins_a_step_while_rank_0_ends_the_copy(tmp_path: Path) -> None:
+    """In a step without rank 0 the others are past their deadline, and the group is killed for a slow storage."""
+    spawn(_waits_for_the_manifest, 2, tmp_path)
+
+
 def test_a_storage_that_fails_later_costs_the_copies_and_not_the_training(
     tmp_path: Path, whole: tuple[Path, RunFolder]
 ) -> None:

@@ -67,6 +67,18 @@ def test_what_is_no_storage_is_told_in_the_same_words(uri: str, said: str, to: C
         to(uri).require_writable()
 
 
+def test_a_storage_that_cannot_be_opened_any_more_refuses(checkpoint: Path, to: Callable[[str], Courier]) -> None:
+    """Opening hdfs connects, and opening an s3 without a region asks for it: in an outage that is no wrong URI, and a
+    rank that raised anything else than OSError would leave the others waiting."""
+    own = to("hdfs://127.0.0.1:1/a")
+    with pytest.raises(OSError, match="^checkpoint.copy_to hdfs://127.0.0.1:1/a: "):
+        own.put(checkpoint, ["__0_0.distcp"])
+    with pytest.raises(OSError, match="^checkpoint.copy_to hdfs://127.0.0.1:1/a: "):
+        own.names()
+    with pytest.raises(ValueError, match="^checkpoint.copy_to hdfs://127.0.0.1:1/a: "):
+        own.require_writable()
+
+
 def test_a_storage_that_is_silent_is_given_up_and_left_alone_for_a_while(
     checkpoint: Path, to: Callable[[str], Courier], monkeypatch: pytest.MonkeyPatch
 ) -> None:

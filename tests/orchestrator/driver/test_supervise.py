@@ -12,7 +12,11 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from tiny import write_spec
 
 from energy.accounting.account import lost_windows
@@ -323,6 +327,23 @@ def test_a_cluster_that_others_use_is_waited_for_within_the_attempt(supervision:
     result, said, begun = supervision(*[no_room] * 6, lambda: True)
     assert (result, begun) == (True, [])
     assert said == ["the cluster had no room for the workers, 4 on cpu: waiting until others leave it"]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize."),
+        ActorDiedError(),
+        WorkerGroupStartupFailedError(
+            "One of the worker actors failed: ... raised in its creation task\nOSError: no disk"
+        ),
+    ],
+)
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(supervision: Any, gone: Exception) -> None:
+    result, said, begun = supervision(lambda: ControllerError(gone), lambda: True)
+    assert result is True and len(begun) == 1
+    assert "a worker was gone before the training began: killed, or its machine is lost" in said[0]
+    assert ("(no disk)" in said[0]) == ("creation task" in str(gone))
 
 
 def test_too_few_machines_are_waited_for_and_named(supervision: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,14 @@ def test_what_lies_where_can_be_printed() -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "2048 ranks: 4 replicas x 64 shards x 8 tensor", done.stderr
     [gate] = [line.split() for line in lines if line.startswith("blocks.*.ffn.w_gate.weight")]
-    assert gate[1:] == ["80", "22016", "x", "8192", *gate[5:-1], f"{22016 * 8192 * 4 // 512:,}"]
+    assert gate[1:] == [
+        "32",
+        "11008",
+        "x",
+        "4096",
+        *gate[5:-1],
+        f"{22 * 4096 * 4:,}",
+    ]  # 11008 / 8 rows over 64: at most 22
     assert lines[-1].startswith("weights at rest: ") and lines[-1].endswith("1 gathered ahead")
 
 
