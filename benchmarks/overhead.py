@@ -1,12 +1,14 @@
 """What Ray and the meter cost: `hoofprint run` beside the same loop under torchrun with no meter, in short turns.
 
-    python benchmarks/overhead.py [--turns 24] [--turn-s 12]
+    python benchmarks/overhead.py [--turns 24] [--turn-s 12] [--checkpoints STEPS]
 
 Both train the laptop experiment from the same spec with two workers of one thread each. They are started once, and then
 take turns: while one works, every process of the other is stopped (SIGSTOP), Ray's own included. What else the machine
 does changes by tens of per cent from minute to minute, which turns of seconds share and whole runs do not. Only steps
 that lie wholly within a turn count, without those of its first seconds: timers that ran out while a system was stopped
-all fire when it wakes, which no run would see. The result is written to benchmarks/results/overhead.json.
+all fire when it wakes, which no run would see. A rate is over all the time from the first of these steps to the last,
+with the checkpoints that lie between them where `hoofprint run` is to write some. The result is written to
+benchmarks/results/overhead.json, or overhead_checkpoints.json.
 """
 
 import argparse
@@ -136,10 +138,10 @@ def measure(trainers: list[Trainer], turns: int, turn_s: float) -> dict[str, lis
     for trainer in trainers:
         steps, rates[trainer.name] = trainer.steps(), []
         for start, end in stretches[trainer.name]:
-            seconds = [e - s for s, e in steps if start + SETTLE_S <= s and e <= end]
-            if not seconds:
+            whole = [(s, e) for s, e in steps if start + SETTLE_S <= s and e <= end]
+            if not whole:
                 raise RuntimeError(f"no whole step of {trainer.name} in a turn of {turn_s} s: lengthen --turn-s")
-            rates[trainer.name].append(BATCH_TOKENS * len(seconds) / sum(seconds))
+            rates[trainer.name].append(BATCH_TOKENS * len(whole) / (whole[-1][1] - whole[0][0]))
     return rates
 
 
@@ -147,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--turns", type=int, default=24)
     parser.add_argument("--turn-s", type=float, default=12.0)
+    parser.add_argument("--checkpoints", type=int, metavar="STEPS", help="hoofprint run writes one so often")
     arguments = parser.parse_args()
     work = ROOT / "runs" / "bench-overhead"
     shutil.rmtree(work, ignore_errors=True)
@@ -158,6 +161,8 @@ def main() -> None:
     torchrun += ["--as-rank", str(SPEC), str(work / "torchrun"), *overrides]
     hoofprint = [sys.executable, "-c", "from orchestrator.cli import main; main()", "run", str(SPEC)]
     hoofprint += ["--runs", str(work), "--name", "hoofprint", "-q", *sets]
+    if arguments.checkpoints:
+        hoofprint += ["--set", f"training.checkpoint_every_steps={arguments.checkpoints}"]
     trainers: list[Trainer] = []
     try:
         for name, command in (("torchrun", torchrun), ("hoofprint", hoofprint)):
@@ -171,10 +176,11 @@ def main() -> None:
             trainer.end()
     ratios = [ours / theirs for ours, theirs in zip(rates["hoofprint"], rates["torchrun"], strict=True)]
     write_result(
-        "overhead",
+        "overhead_checkpoints" if arguments.checkpoints else "overhead",
         {
             "what": "training tokens/s of the laptop experiment, 2 CPU workers, in short turns of two running systems, "
             "each stopped while the other works; without start and end; with -q, so without the live view",
+            "checkpoint_every_steps": arguments.checkpoints,
             "machine": machine(),
             "turns": arguments.turns,
             "turn_s": arguments.turn_s,
