@@ -17,6 +17,12 @@ from orchestrator.spec.file import BadInput, load_experiment
         ({"CPU": 9.0}, [], (8, "cpu")),
         ({"CPU": 9.0, "GPU": 3.0}, ["cluster.device=auto"], (2, "cuda")),  # 3 do not share a batch of 8 sequences
         ({"CPU": 2.0}, ["cluster.min_workers=2"], (2, "cpu")),
+        ({"CPU": 3.0}, ["cluster.min_workers=1"], (2, "cpu")),
+        ({"CPU": 9.0, "GPU": 8.0}, ["cluster.device=auto"], (8, "cuda")),
+        ({"CPU": 9.0, "GPU": 2.0}, ["cluster.device=auto"], (2, "cuda")),
+        ({"CPU": 9.0, "GPU": 3.0}, ["cluster.device=cuda", "cluster.min_workers=2"], (2, "cuda")),
+        ({"CPU": 1.0}, ["cluster.min_workers=2"], "wants 2 to 8 CPUs and the cluster has 1"),
+        ({"CPU": 9.0}, ["cluster.device=cuda"], "wants 8 GPUs and the cluster has 0"),
         (
             {"CPU": 9.0},
             ["cluster.device=auto", "training.dtype=float8"],

@@ -25,8 +25,7 @@ from orchestrator.cluster import capacity
 from orchestrator.driver import notices, supervise
 from orchestrator.driver.failures import Failure, TrainingLost
 from orchestrator.ranks.worker import Job
-from orchestrator.spec.experiment import Experiment
-from orchestrator.spec.file import BadInput, load_experiment
+from orchestrator.spec.file import load_experiment
 
 ECHO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
 
@@ -391,29 +390,3 @@ def test_the_end_of_a_dead_attempt_is_lost_time(run: RunFolder) -> None:
         file.write('{"attempt": 2, "event": "step", "step": 9, "time_unix_s": 31.0, "seconds": 1.0}\n')
     [(start, end)] = lost_windows(run.steps(), run.phases())
     assert (start, end) == (16.0, 20.0)  # from the beginning of the step that was done again
-
-
-@pytest.mark.parametrize(
-    ("there", "overrides", "expected"),
-    [
-        ({"CPU": 8.0}, (), (4, "cpu")),
-        ({"CPU": 3.0}, ("cluster.min_workers=1",), (2, "cpu")),
-        ({"CPU": 8.0, "GPU": 8.0}, ("cluster.device=auto",), (4, "cuda")),
-        ({"CPU": 8.0, "GPU": 2.0}, ("cluster.device=auto",), (2, "cuda")),
-        ({"CPU": 8.0, "GPU": 3.0}, ("cluster.device=cuda", "cluster.min_workers=2"), (2, "cuda")),
-        ({"CPU": 3.0}, (), "wants 4 CPUs and the cluster has 3"),
-        ({"CPU": 1.0}, ("cluster.min_workers=2",), "wants 2 to 4 CPUs and the cluster has 1"),
-        ({"CPU": 8.0}, ("cluster.device=cuda",), "wants 4 GPUs and the cluster has 0"),
-    ],
-)
-def test_how_many_workers_a_cluster_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: dict[str, float], overrides: tuple[str, ...], expected: Any
-) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
-    monkeypatch.setattr(capacity, "draining", set)
-    experiment: Experiment = load_experiment(write_spec(tmp_path, workers=4), overrides)
-    if isinstance(expected, str):
-        with pytest.raises(BadInput, match=expected):
-            capacity.choose_workers(experiment)
-    else:
-        assert capacity.choose_workers(experiment) == expected
