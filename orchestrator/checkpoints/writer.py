@@ -8,10 +8,12 @@ The next checkpoint waits for the copy of the one before, however slow its stora
 alive (`beat`). A storage that falls silent is given up by checkpoints.courier.
 """
 
+import itertools
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 LAST_WORDS_S = 60.0  # how long a failing training waits for a checkpoint that is being written
 BEAT_EVERY_S = 0.5
+# How much later than another a rank may end its share: a slow storage decides. One that hangs is given up by its
+# courier, a rank that hangs is seen by its watchdog, and one that dies closes its connections.
+RANKS_APART = timedelta(days=1)
+_writers = itertools.count()
 
 
 class CheckpointWriter:
@@ -55,7 +61,8 @@ class CheckpointWriter:
     ):
         self._folder, self._keep, self._copies = folder, (keep_last, keep_every_steps), copies
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=RANKS_APART)
+        self._plans = f"checkpoints {next(_writers)}"
         self._stager = _stager(on_gpu) if asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -144,7 +151,7 @@ class CheckpointWriter:
         if refused is not None:
             self._refuse(refused, final, cost["step"])
         try:
-            dcp.save(state, checkpoint_id=partial_of(final), process_group=self._group)
+            dcp.save(state, checkpoint_id=partial_of(final), process_group=self._group, planner=_Planner(self._plans))
         except CheckpointException as error:  # dcp raises it on every rank, whichever failed
             self._refuse(why(partial_of(final), error), final, cost["step"])
         whole = self._commit(final, cost["step"])
@@ -209,6 +216,15 @@ class CheckpointWriter:
         # Nobody leaves before rank 0 has cleaned up: the first rank that fails takes the others down.
         dist.broadcast_object_list(said, group=self._group)
         raise CheckpointNotSaved(said[0])
+
+
+class _Planner(dcp.DefaultSavePlanner):
+    """The checkpoints of one writer hold the same tensors: who writes what is agreed on for the first, and again only
+    where a rank has other ones. That is half of what a small checkpoint costs."""
+
+    def __init__(self, plans: str):
+        super().__init__(enable_plan_caching=True)
+        self._cached_plans_key = plans  # torch's own is the name of the class, for all writers of a process
 
 
 class _KeptCopy(BlockingAsyncStager):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from tiny import STEPS, losses, plain_rank, spawn, train, write_spec
+from torch.distributed.checkpoint import SavePlan, default_planner
 
 from energy.runs import RunFolder
 from orchestrator.checkpoints import saved
@@ -98,6 +99,36 @@ def _goes_on(rank: int, folder: Path) -> None:
 
 def test_what_is_written_is_the_state_at_its_step_whatever_is_trained_meanwhile(tmp_path: Path) -> None:
     spawn(_goes_on, 2, tmp_path)
+
+
+def _plans_once(rank: int, folder: Path) -> None:
+    planned: list[int] = []
+    plan = default_planner.create_default_global_save_plan
+
+    def counted(plans: list[SavePlan], *more: Any) -> Any:
+        planned.append(len(plans))
+        return plan(plans, *more)
+
+    default_planner.create_default_global_save_plan = counted  # type: ignore[assignment]
+    writers = [CheckpointWriter(folder / name, asynchronous=False) for name in ("one", "another")]
+    weight, state = _state(3.0)
+    for step in (1, 2, 3):
+        state.progress |= {"step": step} if step < 3 else {"step": step, "new": [step]}
+        writers[0].save(state, step)
+        writers[0].finish()
+        assert planned == ([2] * (1 if step < 3 else 2) if rank == 0 else [])
+        loaded_weight, loaded = _state(0.0)
+        loaded.progress |= {key: None for key in state.progress}
+        checkpoint.load(loaded, folder / "one" / f"step-{step:08d}")
+        assert torch.equal(loaded_weight, weight) and loaded.progress == state.progress
+        _step(weight, state)
+    writers[1].save(state, 4)  # another writer knows nothing of what the first has agreed on
+    writers[1].finish()
+    assert len(planned) == (3 if rank == 0 else 0)
+
+
+def test_who_writes_what_is_agreed_on_again_only_where_the_state_has_changed(tmp_path: Path) -> None:
+    spawn(_plans_once, 2, tmp_path)
 
 
 def test_both_ways_of_writing_leave_the_same_files(whole: tuple[Path, RunFolder]) -> None:
