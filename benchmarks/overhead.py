@@ -7,21 +7,23 @@ take turns: while one works, every process of the other is stopped (SIGSTOP), Ra
 does changes by tens of per cent from minute to minute, which turns of seconds share and whole runs do not. Only steps
 that lie wholly within a turn count, without those of its first seconds: timers that ran out while a system was stopped
 all fire when it wakes, which no run would see. A rate is over all the time from the first of these steps to the last,
-with the checkpoints that lie between them where `hoofprint run` is to write some. The result is written to
-benchmarks/results/overhead.json, or overhead_checkpoints.json.
+with the checkpoints that lie between them where `hoofprint run` is to write some; the ratio is that of the rates over
+all turns, so that a checkpoint weighs as much as it costs, in however few turns there is one. The result is written to
+benchmarks/results/overhead.json, or overhead_checkpoints_STEPS.json.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -116,15 +118,33 @@ class Trainer:
         self._log.close()
 
 
-def median_interval(values: list[float]) -> list[float]:
-    """95 % interval of the median, by resampling with a fixed seed."""
-    draw = random.Random(1)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(2000))
-    return [medians[50], medians[-51]]
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """The whole steps of one system in one turn."""
+
+    tokens: int
+    seconds: float
 
 
-def measure(trainers: list[Trainer], turns: int, turn_s: float) -> dict[str, list[float]]:
-    """Tokens/s of each trainer in each turn, a turn being one stretch of both."""
+def rate(turns: Iterable[Turn]) -> float:
+    """Tokens/s over all of them."""
+    turns = list(turns)
+    return sum(turn.tokens for turn in turns) / sum(turn.seconds for turn in turns)
+
+
+def ratio_interval(ours: list[Turn], theirs: list[Turn]) -> list[float]:
+    """95 % interval of the ratio of the rates, by resampling pairs of turns with a fixed seed."""
+    draw, pairs = random.Random(1), list(zip(ours, theirs, strict=True))
+    ratios = []
+    for _ in range(2000):
+        some = draw.choices(pairs, k=len(pairs))
+        ratios.append(rate(our for our, _ in some) / rate(their for _, their in some))
+    ratios.sort()
+    return [ratios[50], ratios[-51]]
+
+
+def measure(trainers: list[Trainer], turns: int, turn_s: float) -> dict[str, list[Turn]]:
+    """What each trainer did in each turn, a turn being one stretch of both."""
     stretches: dict[str, list[tuple[float, float]]] = {trainer.name: [] for trainer in trainers}
     for turn in range(turns):
         for trainer in trainers if turn % 2 else trainers[::-1]:
@@ -134,15 +154,15 @@ def measure(trainers: list[Trainer], turns: int, turn_s: float) -> dict[str, lis
             trainer.send(signal.SIGSTOP)
             stretches[trainer.name].append((start, time.time()))
         print(f"turn {turn + 1} of {turns}", flush=True)
-    rates: dict[str, list[float]] = {}
+    done: dict[str, list[Turn]] = {}
     for trainer in trainers:
-        steps, rates[trainer.name] = trainer.steps(), []
+        steps, done[trainer.name] = trainer.steps(), []
         for start, end in stretches[trainer.name]:
             whole = [(s, e) for s, e in steps if start + SETTLE_S <= s and e <= end]
             if not whole:
                 raise RuntimeError(f"no whole step of {trainer.name} in a turn of {turn_s} s: lengthen --turn-s")
-            rates[trainer.name].append(BATCH_TOKENS * len(whole) / (whole[-1][1] - whole[0][0]))
-    return rates
+            done[trainer.name].append(Turn(BATCH_TOKENS * len(whole), whole[-1][1] - whole[0][0]))
+    return done
 
 
 def main() -> None:
@@ -169,31 +189,31 @@ def main() -> None:
             trainers.append(Trainer(name, command, work / name))
             trainers[-1].warm_up()
             trainers[-1].send(signal.SIGSTOP)
-        rates = measure(trainers, arguments.turns, arguments.turn_s)
+        done = measure(trainers, arguments.turns, arguments.turn_s)
         helpers = trainers[-1].helpers_cores(HELPERS_S)
     finally:
         for trainer in trainers:
             trainer.end()
-    ratios = [ours / theirs for ours, theirs in zip(rates["hoofprint"], rates["torchrun"], strict=True)]
+    rates = {system: [turn.tokens / turn.seconds for turn in turns] for system, turns in done.items()}
+    ratio = rate(done["hoofprint"]) / rate(done["torchrun"])
     write_result(
-        "overhead_checkpoints" if arguments.checkpoints else "overhead",
+        f"overhead_checkpoints_{arguments.checkpoints}" if arguments.checkpoints else "overhead",
         {
             "what": "training tokens/s of the laptop experiment, 2 CPU workers, in short turns of two running systems, "
             "each stopped while the other works; without start and end; with -q, so without the live view",
             "checkpoint_every_steps": arguments.checkpoints,
             "machine": machine(),
-            "turns": arguments.turns,
             "turn_s": arguments.turn_s,
             "settle_s": SETTLE_S,
-            "tokens_per_s": rates,
-            "median_tokens_per_s": {system: statistics.median(values) for system, values in rates.items()},
+            "turns": {system: [dataclasses.asdict(turn) for turn in turns] for system, turns in done.items()},
+            "steps_counted": {system: sum(t.tokens for t in turns) // BATCH_TOKENS for system, turns in done.items()},
+            "tokens_per_s": {system: rate(turns) for system, turns in done.items()},
             "spread_tokens_per_s": {system: [min(values), max(values)] for system, values in rates.items()},
-            "ratio_of_each_turn": ratios,
-            "ratio_hoofprint_to_torchrun": statistics.median(ratios),
-            "ratio_95_interval": median_interval(ratios),
+            "ratio_hoofprint_to_torchrun": ratio,
+            "ratio_95_interval": ratio_interval(done["hoofprint"], done["torchrun"]),
             "helpers_cores": helpers,
             "target_ratio": TARGET_RATIO,
-            "met": statistics.median(ratios) >= TARGET_RATIO,
+            "met": ratio >= TARGET_RATIO,
         },
     )
 
