@@ -10,8 +10,9 @@ from wheels in a folder, all of which are installed without their dependencies i
     transformers tokenizers huggingface_hub safetensors regex pyyaml packaging tqdm filelock fsspec (transformers),
     pytest pluggy iniconfig (the tests in gpu_tests/)
 What is missing is said in the result. Each part is a process of its own with a limit of time, and keeps what it found
-when it is cut short. --help names the parts, in their order. Where no --output is given, a whole run on a GPU writes to
-benchmarks/results/gpu.json, and any other to .cache/gpu-suite/gpu.json."""
+when it is cut short; while one works on the GPU, the next imports its libraries. --help names the parts, in their
+order. Where no --output is given, a whole run on a GPU writes to benchmarks/results/gpu.json, and any other to
+.cache/gpu-suite/gpu.json."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from benchmarks.gpu.compare import markdown, summary  # noqa: E402
+from benchmarks.gpu.process import PartProcess  # noqa: E402
 from benchmarks.report import RESULTS, machine  # noqa: E402
 from benchmarks.training.systems import Case  # noqa: E402
 from model.config import LlamaConfig  # noqa: E402
@@ -119,39 +121,10 @@ def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict
         "generation": (110, generation),
         "metering": (45, {"part": "metering", "gpu": 0, "seconds": scale.seconds, "gpus": "visible"}),
         "attention": (60, kernels("attention", scale.seconds / 20, **documents)),
-        "checks": (60, {"part": "checks"}),
+        "checks": (120, {"part": "checks"}),
         "training selective": (60, train("hoofprint", [longest], checkpointing="selective")),
         "training whole": (80, train("hoofprint", [longest], **full)),
     }
-
-
-def run_part(task: dict[str, Any], limit_s: float, log: Path, packages: Path | None) -> dict[str, Any]:
-    """What the part found, and `error` where it did not come to its end; `seconds` it took."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join(str(place) for place in (ROOT, packages) if place)
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "inductor"))
-    began_s = time.monotonic()
-    error = None
-    with log.open("wb") as stderr, log.with_suffix(".out").open("wb") as stdout:
-        command = [sys.executable, "-m", "benchmarks.gpu.part", json.dumps(task)]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr)
-        try:
-            code = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            error = f"cut short after {limit_s:.0f} s"
-        else:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            error = None if code == 0 else f"exit status {code}: {lines[-1][:300] if lines else 'it said nothing'}"
-        finally:
-            process.kill()
-            process.wait()
-    found: dict[str, Any] = {}
-    for line in log.with_suffix(".out").read_text(errors="replace").splitlines():
-        if line.startswith("found "):
-            key, end = json.JSONDecoder().raw_decode(line, len("found "))
-            found[key] = json.loads(line[end:])
-    return {"found": found, "error": error, "seconds": time.monotonic() - began_s}
 
 
 def install(wheels: Path | None) -> tuple[Path | None, str | None]:
@@ -192,7 +165,11 @@ def main() -> None:
     # One device: the meter counts those that are visible.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     packages, fault = install(options.wheels)
-    told = run_part({"part": "about", "device": options.device}, 120.0, LOGS / "about.log", packages)
+
+    def start(name: str, task: dict[str, Any]) -> PartProcess:
+        return PartProcess(task, LOGS / f"{name.replace(' ', '-')}.log", packages, CACHE / "inductor")
+
+    told = start("about", {"part": "about", "device": options.device}).run(120.0)
     about = told["found"].get("about")
     if about is None:
         raise SystemExit(f"{options.device}: {told['error']}")
@@ -209,13 +186,16 @@ def main() -> None:
         + ("as asked" if options.layers else "what fits beside master weights and moments, without checkpointing"),
         "parts": {},
     }
-    for name, (limit_s, task) in parts(scale, layers, options.device).items():
-        left_s = options.minutes * 60 - (time.monotonic() - began_s)
-        if name not in wanted:
-            continue
+    chosen = [(name, *part) for name, part in parts(scale, layers, options.device).items() if name in wanted]
+    ahead = start(chosen[0][0], chosen[0][2])
+    for at, (name, limit_s, _) in enumerate(chosen):
+        part, left_s = ahead, options.minutes * 60 - (time.monotonic() - began_s)
+        if at + 1 < len(chosen) and left_s >= LEAST_S:
+            ahead = start(chosen[at + 1][0], chosen[at + 1][2])
         cell: dict[str, Any] = {"found": {}, "error": "skipped: no time left", "seconds": 0.0}
         if left_s >= LEAST_S:
-            cell = run_part(task, min(limit_s, left_s), LOGS / f"{name.replace(' ', '-')}.log", packages)
+            cell = part.run(min(limit_s, left_s))
+        part.end()
         result["parts"][name] = cell
         print(f"{time.monotonic() - began_s:5.0f} s  {name}: {cell['error'] or 'done'}", flush=True)
         result |= {"seconds": time.monotonic() - began_s, "summary": summary(result["parts"])}

@@ -1,67 +1,83 @@
 """One part of the suite as a process: `python -m benchmarks.gpu.part '{"part": ..., ...}'`.
 
-Each finding is a line `found KEY JSON` as soon as it is there, so that a part that is cut short keeps what it has.
+It imports what it needs, and begins when a line comes on stdin. Each finding is a line `found KEY JSON` as soon as it
+is there, so that a part that is cut short keeps what it has.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.systems import Case
+from benchmarks.training.systems import Case, load
 
 ROOT = Path(__file__).parents[2]
 
 
 def main(task: dict[str, Any]) -> None:
     """task: part, and what that part takes; see `benchmarks.gpu_suite`."""
-    part = task.pop("part")
-    if "case" in task:
-        task["case"] = Case.from_json(task["case"])
+    prepared(task)()
+
+
+def prepared(task: dict[str, Any]) -> Callable[[], None]:
+    """The part, with its libraries imported; nothing of it has touched the GPU."""
+    given = {key: value for key, value in task.items() if key != "part"}
+    if "case" in given:
+        given["case"] = Case.from_json(given["case"])
+    part = task["part"]
     if part == "about":
-        say("about", about(task["device"]))
-    elif part in ("ceiling", "attention"):
+        return lambda: say("about", about(**given))
+    if part in ("ceiling", "attention"):
         from benchmarks.gpu import kernels
 
-        getattr(kernels, part)(**task, say=say)
-    elif part == "training":
+        return partial(getattr(kernels, part), **given, say=say)
+    if part == "training":
         from benchmarks.gpu.training import training
 
-        training(**task, say=say)
-    elif part == "generation":
+        with suppress(Exception):  # whatever a library raises: the part meets it again, and says so
+            load(given["system"])
+        return partial(training, **given, say=say)
+    if part == "generation":
         from benchmarks.gpu.generation import generation
 
-        generation(**task, say=say)
-    elif part == "metering":
+        with suppress(Exception):
+            load("transformers")
+        return partial(generation, **given, say=say)
+    if part == "metering":
         from benchmarks.metering.real_gpu import examine
 
-        say("sensors", examine(**task))
-    elif part == "checks":
-        say("gpu_tests", checks())
-    else:
-        raise AssertionError(part)
+        return lambda: say("sensors", examine(**given))
+    if part == "checks":
+        import pytest
+
+        return partial(checks, pytest.main)
+    raise AssertionError(part)
 
 
-def checks() -> dict[str, Any]:
-    """How the tests in gpu_tests/ end, and which fail."""
-    import pytest
+def checks(main: Callable[..., int]) -> None:
+    """How the tests in gpu_tests/ end, and which fail; said after each of them."""
 
     class Counting:
         def __init__(self) -> None:
-            self.ended: dict[str, int] = {}
-            self.failed: list[str] = []
+            self.found: dict[str, Any] = {"exit_status": None, "ended": {}, "failed": []}
 
         def pytest_runtest_logreport(self, report: Any) -> None:
+            ended, failed = self.found["ended"], self.found["failed"]
             if report.when == "call" or report.outcome != "passed":
-                self.ended[report.outcome] = self.ended.get(report.outcome, 0) + 1
+                ended[report.outcome] = ended.get(report.outcome, 0) + 1
             if report.failed:
-                self.failed.append(f"{report.nodeid}: {str(report.longrepr).splitlines()[-1][:200]}")
+                failed.append(f"{report.nodeid}: {str(report.longrepr).splitlines()[-1][:200]}")
+            if report.when == "teardown":
+                say("gpu_tests", self.found)
 
     counting = Counting()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "gpu_tests")], plugins=[counting])
-    return {"exit_status": int(code), "ended": counting.ended, "failed": counting.failed}
+    code = main(["-q", "-p", "no:cacheprovider", str(ROOT / "gpu_tests")], plugins=[counting])
+    say("gpu_tests", counting.found | {"exit_status": int(code)})
 
 
 def about(device: str) -> dict[str, Any]:
@@ -95,4 +111,6 @@ def say(key: str, value: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    work = prepared(json.loads(sys.argv[1]))
+    if sys.stdin.readline():  # else whoever started this has gone
+        work()

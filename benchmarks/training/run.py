@@ -7,7 +7,7 @@ that what else the machine does falls on all of them; each turn gives one ratio.
 C library settings (those of a hoofprint rank). Peak memory is that of one step in a fresh process with the C library
 as it comes. torchtitan is installed into .cache/peers, transformers is a development dependency.
 Written to benchmarks/results/training.json and training.md after each part, so that a run that is cut short leaves what
-it has; on two cores about 30 minutes, at most 8 with --quick.
+it has; on two cores about 50 minutes, at most 8 with --quick.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ PARTS = (*SIZES, "memory", "scaling")
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """How much is measured. sequences: of a step, by size. turn_s: about what a turn of a system lasts. case_s: for the
-    turns of one size and dtype. warm_up: steps, before one more that tells how many make a turn. memory: sizes, and
-    sequences of a step; the more, the less of the peak is state, which is the same for all systems. total_s: after that
-    nothing is begun any more, and what was left out says so."""
+    turns of one size and dtype. warm_up: steps, before one more that tells how many make a turn. memory, scaling:
+    sizes, and sequences of a step (of a rank): the more, the less of the peak is state, which is the same for all
+    systems, and the less of the step is communication, which there is once a step. total_s: after that nothing is begun
+    any more, and what was left out says so."""
 
     systems: tuple[str, ...]
     sequences: dict[str, int]
@@ -68,7 +69,7 @@ class Preset:
     most_turns: int
     memory: tuple[tuple[str, int], ...]
     memory_systems: tuple[str, ...]
-    scaling: tuple[str, ...]
+    scaling: tuple[tuple[str, int], ...]
     scaling_s: float
     total_s: float
 
@@ -84,7 +85,7 @@ QUICK = Preset(
     most_turns=9,
     memory=(("100M", 1), ("100M", 4)),
     memory_systems=EAGER,
-    scaling=("10M",),
+    scaling=(("10M", 4),),
     scaling_s=20.0,
     total_s=420.0,
 )
@@ -98,9 +99,9 @@ FULL = Preset(
     most_turns=25,
     memory=(("10M", 8), ("100M", 2), ("100M", 4)),
     memory_systems=tuple(SYSTEMS),
-    scaling=tuple(SIZES),
+    scaling=(("10M", 8), ("100M", 2), ("100M", 4)),
     scaling_s=60.0,
-    total_s=1800.0,
+    total_s=3600.0,
 )
 
 
@@ -241,11 +242,11 @@ def run(bench: Bench, parts: Iterable[str], keep: Callable[[dict[str, Any]], Non
     for size in (size for size in SIZES if size in parts):
         for dtype in DTYPES:
             measure("speed", f"{size} {dtype}", partial(bench.speed, size, dtype))
-    for size in preset.scaling if "scaling" in parts else ():
-        case = Case(config=SIZES[size], sequences=preset.sequences[size], fsdp=True)
-        folder = bench.work / f"scaling-{size}"
+    for size, sequences in preset.scaling if "scaling" in parts else ():
+        case = Case(config=SIZES[size], sequences=sequences, fsdp=True)
+        folder = bench.work / f"scaling-{size}-{sequences}"
         work = partial(measure_scaling, case, folder, environment(kept=True), preset.scaling_s, preset.warm_up)
-        measure("scaling", size, work)
+        measure("scaling", f"{size} float32, {case.tokens:,} tokens", work)
     for size, sequences in preset.memory if "memory" in parts else ():
         for dtype in DTYPES:
             name = f"{size} {dtype}, {sequences * SIZES[size].sequence_length:,} tokens"

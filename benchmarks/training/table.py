@@ -22,7 +22,8 @@ the allocator keeps."""
 HOW_SCALING = """\
 Efficiency: tokens/s of two ranks over twice those of one process of one thread; in brackets its 95 % interval. Beside
 it the same over a process without FSDP, and over two processes at the same time that know nothing of each other.
-Communication that nothing hides: by torch's profiler, as a share of the step."""
+Communication that nothing hides: by torch's profiler, as a share of the step. Tokens are those of each rank's step:
+weights and gradients travel once a step, however long it is."""
 
 
 def markdown(result: Result) -> str:
@@ -120,13 +121,13 @@ def _scaling(scaling: Result) -> list[str]:
         "| | efficiency | met | without FSDP | two apart | exposed communication | met |",
         "|---|---|---|---|---|---|---|",
     ]
-    for size, cell in scaling.items():
+    for name, cell in scaling.items():
         if "error" in cell:
-            lines.append(f"| {size} | {cell['error'].replace('|', '/')} | - | - | - | - | - |")
+            lines.append(f"| {name} | {cell['error'].replace('|', '/')} | - | - | - | - | - |")
             continue
-        one, plain, apart = (_interval(cell["efficiency"][f"two_to_{name}"]) for name in ("one", "plain", "apart"))
+        one, plain, apart = (_interval(cell["efficiency"][f"two_to_{other}"]) for other in ("one", "plain", "apart"))
         lines.append(
-            f"| {size} {cell['dtype']} | {one} | {MET[cell['efficiency_met']]} | {plain} | {apart} "
+            f"| {name} | {one} | {MET[cell['efficiency_met']]} | {plain} | {apart} "
             f"| {cell['exposed_communication']:.1%} | {MET[cell['communication_met']]} |"
         )
     return lines

@@ -323,9 +323,10 @@ def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
 
 
 def _code() -> dict[str, Any]:
-    """What runs: of each attempt its own, because a run may go on with other code than it began with."""
+    """What runs: of each attempt its own, because a run may go on with other code, and by another command, than it
+    began with."""
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"code_revision": code_revision(), "versions": versions}
+    return {"code_revision": code_revision(), "versions": versions, "command": shlex.join(["hoofprint", *sys.argv[1:]])}
 
 
 def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:
@@ -350,7 +351,6 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         **accounting_of(experiment),
         "training": {},  # what `auto` becomes is the ranks' decision: see keep_choices
         "meters": [],
-        "command": shlex.join(["hoofprint", *sys.argv[1:]]),
     }
 
 

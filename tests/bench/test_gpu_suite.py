@@ -12,6 +12,7 @@ import torch
 from benchmarks import gpu_suite
 from benchmarks.gpu import part
 from benchmarks.gpu.compare import summary
+from benchmarks.gpu.process import PartProcess
 from model.config import LlamaConfig
 from model.float8 import to_float8
 from model.transformer import Llama
@@ -62,6 +63,17 @@ def test_products_and_generation(found: dict[str, Any]) -> None:
         assert list(cells) == ["batch 1", "batch 3"] and all(cell["tokens_per_s"] > 0 for cell in cells.values())
 
 
+def test_the_checks_say_how_each_test_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(part, "say", lambda key, value: said.append(json.loads(json.dumps(value))))
+    monkeypatch.setattr(part, "ROOT", tmp_path)
+    (tmp_path / "gpu_tests").mkdir()
+    (tmp_path / "gpu_tests" / "test_any.py").write_text("def test_a(): pass\ndef test_b(): assert 1 == 2\n")
+    part.main({"part": "checks"})
+    assert [cell["ended"] for cell in said] == [{"passed": 1}, *[{"passed": 1, "failed": 1}] * 2]
+    assert [cell["exit_status"] for cell in said] == [None, None, 1] and "test_b" in said[-1]["failed"][0]
+
+
 def test_the_summary_holds_systems_side_by_side() -> None:
     def training(rate: float, **more: Any) -> dict[str, Any]:
         return {"found": {"2048": {"tokens_per_s": rate, **more}}}
@@ -91,11 +103,20 @@ def test_layers_are_as_many_as_fit() -> None:
 
 
 def test_a_part_that_is_cut_short_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import time; print('noise'); print('found \"a b\" {\"c\": 1}', flush=True); time.sleep(60)"
+    script = "import time; input(); print('noise'); print('found \"a b\" {\"c\": 1}', flush=True); time.sleep(60)"
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real([sys.executable, "-c", script], **more))
-    cell = gpu_suite.run_part({"part": "any"}, 2.0, tmp_path / "part.log", None)
+    cell = PartProcess({"part": "any"}, tmp_path / "part.log", None, tmp_path).run(2.0)
     assert cell["found"] == {"a b": {"c": 1}} and cell["error"] == "cut short after 2 s"
+
+
+def test_a_part_waits_for_its_turn_and_ends_with_who_started_it(tmp_path: Path) -> None:
+    task = PARTS["ceiling"][1]
+    waiting = PartProcess(task, tmp_path / "part.log", None, tmp_path)
+    process = waiting._process
+    assert process.stdin is not None
+    process.stdin.close()  # as when the suite is killed
+    assert process.wait(60.0) == 0 and (tmp_path / "part.out").read_text() == ""
 
 
 def test_the_whole_command_writes_one_json(tmp_path: Path) -> None:
@@ -118,7 +139,18 @@ def test_only_a_whole_run_on_a_gpu_replaces_the_committed_result_and_what_is_ski
     options: list[str], committed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = {"torch": "2.13.0", "device": "any"}
-    monkeypatch.setattr(gpu_suite, "run_part", lambda *_: {"found": {"about": about}, "error": None, "seconds": 0.1})
+
+    class Told(PartProcess):
+        def __init__(self, *_: Any):
+            pass
+
+        def run(self, limit_s: float) -> dict[str, Any]:
+            return {"found": {"about": about}, "error": None, "seconds": 0.1}
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(gpu_suite, "PartProcess", Told)
     for place in ("RESULTS", "LOGS"):
         monkeypatch.setattr(gpu_suite, place, tmp_path / place)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # as it sets itself, and so that it is restored

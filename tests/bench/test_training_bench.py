@@ -133,7 +133,7 @@ def test_the_page_shows_every_figure() -> None:
         "errors": {},
     }  # fmt: skip
     efficiency = {f"two_to_{name}": turns.spread([0.8, 0.9, 0.86]) for name in ("one", "plain", "apart")}
-    scaling = {"dtype": "float32", "efficiency": efficiency, "efficiency_met": True, "exposed_communication": 0.2,
+    scaling = {"efficiency": efficiency, "efficiency_met": True, "exposed_communication": 0.2,
                "communication_met": False}  # fmt: skip
     page = table.markdown(
         {
@@ -146,11 +146,15 @@ def test_the_page_shows_every_figure() -> None:
             "how": HOW,
             "speed": {"10M float32": speed},
             "memory": {"10M float32": memory},
-            "scaling": {"10M": scaling, "100M": {"error": "needs two cores"}},
+            "scaling": {"10M float32, 4 tokens": scaling, "100M": {"error": "needs two cores"}},
         }
     )
     assert "| torchtitan | 4 (2 to 5) | 1.300 x (1.300 to 1.300) | 62% (46%) |" in page
     assert "no / compiler" in page and "| 2.00 (1.00) | 0.50 x (0.40 x) | yes | 0.50 | 0.20 x |" in page
-    assert "0.860 (0.800 to 0.900) | yes |" in page and "20.0% | **no** |" in page and "needs two cores" in page
+    assert (
+        "| 10M float32, 4 tokens | 0.860 (0.800 to 0.900) | yes |" in page
+        and "20.0% | **no** |" in page
+        and "needs two cores" in page
+    )
     assert "- left out: memory, 100M float32: no time left" in page
     assert max(map(len, page.splitlines())) < 250

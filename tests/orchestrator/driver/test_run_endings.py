@@ -107,6 +107,16 @@ def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFi
     assert "the attempt before was lost" in capfd.readouterr().err
 
 
+def test_each_attempt_keeps_the_command_that_began_it(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["hoofprint", "run", "my spec.yaml"])
+    folder, _ = start(lambda *_: False)
+    monkeypatch.setattr("sys.argv", ["hoofprint", "run", "my spec.yaml", "--resume", "one"])
+    start(lambda *_: True, folder.path)
+    record = json.loads((folder.path / "footprint.json").read_text())
+    commands = ["hoofprint run 'my spec.yaml'", "hoofprint run 'my spec.yaml' --resume one"]
+    assert [attempt["command"] for attempt in record["run"]["attempts"]] == commands
+
+
 def test_a_report_that_cannot_be_written_is_no_success(
     start: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
