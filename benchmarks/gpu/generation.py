@@ -16,13 +16,27 @@ from model.transformer import Llama
 from model.weights.hf_config import config_dict
 
 Say = Callable[[str, Any], None]
+Keep = Callable[[str, Callable[[], object], int], None]  # what, work, tokens of a call
 
 
 def generation(case: Case, batches: list[int], prompt: int, new: int, seconds: float, say: Say) -> None:
     """Batches of prompts of `prompt` tokens, `new` tokens each. The weights are drawn: their values change no speed."""
-    dtype, device = case.torch_dtype, case.device
-    say("ours", attempt(partial(_ours, case.config, batches, prompt, new, seconds, device, dtype)))
-    say("transformers", attempt(partial(_theirs, case.config, batches, prompt, new, seconds, device, dtype)))
+    given = (case.config, batches, prompt, new, seconds, case.device, case.torch_dtype)
+    for name, system in (("ours", _ours), ("transformers", _theirs)):
+        found: dict[str, Any] = {}
+
+        def keep(what: str, work: Callable[[], object], tokens: int, name: str = name, found: Any = found) -> None:
+            found[what] = attempt(partial(metered, work, case.device, seconds, tokens))
+            say(name, found)  # after each, so that a part that is cut short keeps what it has
+
+        failed = attempt(partial(_done, system, *given, keep))
+        if "error" in failed:
+            say(name, found | failed)
+
+
+def _done(system: Callable[..., None], *given: Any) -> dict[str, Any]:
+    system(*given)
+    return {}
 
 
 def _prompts(config: LlamaConfig, batch: int, length: int, device: str) -> torch.Tensor:
@@ -41,44 +55,44 @@ def _model(config: LlamaConfig, device: str, dtype: torch.dtype) -> Llama:
 
 
 def _ours(
-    config: LlamaConfig, batches: list[int], prompt: int, new: int, seconds: float, device: str, dtype: torch.dtype
-) -> dict[str, Any]:
+    config: LlamaConfig,
+    batches: list[int],
+    prompt: int,
+    new: int,
+    seconds: float,
+    device: str,
+    dtype: torch.dtype,
+    keep: Keep,
+) -> None:
     model = _model(config, device, dtype)
-    found: dict[str, Any] = {}
-    texts: dict[str, list[int | None]] = {}
 
-    def draw(name: str, prompts: list[list[int]], recorded: bool) -> None:
-        steps = Generation(model, prompts, max_new_tokens=new, recorded=recorded)
-        texts[name] = [token for step in steps for token in step]
+    def draw(prompts: list[list[int]], recorded: bool) -> None:
+        for _ in Generation(model, prompts, max_new_tokens=new, recorded=recorded):
+            pass
 
     for batch in batches:
         prompts = _prompts(config, batch, prompt, "cpu").tolist()
-        plain, recorded = f"batch {batch}", f"batch {batch}, recorded"
-        found[plain] = attempt(partial(metered, partial(draw, plain, prompts, False), device, seconds, batch * new))
+        keep(f"batch {batch}", partial(draw, prompts, False), batch * new)
         if device == "cuda":
-            work = partial(draw, recorded, prompts, True)
-            found[recorded] = attempt(partial(metered, work, device, seconds, batch * new))
-        if plain in texts and recorded in texts:
-            # Of drawn weights the likeliest tokens are close together: rounding decides now and then.
-            same = [a == b for a, b in zip(texts[plain], texts[recorded], strict=True)]
-            found[recorded]["same_tokens"] = sum(same) / len(same)
-    return found
+            keep(f"batch {batch}, recorded", partial(draw, prompts, True), batch * new)
 
 
 def _theirs(
-    config: LlamaConfig, batches: list[int], prompt: int, new: int, seconds: float, device: str, dtype: torch.dtype
-) -> dict[str, Any]:
+    config: LlamaConfig,
+    batches: list[int],
+    prompt: int,
+    new: int,
+    seconds: float,
+    device: str,
+    dtype: torch.dtype,
+    keep: Keep,
+) -> None:
     import transformers
 
     with torch.device(device):
-        model = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig.from_dict(config_dict(config) | {"pad_token_id": 0})
-        )
-    model = model.to(dtype).eval()
-    found: dict[str, Any] = {}
+        given = transformers.LlamaConfig.from_dict(config_dict(config) | {"pad_token_id": 0})
+        model = transformers.AutoModelForCausalLM.from_config(given, dtype=dtype).eval()
     for batch in batches:
         prompts = _prompts(config, batch, prompt, device)
         options = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": new, "do_sample": False}
-        work = partial(model.generate, prompts, **options)
-        found[f"batch {batch}"] = attempt(partial(metered, work, device, seconds, batch * new))
-    return found
+        keep(f"batch {batch}", partial(model.generate, prompts, **options), batch * new)

@@ -51,6 +51,8 @@ def metered(work: Callable[[], object], device: str, seconds: float, tokens: int
 
     The energy is that of the device alone (host and rest of the node are not in it); None where nothing counts it.
     """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     began_s = time.perf_counter()
     first = min(seconds_of(work, device, WARM_UP))
     warm_up_s = time.perf_counter() - began_s

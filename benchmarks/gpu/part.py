@@ -78,6 +78,8 @@ def checks(main: Callable[..., int]) -> None:
     counting = Counting()
     code = main(["-q", "-p", "no:cacheprovider", str(ROOT / "gpu_tests")], plugins=[counting])
     say("gpu_tests", counting.found | {"exit_status": int(code)})
+    if code:
+        raise SystemExit(int(code))
 
 
 def about(device: str) -> dict[str, Any]:

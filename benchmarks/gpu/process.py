@@ -21,7 +21,7 @@ class PartProcess:
 
     def __init__(self, task: dict[str, Any], log: Path, packages: Path | None, inductor_cache: Path):
         log.parent.mkdir(parents=True, exist_ok=True)
-        path = os.pathsep.join(str(place) for place in (ROOT, packages) if place)
+        path = os.pathsep.join(str(place) for place in (ROOT, packages, os.environ.get("PYTHONPATH")) if place)
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(inductor_cache))
         self._log, self._out = log, log.with_suffix(".out")

@@ -30,8 +30,6 @@ def training(system: str, case: Case, lengths: list[int], seconds: float, say: S
 
 
 def _one(system: str, case: Case, seconds: float) -> dict[str, Any]:
-    if case.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     step = SYSTEMS[system](case)
     first_loss = float(step())
     found = metered(step, case.device, seconds, case.tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 from collections.abc import Mapping
@@ -23,11 +22,10 @@ def measure_scaling(
 ) -> dict[str, Any]:
     """Efficiency = tokens/s of two ranks over twice the tokens/s of one process, each rank with its batch.
 
-    one: a single process, FSDP2 of one rank, as `hoofprint run` with one worker. plain: the model without FSDP. apart:
-    two of `one` at the same time that know nothing of each other; what they lose is the machine's (memory, caches).
+    one: a single process, as `hoofprint run` with one worker, which needs no FSDP. apart: two of `one` at the same time
+    that know nothing of each other; what they lose is the machine's (memory, caches).
     """
     task = {"system": "hoofprint", "case": case.as_json(), "threads": 1, "warm_up": warm_up}
-    plain = task | {"case": dataclasses.replace(case, fsdp=False).as_json()}
     result: dict[str, Any] = {
         "params": case.config.params,
         "dtype": case.dtype,
@@ -40,7 +38,6 @@ def measure_scaling(
         runners = []
         for name, given, ranks, copies in (
             ("one", task, 1, 1),
-            ("plain", plain, 1, 1),
             ("apart", task, 1, 2),
             ("two", task | {"port": free_port()}, 2, 1),
         ):
@@ -54,10 +51,10 @@ def measure_scaling(
             profile = runners[-1].ask(f"profile {PROFILED_STEPS}")
         except Failed as error:
             return result | {"error": str(error)}
-    ranks_of = {"one": 1, "plain": 1, "apart": 2, "two": 2}
+    ranks_of = {"one": 1, "apart": 2, "two": 2}
     efficiency = {
         f"two_to_{other}": [a / b for a, b in zip(seconds[other], seconds["two"], strict=True)]
-        for other in ("one", "plain", "apart")
+        for other in ("one", "apart")
     }
     exposed = max(shares["exposed communication"] for shares in profile)
     result |= {

@@ -136,7 +136,10 @@ def read_ends(folder: Path) -> dict[str, Any]:
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]:
     """theta and scaling, of `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    new, old = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    if new and old and _scaling_said(new) != _scaling_said(old):
+        return 1e4, None, ["rope_parameters and rope_scaling say different things: leave one of them"]
+    found = new or old
     if odd := odd_values(found, _ROPE_KINDS):
         return 1e4, None, [f"rope_scaling: {each}" for each in odd]
     theta = float(found.get("rope_theta") or raw.get("rope_theta") or 1e4)
@@ -167,6 +170,11 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]
     except ValueError as error:
         return theta, None, [str(error)]
     return theta, scaling, []
+
+
+def _scaling_said(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of the scaling, whichever way."""
+    return {"rope_type" if key == "type" else key: value for key, value in rope.items() if key != "rope_theta"}
 
 
 def config_dict(

@@ -107,14 +107,18 @@ class Copies:
 
     def names(self) -> list[str]:
         """The copied checkpoints, `step-N`, the newest first."""
+        return self._whole_and_not()[0]
+
+    def _whole_and_not(self) -> tuple[list[str], list[str]]:
         with _refusals():
             found = self._storage.get_file_info(FileSelector(self._root, allow_not_found=True))
             folders = [entry.base_name for entry in found if entry.type == FileType.Directory]
             steps = [name for name in folders if name.startswith("step-")]
+            steps.sort(key=lambda name: step_of(Path(name)), reverse=True)
             files = [f"{self._root}/{name}/{MANIFEST}" for name in steps]
             manifests = self._storage.get_file_info(files) if files else []
         whole = [name for name, file in zip(steps, manifests, strict=True) if file.type == FileType.File]
-        return sorted(whole, key=lambda name: step_of(Path(name)), reverse=True)
+        return whole, [name for name in steps if name not in whole]
 
     def fetch(self, name: str, folder: Path, part: int, parts: int) -> None:
         """Copies the files of a checkpoint into `folder`; of `parts` readers, each its own. The first also takes the
@@ -137,11 +141,17 @@ class Copies:
                 target.flush()
             self._beat()
 
-    def prune(self, keep_last: int | None, keep_every_steps: int | None) -> None:
-        """Deletes the copies of checkpoints that are not to be kept, their manifests first."""
-        for name in outdated(self.names(), keep_last, keep_every_steps):
+    def prune(self, newest: int, keep_last: int | None, keep_every_steps: int | None) -> None:
+        """Deletes the copies of checkpoints that are not to be kept, their manifests first, and what is left of copies
+        that failed, now that there is the one of step `newest`."""
+        whole, rest = self._whole_and_not()
+        for name in outdated(whole, newest, keep_last, keep_every_steps):
             with _refusals():
                 self._storage.delete_file(f"{self._root}/{name}/{MANIFEST}")
+                self._storage.delete_dir(f"{self._root}/{name}")
+            self._beat()
+        for name in rest:
+            with _refusals():
                 self._storage.delete_dir(f"{self._root}/{name}")
             self._beat()
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,13 @@ class Courier:
         """Copies files of a checkpoint, in this order."""
         self._ask("put", str(checkpoint.absolute()), list(names))
 
-    def fetch(self, name: str, folder: Path, part: int, parts: int) -> None:
-        """Copies the files of a checkpoint into `folder`; of `parts` readers, each its own."""
-        self._ask("fetch", name, str(folder.absolute()), part, parts)
+    def fetch(self, name: str, folder: Path, part: int, parts: int, beat: Callable[[], None] = lambda: None) -> None:
+        """Copies the files of a checkpoint into `folder`; of `parts` readers, each its own. beat(): with each piece."""
+        self._ask("fetch", name, str(folder.absolute()), part, parts, beat=beat)
 
-    def prune(self, keep_last: int | None, keep_every_steps: int | None) -> None:
-        """Deletes the copies that are not to be kept."""
-        self._ask("prune", keep_last, keep_every_steps)
+    def prune(self, newest: int, keep_last: int | None, keep_every_steps: int | None) -> None:
+        """Deletes the copies that are not to be kept, now that there is the one of step `newest`."""
+        self._ask("prune", newest, keep_last, keep_every_steps)
 
     def close(self) -> None:
         """Ends the child, at work or not."""
@@ -77,7 +77,7 @@ class Courier:
         with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a network drive cannot end
             child.wait(1.0)
 
-    def _ask(self, what: str, *arguments: Any) -> Any:
+    def _ask(self, what: str, *arguments: Any, beat: Callable[[], None] = lambda: None) -> Any:
         if self._silent_since_s is not None:
             silent_s = time.monotonic() - self._silent_since_s
             if silent_s < AGAIN_S:
@@ -91,7 +91,7 @@ class Courier:
             child.stdin.write(json.dumps([what, *arguments]).encode() + b"\n")
             child.stdin.flush()
             while "beat" in (answer := self._next_word(child)):
-                continue
+                beat()
         except BrokenPipeError:
             self.close()
             raise OSError(f"the process that copies to {self.uri} has ended") from None

@@ -51,17 +51,30 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(going, ignore_errors=True)
 
 
-def outdated(names: Sequence[str], keep_last: int | None, keep_every_steps: int | None) -> list[str]:
-    """Of checkpoints, the newest first, those that are neither among the last nor at a step to keep; None keeps all."""
+def set_aside(checkpoint: Path) -> Path:
+    """Gives a damaged checkpoint a name under which it is none; where it lies now."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time that the training was there
+    checkpoint.rename(aside)
+    sync_folder(aside.parent)
+    return aside
+
+
+def outdated(names: Sequence[str], newest: int, keep_last: int | None, keep_every_steps: int | None) -> list[str]:
+    """Of checkpoints, the newest first, those that are neither among the last nor at a step to keep; None keeps all.
+
+    newest: the step that was written last. Those of later steps cannot be read, else the training had gone on from
+    them: they count for nothing, and are overwritten when it comes there again.
+    """
     if keep_last is None:
         return []
-    every = keep_every_steps
+    every, names = keep_every_steps, [name for name in names if step_of(Path(name)) <= newest]
     return [name for name in names[keep_last:] if every is None or step_of(Path(name)) % every]
 
 
-def prune(folder: Path, keep_last: int | None, keep_every_steps: int | None) -> None:
-    """Deletes the checkpoints that are not to be kept."""
-    for name in outdated([path.name for path in complete(folder)], keep_last, keep_every_steps):
+def prune(folder: Path, newest: int, keep_last: int | None, keep_every_steps: int | None) -> None:
+    """Deletes the checkpoints that are not to be kept, now that there is the one of step `newest`."""
+    for name in outdated([path.name for path in complete(folder)], newest, keep_last, keep_every_steps):
         remove(folder / name)
 
 
@@ -83,15 +96,16 @@ def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
+def damage(checkpoint: Path, part: int = 0, parts: int = 1, beat: Callable[[], None] = lambda: None) -> str | None:
     """What is wrong with the files of a checkpoint, None if nothing is; of `parts` readers, each takes its own files.
 
-    One from before there were manifests cannot be checked, and passes.
+    One from before there were manifests cannot be checked, and passes. beat(): called before each file.
     """
     manifest = checkpoint / MANIFEST
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         for name in sorted(files)[part::parts]:
+            beat()
             path, told = checkpoint / name, files[name]
             size = path.stat().st_size
             if size != told["bytes"]:

@@ -30,6 +30,7 @@ from orchestrator.checkpoints.saved import (
     prune,
     refusal_of,
     remove,
+    step_of,
     sync_folder,
     write_manifest,
 )
@@ -61,7 +62,7 @@ class CheckpointWriter:
     ):
         self._folder, self._keep, self._copies = folder, (keep_last, keep_every_steps), copies
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group(backend="gloo", timeout=RANKS_APART)
+        self.group = dist.new_group(backend="gloo", timeout=RANKS_APART)
         self._plans = f"checkpoints {next(_writers)}"
         self._stager = _stager(on_gpu) if asynchronous else None
         self._thread: threading.Thread | None = None
@@ -151,7 +152,7 @@ class CheckpointWriter:
         if refused is not None:
             self._refuse(refused, final, cost["step"])
         try:
-            dcp.save(state, checkpoint_id=partial_of(final), process_group=self._group, planner=_Planner(self._plans))
+            dcp.save(state, checkpoint_id=partial_of(final), process_group=self.group, planner=_Planner(self._plans))
         except CheckpointException as error:  # dcp raises it on every rank, whichever failed
             self._refuse(why(partial_of(final), error), final, cost["step"])
         whole = self._commit(final, cost["step"])
@@ -170,16 +171,16 @@ class CheckpointWriter:
         if self._rank == 0 and refused[0] is None:
             refused = [
                 refusal_of(lambda: copies.put(final, [".metadata", MANIFEST]))
-                or refusal_of(lambda: copies.prune(*self._keep))
+                or refusal_of(lambda: copies.prune(step_of(final), *self._keep))
             ]
         # All wait for rank 0: in a step without it they could not say that they are alive.
-        dist.broadcast_object_list(refused, group=self._group)
+        dist.broadcast_object_list(refused, group=self.group)
         return {"not_copied": refused[0]} if refused[0] is not None else {"copied_s": time.monotonic() - began_s}
 
     def _refusal(self, work: Callable[[], Any]) -> str | None:
         """Why the work of some rank was refused, the same on every rank; None where all did theirs."""
         gathered: list[Any] = [None] * self._world
-        dist.all_gather_object(gathered, refusal_of(work), self._group)
+        dist.all_gather_object(gathered, refusal_of(work), self.group)
         return next((each for each in gathered if each is not None), None)
 
     def _commit(self, final: Path, step: int) -> tuple[list[str], int]:
@@ -192,11 +193,11 @@ class CheckpointWriter:
         mine: dict[str, Any] = {}
         reason = [self._refusal(lambda: mine.update(digests(folder, names)))]
         gathered: list[Any] = [None] * self._world
-        dist.all_gather_object(gathered, mine, self._group)
+        dist.all_gather_object(gathered, mine, self.group)
         files = {name: told for each in gathered for name, told in each.items()}
         if self._rank == 0 and reason[0] is None:
             reason = [refusal_of(lambda: self._name(folder, final, files))]
-        dist.broadcast_object_list(reason, group=self._group)
+        dist.broadcast_object_list(reason, group=self.group)
         if reason[0] is not None:
             self._refuse(reason[0], final, step)
         return names, sum(told["bytes"] for told in files.values())
@@ -207,14 +208,14 @@ class CheckpointWriter:
             remove(final)
         folder.rename(final)
         sync_folder(final.parent)
-        prune(self._folder, *self._keep)
+        prune(self._folder, step_of(final), *self._keep)
 
     def _refuse(self, reason: str, final: Path, step: int) -> None:
         said = [f"{reason}: the checkpoint of step {step} was not written to {self._folder}"]
         if self._rank == 0:
             shutil.rmtree(partial_of(final), ignore_errors=True)
         # Nobody leaves before rank 0 has cleaned up: the first rank that fails takes the others down.
-        dist.broadcast_object_list(said, group=self._group)
+        dist.broadcast_object_list(said, group=self.group)
         raise CheckpointNotSaved(said[0])
 
 

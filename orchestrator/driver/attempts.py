@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.run_version import require_known
-from energy.runs import SERIES, RunFolder, replace_file, require_run_name
+from energy.runs import LOCK, SERIES, RunFolder, replace_file, require_run_name
 from orchestrator.checkpoints.saved import remove_partial
 from orchestrator.driver.run_lock import RunLock
 from orchestrator.driver.skipped import keep_skipped
@@ -64,16 +64,26 @@ def run_path(runs_dir: Path, name: str) -> Path:
     except ValueError as error:
         raise BadInput(str(error)) from None
     path = (runs_dir / name).resolve()
-    if path.exists():
+    if path.exists() and not _killed_start(path):
         raise BadInput(f"the run {path} exists; give another --name, or go on with it: --resume {path}")
     return path
 
 
+def _killed_start(path: Path) -> bool:
+    """Whether `path` is a folder in which a run was about to begin, and did not come to its run.json; or empty."""
+    begun = {LOCK, RESERVE, "tokenizer.model", "experiment.yaml"}
+    return path.is_dir() and all(
+        entry.is_file() and (entry.name in begun or entry.name.endswith(".partial")) for entry in path.iterdir()
+    )
+
+
 def claim_new(path: Path) -> Claim:
+    """Of a new run, or of one whose start was killed before it had a run.json; its lock tells whether it is at work."""
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        raise BadInput(f"the run {path} was made by another process in the meantime; give another --name") from None
+        if not _killed_start(path):
+            raise BadInput(f"the run {path} was made by another process in the meantime; give another --name") from None
     try:
         return Claim(RunFolder(path))
     except OSError as error:
@@ -130,8 +140,9 @@ def _bytes_of(path: Path) -> bytes | None:
 def resumable(experiment: Experiment, path: Path) -> tuple[RunFolder, list[str]]:
     """The run in `path` and the keys in which the spec differs from its own; BadInput where that is too much."""
     spec = path / "experiment.yaml"
-    if not spec.exists():
-        raise BadInput(f"{path} is not a run: it has no experiment.yaml")
+    if not spec.exists() or _killed_start(path):
+        what = "a start that was killed left it; start the run again under its name" if _killed_start(path) else ""
+        raise BadInput(f"{path} is not a run: {what or 'it has no experiment.yaml'}")
     require_known(path)
     before = _flat(load_experiment(spec).model_dump(mode="json"))
     now = _flat(experiment.model_dump(mode="json"))
@@ -169,10 +180,12 @@ def require_same_data(folder: RunFolder, tokenizer_path: Path, description: dict
 
 
 def settle(folder: RunFolder) -> bool:
-    """Writes down that an attempt was lost, if run.json says that it runs; the caller holds the claim.
+    """Writes down that an attempt was lost, if run.json says that it runs; the caller holds the claim. What is left of
+    a checkpoint that was being written goes, however the attempt ended.
 
     Its end is the last thing that it wrote: what came after is nobody's work.
     """
+    remove_partial(folder.path / "checkpoints")
     run = folder.read_run()
     attempts = [dict(attempt) for attempt in run.get("attempts") or []]
     open_ones = [attempt for attempt in attempts if attempt.get("status") == "running"]
@@ -182,7 +195,6 @@ def settle(folder: RunFolder) -> bool:
     for attempt in open_ones:
         attempt |= {"status": "lost", "ended_unix_s": max(ended, attempt["started_unix_s"])}
     folder.update_run(status="lost", attempts=attempts, ended_unix_s=ended, error=LOST)
-    remove_partial(folder.path / "checkpoints")
     keep_skipped(folder)
     return True
 

@@ -25,8 +25,8 @@ from orchestrator.spec.file import BadInput
 
 CUT = "\ufffd"  # what bytes that are not a whole character decode to
 LOOK_UP_S = 5.0
-# New tokens from which a GPU's steps are worth recording, which takes as long as a few of them: for 128 it was measured
-# at 1.5 to 2.2 times the rate, and 0.7 to 0.9 of the energy (benchmarks/results/gpu.md).
+# New tokens from which a GPU's steps are worth recording, which takes as long as a few of them (what it gains is in
+# benchmarks/results/gpu.md).
 RECORDED_FROM = 32
 SHOWN_OF_PROMPT = 40  # characters of a prompt in a message
 Show = Callable[[int, str, bool], None]  # number of the prompt, more of its text, whether it has ended

@@ -26,7 +26,7 @@ from model.parallelize import loss_scale, make_mesh, parallelize, set_gradient_s
 from model.sharding import Layout, sharding_plan
 from model.transformer import Llama
 from orchestrator.checkpoints import state as checkpoint
-from orchestrator.checkpoints.choice import newest_whole
+from orchestrator.checkpoints.choice import Choice
 from orchestrator.checkpoints.courier import Courier
 from orchestrator.checkpoints.writer import CheckpointWriter
 from orchestrator.data.prepare import source_specs
@@ -119,9 +119,11 @@ class Rank:
         self.last_finite = ""  # for who must find out what went wrong
         self.skips_in_a_row = 0
 
-    def resume(self, recorder: MetricsFile) -> int:
+    def resume(self, recorder: "WatchedMetrics") -> int:
         """Loads the newest whole checkpoint, else the initial weights, if any; the step to do next, from 1."""
-        newest = newest_whole(self.run_dir / "checkpoints", recorder.warning, self.copies)
+        folder = self.run_dir / "checkpoints"
+        choice = Choice(folder, recorder.warning, self.copies, group=self.writer.group, beat=recorder.beat)
+        newest = choice.newest_whole()
         if newest is not None:
             checkpoint.load(self.state, newest)
             if self.progress["data"]["seed"] != self.spec.seed:

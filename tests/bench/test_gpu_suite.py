@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import gpu_suite
 from benchmarks.gpu import part
-from benchmarks.gpu.compare import summary
+from benchmarks.gpu.compare import markdown, summary
 from benchmarks.gpu.process import PartProcess
 from model.config import LlamaConfig
 from model.float8 import to_float8
@@ -69,14 +69,17 @@ def test_the_checks_say_how_each_test_ended(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(part, "ROOT", tmp_path)
     (tmp_path / "gpu_tests").mkdir()
     (tmp_path / "gpu_tests" / "test_any.py").write_text("def test_a(): pass\ndef test_b(): assert 1 == 2\n")
-    part.main({"part": "checks"})
+    with pytest.raises(SystemExit):
+        part.main({"part": "checks"})
     assert [cell["ended"] for cell in said] == [{"passed": 1}, *[{"passed": 1, "failed": 1}] * 2]
     assert [cell["exit_status"] for cell in said] == [None, None, 1] and "test_b" in said[-1]["failed"][0]
 
 
 def test_the_summary_holds_systems_side_by_side() -> None:
     def training(rate: float, **more: Any) -> dict[str, Any]:
-        return {"found": {"2048": {"tokens_per_s": rate, **more}}}
+        taken = {"median": 2048 / rate, "least": 2048 / rate, "most": 2048 / rate}
+        cell = {"tokens_per_s": rate, "sequences": 1, "seconds_of_a_call": taken, **more}
+        return {"found": {"2048": cell}, "error": None}
 
     ours = training(
         110.0, mfu=0.61, model_flop_per_s=6e14, convention="PaLM", peak_flop_per_s=9.9e14, joule_per_token=0.1
@@ -84,14 +87,30 @@ def test_the_summary_holds_systems_side_by_side() -> None:
     cells = {
         "training hoofprint": ours,
         "training torchtitan": training(100.0),
-        "training transformers": {"found": {"2048": {"error": "out of memory"}}},
+        "training transformers": training(90.0),
+        "training hoofprint again": training(108.0),
         "training float8": training(132.0),
-        "ceiling": {"found": {"square_bfloat16": {"flop_per_s": 8e14}, "model_shapes": {"flop_per_s": 7e14}}},
+        "ceiling": {
+            "found": {"square_bfloat16": {"flop_per_s": 8e14}, "model_shapes": {"flop_per_s": 7e14}},
+            "error": None,
+        },
     }
     cell = summary(cells)["training"]["2048"]
     assert cell["best_peer"] == "torchtitan" and cell["ratio_to_best_peer"] == pytest.approx(1.1)
     assert cell["of_measured_ceiling"] == pytest.approx(0.75)
     assert list(cell["met"].values()) == [True, True, False]
+    assert cell["ratio_of_a_second_turn"] == pytest.approx(1.08)
+    about = {"machine": {"device": "cuda", "date": "today"}, "why_layers": "12 of 32"}
+    page = markdown(about | {"parts": cells, "summary": summary(cells)})
+    assert ">= 1.05 x the best peer | 2048 | 1.100 (torchtitan), 1.080 in a second turn | yes |" in page
+    # Where a peer could not be measured, nobody knows whether it is the best; and what failed is on the page.
+    failed = {"found": {"2048": {"error": "OutOfMemoryError: no"}}, "error": None}
+    tests = {"exit_status": 1, "ended": {"passed": 19, "failed": 1}, "failed": ["test_a: wrong"]}
+    cells |= {"training transformers": failed, "checks": {"found": {"gpu_tests": tests}, "error": "exit status 1"}}
+    page = markdown(about | {"parts": cells, "summary": summary(cells)})
+    assert "1.100 (torchtitan; transformers was not measured)" in page and "turn | not measured |" in page
+    assert "- training transformers, 2048: OutOfMemoryError: no" in page
+    assert "gpu_tests: 19 passed, 1 failed.\n- test_a: wrong" in page and "- checks: exit status 1" in page
     assert summary({"training hoofprint": {"found": {"2048": {"error": "no"}}}})["training"]["2048"]["met"] == {
         "MFU >= 0.6": None, ">= 1.05 x the best peer": None, "float8 >= 1.25 x": None,
     }  # fmt: skip

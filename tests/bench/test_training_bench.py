@@ -132,7 +132,7 @@ def test_the_page_shows_every_figure() -> None:
         },
         "errors": {},
     }  # fmt: skip
-    efficiency = {f"two_to_{name}": turns.spread([0.8, 0.9, 0.86]) for name in ("one", "plain", "apart")}
+    efficiency = {f"two_to_{name}": turns.spread([0.8, 0.9, 0.86]) for name in ("one", "apart")}
     scaling = {"efficiency": efficiency, "efficiency_met": True, "exposed_communication": 0.2,
                "communication_met": False}  # fmt: skip
     page = table.markdown(

@@ -161,6 +161,12 @@ def test_old_and_new_ways_of_saying_the_rotary_settings(tmp_path: Path) -> None:
         )  # fmt: skip
     )
     assert old == new and old[0].rope_theta == 5e5 and old[0].rope_scaling is not None
+    both = {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}
+    assert read_config(config_file(tmp_path, **both, rope_scaling={"type": "linear", "factor": 2.0})) == old
+    # Added to a config of transformers 5 for a longer context, as model cards advise: transformers follows it there.
+    both = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    with pytest.raises(ValueError, match="rope_parameters and rope_scaling say different things: leave one of them"):
+        read_config(config_file(tmp_path, **both, rope_scaling={"type": "linear", "factor": 2.0}))
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, 64), ({"original_max_position_embeddings": 16}, 16)])

@@ -18,7 +18,7 @@ from energy.runs import RunFolder
 from orchestrator.checkpoints import saved
 from orchestrator.checkpoints import state as checkpoint
 from orchestrator.checkpoints import writer as checkpoint_writer
-from orchestrator.checkpoints.choice import newest_whole
+from orchestrator.checkpoints.choice import Choice
 from orchestrator.checkpoints.writer import CheckpointWriter
 
 
@@ -153,6 +153,14 @@ def test_only_what_is_asked_for_is_kept(whole: tuple[Path, RunFolder]) -> None:
     assert not list((kept.path / "checkpoints").glob(".*"))
 
 
+def test_what_was_written_last_is_kept_where_later_ones_could_not_be_read(tmp_path: Path) -> None:
+    """The training went on from 50, and 90 and 100 are of a time that it cannot go back to."""
+    names = [f"step-{step:08d}" for step in (100, 90, 52, 50, 48)]
+    assert saved.outdated(names, 52, 2, None) == ["step-00000048"]
+    assert saved.outdated(names, 52, 1, 48) == ["step-00000050"]
+    assert saved.outdated(names, 100, 2, None) == names[2:] and saved.outdated(names, 52, None, None) == []
+
+
 def test_a_kill_in_the_middle_of_a_deletion_leaves_no_half_checkpoint(
     tmp_path: Path, whole: tuple[Path, RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,8 +214,10 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, whole: 
         shutil.copytree(run.path / "checkpoints" / name, resumed / "checkpoints" / name)
     flip(data_file(resumed / "checkpoints" / "step-00000016"))
     after = train(spec, resumed, world=1)
-    [warning] = [event["said"] for event in after.events() if event.get("event") == "warning"]
-    assert warning.startswith("the checkpoint step-00000016 is damaged and left out") and "SHA-256" in warning
+    damaged, kept = [event["said"] for event in after.events() if event.get("event") == "warning"]
+    assert damaged.startswith("the checkpoint step-00000016 is damaged and left out") and "SHA-256" in damaged
+    assert kept.startswith("step-00000016 is kept as damaged-step-00000016; delete it")
+    assert saved.damage(resumed / "checkpoints" / "damaged-step-00000016") is not None
     assert losses(after) == {step: loss for step, loss in losses(run).items() if step > 8}
     assert saved.damage(resumed / "checkpoints" / "step-00000016") is None  # it was written anew
 
@@ -215,9 +225,39 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, whole: 
 def _all_damaged(rank: int, folder: Path) -> None:
     told: list[str] = []
     with pytest.raises(ValueError, match="every checkpoint in .* is damaged; delete them to train from the start"):
-        newest_whole(folder, told.append)
+        Choice(folder, told.append).newest_whole()
     assert [text.split()[2] for text in told] == ["step-00000016", "step-00000008"]
-    assert newest_whole(folder / "none", told.append) is None
+    assert Choice(folder / "none", told.append).newest_whole() is None
+    assert len(saved.complete(folder)) == 2  # nothing was better
+
+
+class _FarAway:
+    """Copies of which rank 0 fetches its files slowly."""
+
+    uri = "far://away"
+
+    def names(self) -> list[str]:
+        return ["step-00000008"]
+
+    def fetch(self, name: str, folder: Path, part: int, parts: int, beat: Callable[[], None]) -> None:
+        if part == 0:
+            for file in (folder.parent / "there").iterdir():
+                time.sleep(0.3)
+                beat()
+                shutil.copy(file, folder)
+            (folder.parent / "fetched").touch()
+
+
+def _fetches(rank: int, folder: Path) -> None:
+    beats: list[bool] = []
+    choice = Choice(folder, print, _FarAway(), beat=lambda: beats.append((folder / "fetched").exists()))  # type: ignore[arg-type]
+    assert choice.newest_whole() == folder / "step-00000008" and saved.damage(folder / "step-00000008") is None
+    assert False in beats  # who fetches, and who waits for it, is no rank that hangs
+
+
+def test_a_copy_that_comes_slowly_is_waited_for(tmp_path: Path, whole: tuple[Path, RunFolder]) -> None:
+    shutil.copytree(whole[1].path / "checkpoints" / "step-00000008", tmp_path / "there")
+    spawn(_fetches, 2, tmp_path)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew_by_itself(

@@ -50,12 +50,17 @@ def test_it_does_what_copies_do(tmp_path: Path, checkpoint: Path, to: Callable[[
     assert own.names() == Copies(there.as_uri(), "run").names() == ["step-00000008"]
     back = tmp_path / "back"
     back.mkdir()
-    own.fetch("step-00000008", back, 0, 1)
+    beats: list[bool] = []
+    own.fetch("step-00000008", back, 0, 1, lambda: beats.append(True))
+    assert beats  # who fetches for half an hour is no rank that hangs
     assert saved.digests(back, files) == saved.digests(checkpoint, files)
     with pytest.raises(FileNotFoundError, match="No such file"):
         own.put(checkpoint, ["nothing"])
     assert own.names() == ["step-00000008"]  # a refusal is an answer: it goes on
-    own.prune(0, None)
+    (there / "run" / "checkpoints" / "step-00000004").mkdir()  # of a copy that failed
+    own.prune(7, 0, None)
+    assert own.names() == ["step-00000008"] and not (there / "run" / "checkpoints" / "step-00000004").exists()
+    own.prune(8, 0, None)
     assert own.names() == []
 
 

@@ -75,8 +75,36 @@ def test_a_complete_run_and_what_is_no_run_are_not_resumed(killed: RunFolder, tm
     killed.update_run(status="completed")
     with pytest.raises(BadInput, match="complete"):
         attempts.resumable(experiment, killed.path)
-    with pytest.raises(BadInput, match="not a run"):
+    with pytest.raises(BadInput, match="not a run: it has no experiment.yaml"):
         attempts.resumable(experiment, tmp_path)
+
+
+def test_a_start_that_was_killed_keeps_no_name_and_one_at_work_does(tmp_path: Path) -> None:
+    experiment = load_experiment(write_spec(tmp_path))
+    path = attempts.run_path(tmp_path / "runs", "one")
+    first = attempts.claim_new(path)
+    first.hold_space()
+    (path / "experiment.yaml").write_text(dump_experiment(experiment))
+    assert attempts.run_path(tmp_path / "runs", "one") == path  # it may be at work, which its lock tells
+    with pytest.raises(BadInput, match="is at work in another process"):
+        attempts.claim_new(path)
+    assert (path / "experiment.yaml").exists()
+    first._lock.release()  # as the system does when it is killed
+    with pytest.raises(BadInput, match="start that was killed left it; start the run again under its name"):
+        attempts.resumable(experiment, path)
+    second = attempts.claim_new(attempts.run_path(tmp_path / "runs", "one"))
+    second.release()
+    (path / "notes.txt").write_text("not of a run")
+    with pytest.raises(BadInput, match="exists"):
+        attempts.run_path(tmp_path / "runs", "one")
+    with pytest.raises(BadInput, match="was made by another process"):
+        attempts.claim_new(path)
+
+
+def test_a_half_checkpoint_goes_however_the_attempt_ended(killed: RunFolder) -> None:
+    killed.update_run(status="failed", attempts=[])
+    assert not attempts.settle(killed)
+    assert list((killed.path / "checkpoints").iterdir()) == []
 
 
 def test_other_text_under_the_same_spec_is_refused(killed: RunFolder, tmp_path: Path) -> None:
