@@ -7,7 +7,7 @@ that what else the machine does falls on all of them; each turn gives one ratio.
 C library settings (those of a hoofprint rank). Peak memory is that of one step in a fresh process with the C library
 as it comes. torchtitan is installed into .cache/peers, transformers is a development dependency.
 Written to benchmarks/results/training.json and training.md after each part, so that a run that is cut short leaves what
-it has; on two cores about 50 minutes, at most 8 with --quick.
+it has; on two cores about 50 minutes, at most 8 with --quick. With --only the other parts stay as they were.
 """
 
 from __future__ import annotations
@@ -220,11 +220,25 @@ def parse(text: str) -> list[str]:
     return wanted
 
 
-def run(bench: Bench, parts: Iterable[str], keep: Callable[[dict[str, Any]], None]) -> None:
-    """All that is wanted, in the order of the tables, until the time of the preset is used. What there is goes to
-    `keep` after each part."""
+def others(before: dict[str, Any], parts: Iterable[str], about: dict[str, Any]) -> dict[str, Any]:
+    """Of an earlier result of the same preset and threads, what is not measured again; nothing of any other."""
+    kept: dict[str, Any] = {"speed": {}, "memory": {}, "scaling": {}, "left_out": [], "measured": {}}
+    if not before or any(before[key] != about[key] for key in ("preset", "threads")):
+        return kept
+    for part in set(PARTS) - set(parts):
+        where = "speed" if part in SIZES else part
+        cells = before.get(where, {})
+        kept[where] |= {name: cell for name, cell in cells.items() if where == part or name.split()[0] == part}
+        kept["left_out"] += [text for text in before.get("left_out", []) if text.startswith(f"{where}, ")]
+        kept["measured"][part] = before.get("measured", {}).get(part, before["machine"])
+    return kept
+
+
+def run(bench: Bench, parts: Iterable[str], result: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
+    """All that is wanted, in the order of the tables, until the time of the preset is used. `result`: of `others`. What
+    there is goes to `keep` after each part."""
     parts, preset = list(parts), bench.preset
-    result: dict[str, Any] = {"speed": {}, "memory": {}, "scaling": {}, "left_out": []}
+    result = result | {"measured": result["measured"] | {part: machine() for part in parts}}
     began_s = time.monotonic()
 
     def measure(part: str, name: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -287,7 +301,9 @@ def main() -> None:
         (RESULTS / "training.json").write_text(json.dumps(about | found, indent=2) + "\n", encoding="utf-8")
         (RESULTS / "training.md").write_text(markdown(about | found), encoding="utf-8")
 
-    run(bench, options.only, keep)
+    written = RESULTS / "training.json"
+    before = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
+    run(bench, options.only, others(before, options.only, about), keep)
     page = (RESULTS / "training.md").read_text(encoding="utf-8")
     print(f"\n{page}\nwrote training.json and training.md to {RESULTS.name}")
 

@@ -53,7 +53,7 @@ class Choice:
         it has.
         """
         here, copied = self._there_are()
-        passed_over = []
+        passed_over: list[Path] = []
         for name in sorted(here | copied, key=lambda name: step_of(Path(name)), reverse=True):
             checkpoint = self._folder / name
             if name in here:

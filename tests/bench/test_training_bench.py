@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.training import limit, table, turns
+from benchmarks.training import limit, run, table, turns
 from benchmarks.training.process import Failed, Runner
 from benchmarks.training.scaling import free_port
 from benchmarks.training.systems import HOW, SYSTEMS, Case, join_group
@@ -158,3 +158,20 @@ def test_the_page_shows_every_figure() -> None:
     )
     assert "- left out: memory, 100M float32: no time left" in page
     assert max(map(len, page.splitlines())) < 250
+
+
+def test_what_is_not_measured_again_stays() -> None:
+    about = {"preset": "full", "threads": 2}
+    before = about | {
+        "machine": {"date": "then"},
+        "speed": {"10M float32": {"a": 1}, "100M float32": {"a": 2}},
+        "memory": {"10M float32, 4,096 tokens": {}},
+        "scaling": {"10M": {"a": 3}},
+        "left_out": ["memory, 100M: no time left", "scaling, 100M: no time left"],
+    }
+    kept = run.others(before, ["100M", "scaling"], about)
+    assert kept["speed"] == {"10M float32": {"a": 1}} and kept["memory"] == before["memory"] and not kept["scaling"]
+    assert kept["left_out"] == ["memory, 100M: no time left"]
+    assert kept["measured"] == {"10M": {"date": "then"}, "memory": {"date": "then"}}
+    assert not any(run.others(before | {"threads": 1}, ["scaling"], about).values())
+    assert not any(run.others({}, ["scaling"], about).values())
