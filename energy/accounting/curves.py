@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -246,30 +247,39 @@ def _cross_check(curve: Curve, rows: Any, flags: Any) -> None:
 
 
 def gap_between(old: Session, before: Curve, new: Session, after: Curve, about: dict[str, Any]) -> Gap:
-    """What a device used between a crash and the restart: the growth of the same boot's counter, a MIG instance's
-    share of it."""
+    """What a device used between a crash and the restart."""
     start, end = float(before.time_unix_s[-1]), float(after.time_unix_s[0])
     attempt, duration = int(before.attempt[-1]), f"{end - start:.1f} s between a crash and the restart"
-    first, last = before.last_counter_mj, after.first_counter_mj
-    boot = old.header.get("boot_id")
-    grown = None if first is None or last is None else last - first
-    range_mj = about.get("range_mj")
-    if grown is not None and range_mj:
+    boots = (old.header.get("boot_id"), new.header.get("boot_id"))
+    used_j = counted_between(boots, (before.last_counter_mj, after.first_counter_mj), end - start, about)
+    if isinstance(used_j, str):
+        text = f"the energy of {duration} is unknown and not in the total: {used_j}"
+        return Gap(attempt, start, max(start, end), 0.0, text)
+    return Gap(attempt, start, max(start, end), used_j, f"{used_j:.1f} J in {duration} are booked as gap")
+
+
+def counted_between(
+    boots: tuple[str | None, str | None],
+    counters_mj: tuple[int | None, int | None],
+    passed_s: float,
+    about: Mapping[str, Any],
+) -> float | str:
+    """J that a device used between two meters: the growth of the same boot's counter, a MIG instance's share of it; or
+    why nobody knows."""
+    first_mj, last_mj = counters_mj
+    if boots[0] is None or boots[0] != boots[1]:
+        return "the machine was restarted, or its boot is unknown"
+    if first_mj is None or last_mj is None:
+        return "no energy counter"
+    grown_mj, range_mj = last_mj - first_mj, about.get("range_mj")
+    if range_mj:
         # It wraps at its range; over a longer time nobody can tell how often.
-        grown = grown % range_mj if (end - start) * WRAP_POWER_W * 1e3 < range_mj else None
-    if boot is None or boot != new.header.get("boot_id"):
-        why = "the machine was restarted, or its boot is unknown"
-    elif first is None or last is None:
-        why = "no energy counter"
-    elif grown is None:
-        why = "its counter may have wrapped more than once"
-    elif grown < 0:
-        why = "the counter went backwards"
-    else:
-        energy_j = grown / 1e3 * float(about.get("share", 1.0))
-        return Gap(attempt, start, max(start, end), energy_j, f"{energy_j:.1f} J in {duration} are booked as gap")
-    text = f"the energy of {duration} is unknown and not in the total: {why}"
-    return Gap(attempt, start, max(start, end), 0.0, text)
+        if passed_s * WRAP_POWER_W * 1e3 >= range_mj:
+            return "its counter may have wrapped more than once"
+        grown_mj %= range_mj
+    if grown_mj < 0:
+        return "the counter went backwards"
+    return grown_mj / 1e3 * float(about.get("share", 1.0))
 
 
 def power_of(curves: list[Curve]) -> tuple[Array, Array]:

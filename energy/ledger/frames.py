@@ -15,9 +15,9 @@ operating system before `append` returns, so that kill -9 loses nothing; fsync b
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
+import socket
 import struct
 import time
 import zlib
@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from energy import locks
 
 SCHEMA = "hoofprint/ledger/2"
 VERSION = 2
@@ -47,27 +49,45 @@ class Frame(NamedTuple):
 
 
 class Appender:
-    """Appends frames to one file. A frame that a full disk cut short is taken back, so that the file stays whole."""
+    """Appends frames to one file. A frame that a full disk cut short is taken back, so that the file stays whole.
+
+    Two writers of one file would take back each other's frames: OSError (EBUSY) where it has one already. `locked` is
+    false where the file system has no locks. Another writer on this machine is refused there too, and another
+    machine's is not.
+    """
 
     def __init__(self, path: str | os.PathLike[str], fsync_s: float = 10.0) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fsync_s, self._synced_s = fsync_s, time.monotonic()
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._claim: socket.socket | None = None
         try:
-            # Two writers of one file would take back each other's frames. A killed one leaves no lock.
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise OSError(errno.EBUSY, "another meter is writing it", str(self.path)) from None
-        try:
+            self.locked = self._lock()
             length = os.fstat(self._fd).st_size
             self._size = whole_size(self._fd, length)
             self.cut_bytes = length - self._size  # of a frame that a crash tore
             os.ftruncate(self._fd, self._size)
-        except OSError:
-            os.close(self._fd)
+        except BaseException:
+            self._let_go()
             raise
+
+    def _lock(self) -> bool:
+        try:
+            if locks.lock(self._fd):
+                return True
+            self._claim = locks.claim(self._fd, self.path)
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another meter is writing it", str(self.path)) from None
+        return False
+
+    def _let_go(self) -> None:
+        fd, self._fd = self._fd, -1
+        try:
+            os.close(fd)
+        finally:
+            if self._claim is not None:
+                self._claim.close()
 
     @property
     def size(self) -> int:
@@ -106,11 +126,10 @@ class Appender:
         """Sync and close; closing twice is allowed."""
         if self._fd < 0:
             return
-        fd, self._fd = self._fd, -1
         try:
-            os.fsync(fd)
+            os.fsync(self._fd)
         finally:
-            os.close(fd)
+            self._let_go()
 
 
 def encode(kind: bytes, payload: bytes) -> bytes:

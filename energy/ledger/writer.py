@@ -24,6 +24,11 @@ CHANGES = MISSING | RESET | UNKNOWN  # a row at which one of these comes or goes
 # A device that comes and goes all the time must not fill the files: so many changes an hour have their true edges. The
 # rows that are kept anyway have the energy and the flags of the rest.
 MOST_CHANGES, MOST_FINE_CHANGES, MOST_NEWS = 60, 600, 120
+# The same words for every node, so that a record of many has them once.
+NO_LOCKS = (
+    "the file system of the ledgers has no locks (flock): a meter on another machine that writes one of them too would "
+    "not be refused, and each might take back what the other wrote; no two machines may have one name there"
+)
 BACKLOG = 512  # frames that wait in memory while the disk takes none; beyond it every second minute is dropped
 
 
@@ -122,20 +127,23 @@ class LedgerWriter:
         self.faults: list[str] = []
         self._pending: list[tuple[bytes, bytes]] = []
         self._raw_path = self.path.with_suffix(".raw")
-        with ExitStack() as opened:  # what is open already is let go when one of them cannot be had
-            self._main = Appender(self.path, fsync_s)
-            opened.callback(self._main.close)
-            self._raw: Appender | None = Appender(self._raw_path, fsync_s)
-            opened.callback(self._raw.close)
-            self._seconds = Appender(self.path.with_suffix(".seconds"), 60.0)
-            opened.pop_all()
         self._block: list[Tick] = []
         self._by_second, self._by_minute = Thinner(1.0), Thinner(60.0)
         self._flags: tuple[int, ...] = ()
         self._second_flags: tuple[int, ...] = ()
         self._second_changes, self._minute_changes = Allowance(MOST_FINE_CHANGES), Allowance(MOST_CHANGES)
         self._news = Allowance(MOST_NEWS)
-        self.session = self._take_over() + 1
+        with ExitStack() as opened:  # what is open already is let go when one of them cannot be had, or not be read
+            self._main = Appender(self.path, fsync_s)
+            opened.callback(self._main.close)
+            self._raw: Appender | None = Appender(self._raw_path, fsync_s)
+            opened.callback(self._raw.close)
+            self._seconds = Appender(self.path.with_suffix(".seconds"), 60.0)
+            opened.callback(self._seconds.close)
+            self.session = self._take_over() + 1
+            opened.pop_all()
+        if not self._main.locked:
+            self.faults.append(NO_LOCKS)
 
     def header(self, document: dict[str, Any]) -> None:
         """Begin a stretch of metering: node, boot, sensors (their order is the rows')."""

@@ -15,6 +15,8 @@ from energy.accounting.uncertainty import NODE_LEAST
 from energy.runs import write_json
 
 TOLD_EVERY_S = 1.0
+# Of a device, what tells the next meter's reader what it used in between (energy.accounting.curves.counted_between).
+COUNTER = ("counter_mj", "range_mj", "share")
 
 
 @contextmanager
@@ -46,7 +48,8 @@ def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]
     node's own sensor in place of its parts (not one that shows less than half of its GPUs), and of a GPU that is
     metered for MIG instances their share.
 
-    devices: {uuid, name, kind, power_w, energy_j, missing, counted} of each, `counted` where it is in the node's sums.
+    devices: {uuid, name, kind, power_w, energy_j, missing, counted} of each, `counted` where it is in the node's sums,
+    and counter_mj, range_mj and share where it has them.
     """
     whole = [device for device in devices if device["kind"] == "node" and not device["missing"]]
     parts = [device for device in devices if device["kind"] != "node"]
@@ -63,6 +66,7 @@ def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]
             "energy_j": _share(device, "energy_j"),
             "counted": any(device is each for each in counted),
         }
+        | {key: device[key] for key in COUNTER if device.get(key) is not None}
         for device in devices
     ]
     return {

@@ -9,7 +9,6 @@ accounted from its ledger. Once the command has ended nothing here changes its e
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -25,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from energy import locks
 from energy.metering import child
 from energy.metering.live import told
 from energy.metering.measurement import Factors, Measurement
@@ -224,9 +224,14 @@ def _discard(folder: RunFolder) -> None:
 
 
 def _lock(folder: RunFolder) -> int:
-    lock = os.open(folder.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return lock
+    """Whoever looks sees by it that the run is at work, where the file system has locks."""
+    held = os.open(folder.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        locks.lock(held)
+    except BaseException:
+        os.close(held)
+        raise
+    return held
 
 
 def _meter(

@@ -109,16 +109,19 @@ class Meter:
         return told | {"overhead": overhead(cpu_s, self._cpu.counts, self._number)}
 
     def now(self) -> list[dict[str, Any]]:
-        """The newest figures of each device: energy_j since the start, power_w, and why it is missing if it is."""
+        """The newest figures of each device: energy_j since the start, power_w, its counter_mj, why it is missing."""
         return [
             channel.about | {"energy_j": channel.track.energy_mj / 1e3, "power_w": channel.track.power_w}
+            | {"counter_mj": channel.track.counter_mj}
             | {"missing": channel.track.why_missing if channel.track.missing else None}
             for channel in self._channels
         ]  # fmt: skip
 
     def live(self) -> dict[str, Any]:
-        """{node, time_unix_s, power_w, energy_j, missing} of this node now: what a screen shows."""
-        return live_figures(self.node, self._clock()[0], self.now())
+        """{node, time_unix_s, power_w, energy_j, missing} of this node now: what a screen shows. By boot_id and
+        began_monotonic_s another meter is known, which counts energy_j from 0 again."""
+        figures = live_figures(self.node, self._clock()[0], self.now())
+        return figures | {"boot_id": boot_id(), "began_monotonic_s": self._began_s}
 
     # From start to stop
 

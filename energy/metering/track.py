@@ -94,6 +94,11 @@ class Track:
         return self._energy_mj
 
     @property
+    def counter_mj(self) -> int | None:
+        """As in `Row`; None where there is none."""
+        return None if self._counter_mj is None else self._counter_mj + self._owed_mj
+
+    @property
     def doubt_mj(self) -> int:
         """Half width by which what was integrated may be wrong; a counter leaves no such doubt."""
         return int((self._doubt_j if self.uses_counter else self._held_doubt_j) * 1e3)
@@ -145,7 +150,7 @@ class Track:
             low = high = float("nan")
         flags = self._flags | (MISSING if self.missing else 0)
         at_s = self.points[-1].at_s if self.points else now_s
-        counter = -1 if self._counter_mj is None else self._counter_mj + self._owed_mj
+        counter = -1 if self.counter_mj is None else self.counter_mj
         row = Row(flags, self._n, at_s, low, high, counter, self.held_mj, self._energy_mj, self.doubt_mj)
         self._forget_interval()
         return row

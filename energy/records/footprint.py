@@ -84,7 +84,7 @@ def _device_hours(run: Row, devices: int, devices_of: Mapping[int, int], started
     """Hours that the attempts held their devices, all together; of a run without attempts those of the whole run."""
     held_s = [
         devices_of.get(int(each.get("attempt") or 0), devices)
-        * max(0.0, (each.get("ended_unix_s") or ended) - each["started_unix_s"])
+        * max(0.0, (each.get("ended_unix_s") or ended) - each["started_unix_s"] - each.get("waited_s", 0.0))
         for each in run.get("attempts") or []
     ]
     return (math.fsum(held_s) or devices * max(0.0, ended - started)) / 3600

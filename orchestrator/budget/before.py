@@ -25,7 +25,8 @@ def spent_before(folder: RunFolder, experiment: Experiment, world_size: int, att
     energy_j = math.fsum(each["energy_j"] for each in account.attempts if each["attempt"] < attempt)
     times = [each for each in run.get("attempts") or [] if each["attempt"] < attempt]
     held_s = math.fsum(
-        (each.get("world_size") or world_size) * max(0.0, (each.get("ended_unix_s") or 0.0) - each["started_unix_s"])
+        (each.get("world_size") or world_size)
+        * max(0.0, (each.get("ended_unix_s") or 0.0) - each["started_unix_s"] - each.get("waited_s", 0.0))
         for each in times
     )
     startup_j = account.phases.get("startup", {"energy_j": 0.0})["energy_j"] / max(1, len(times))

@@ -212,6 +212,11 @@ class Watch:
             device_hours=self.spending.device_hours + hours,
         )
 
+    def waited(self, seconds: float) -> None:
+        """So long nobody held the devices, which have been counted."""
+        hours = self.spending.device_hours - self._world_size * seconds / 3600
+        self.spending = replace(self.spending, device_hours=max(self._before.device_hours, hours))
+
     def first_step(self) -> None:
         """The start-up is over."""
         self._startup = (self._fed_j, self.spending.device_hours - self._before.device_hours)
@@ -253,11 +258,17 @@ def forecast_words(document: Mapping[str, Any], total_steps: int) -> str | None:
 
 
 class BudgetSpent(Exception):
-    """A budget ended the training; `startup`: before a first step, so that there was no step boundary to stop at."""
+    """A budget ended the training. starting: the attempt that had not come to its first step then, so that there was no
+    step boundary to stop at. step: the last one that the run has done; 0 where it has done none."""
 
-    def __init__(self, state: State, step: int, startup: bool = False):
-        self.state, self.step, self.startup = state, step, startup
+    def __init__(self, state: State, step: int, starting: int | None = None):
+        self.state, self.step, self.starting = state, step, starting
         super().__init__(self.in_words)
+
+    @property
+    def startup(self) -> bool:
+        """Whether the run's start-up alone took the budget."""
+        return self.starting == 1 and self.step == 0
 
     @property
     def in_words(self) -> str:
@@ -265,6 +276,9 @@ class BudgetSpent(Exception):
         of = f"the budget of {words(limit.limit)} ({limit.of_what})"
         if self.startup:
             return f"{of} does not hold the start-up, which has taken {words(self.state.spent)} before its first step"
+        if self.starting is not None:
+            where = f"after step {self.step:,}" if self.step else "before the run's first step"
+            return f"{of} was reached while attempt {self.starting} started, {where}"
         return f"{of} stopped the run after step {self.step:,}"
 
     @property

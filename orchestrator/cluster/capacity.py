@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 from ray._private.state import actors as actor_table
+from ray._private.state import available_resources_per_node as free_by_node
 from ray._private.state import state as cluster_state
 
 from orchestrator.cluster.meters import RANK_CLASS
@@ -14,8 +15,9 @@ from orchestrator.spec.file import BadInput
 from orchestrator.spec.sense import needs_a_gpu
 
 
-def choose_workers(experiment: Experiment) -> tuple[int, str]:
-    """(workers, cpu or cuda): as many of the spec's workers as the cluster has GPUs or CPUs for.
+def choose_workers(experiment: Experiment, free: bool = False) -> tuple[int, str]:
+    """(workers, cpu or cuda): as many of the spec's workers as the cluster has GPUs or CPUs for; `free`: without those
+    that others use now.
 
     BadInput, which says what is missing, where that is fewer than the spec allows. A spec that names no kind of device
     is content with the GPUs that there are, and with the CPU where there are none.
@@ -24,6 +26,8 @@ def choose_workers(experiment: Experiment) -> tuple[int, str]:
     gpus = int(there.get("GPU", 0))
     cpu = cluster.device == "cpu" or (cluster.device == "auto" and gpus == 0 and cluster.accelerator is None)
     have, device = (int(there.get("CPU", 0)), "cpu") if cpu else (gpus, "cuda")
+    if free:  # what kind it is, the machines say: a GPU that is in use is no reason to go on without
+        have = min(have, int(_free("CPU" if cpu else "GPU")) + sum(_ranks_by_node().values()))
     for (section, key), text in needs_a_gpu(experiment) if cpu else ():
         raise BadInput(f"{text}, and the cluster has none: set {section}.{key} to auto")
     fewest = cluster.min_workers or cluster.workers
@@ -64,6 +68,12 @@ def _resources() -> dict[str, float]:
             for kind, amount in node["Resources"].items():
                 there[kind] = there.get(kind, 0.0) - amount
     return there
+
+
+def _free(kind: str) -> float:
+    """How much of it nobody uses now, on machines that stay."""
+    by_node, leaving = free_by_node(), draining()
+    return float(sum(amounts.get(kind, 0.0) for node, amounts in by_node.items() if node not in leaving))
 
 
 def draining() -> set[str]:

@@ -1,22 +1,29 @@
 """What the nodes of a run use now, from the files that their meters replace every second, for the driver.
 
-A meter that is started again counts from 0; what its node took in between is then held at its last power, until the
-record books what the counters grew by. A node that the run has nothing to do with any more takes its file away.
+The record books what meters read, and of the time between two meters of a node what its counters grew by. So does
+this. A silent node may still be at work: until its next reading its last power is held, for HELD_S at the most, and no
+longer once Ray calls it dead. A node that the run has nothing to do with any more takes its file away.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from energy.accounting.curves import counted_between
 from energy.runs import RunFolder
 
 FEW_DEVICES = 64
 SILENT_S = 10.0  # a node whose file is older than this is not known to draw anything
+ASK_EVERY_S = 5.0  # how often Ray is asked whether the silent ones live
+# A node that lives may be silent for its full disk, or for storage that is away; its record will have it. Ray sees
+# within a minute that one is dead.
+HELD_S = 600.0
+METER = ("meter_pid", "boot_id", "began_monotonic_s")  # another meter, which counts from 0, differs in one of them
 
 
 @dataclass
@@ -39,20 +46,33 @@ class _Node:
 
 @dataclass
 class NodesNow:
-    """All nodes of one attempt. `used`: UUIDs of the GPUs that its ranks hold, where others use the cluster too."""
+    """All nodes of one attempt. `used`: UUIDs of the GPUs that its ranks hold, where others use the cluster too.
+
+    alive(): names that living nodes go by, None where that is not known. `dead`: nodes that are silent and not there.
+    """
 
     folder: RunFolder
     nodes: dict[str, _Node] = field(default_factory=dict)
     used: Collection[str] | None = None
+    alive: Callable[[], Collection[str] | None] = field(default_factory=lambda: living_names)
+    dead: set[str] = field(default_factory=set)
+    _asked_unix_s: float = field(default=-math.inf, init=False)
 
     def look(self, now: float) -> None:
-        """Reads the files that changed since the last look."""
+        """Reads the files that changed since the last look, and asks for those that are silent."""
         there = set()
         for path in self.folder.path.glob("live/*.json"):
             there.add(path.stem)
             self._read(path, now)
         for gone in set(self.nodes) - there:
             del self.nodes[gone]
+        silent = {name for name, node in self.nodes.items() if not self._speaks(node, now)}
+        self.dead &= silent
+        if silent - self.dead and abs(now - self._asked_unix_s) >= ASK_EVERY_S:
+            self._asked_unix_s = now
+            alive = self.alive()
+            if alive is not None:
+                self.dead |= silent - set(alive)
 
     def _read(self, path: Path, now: float) -> None:
         known = self.nodes.get(path.stem)
@@ -66,9 +86,8 @@ class NodesNow:
         if known is None:
             self.nodes[path.stem] = _Node(figures, now, changed_ns)
             return
-        if figures["meter_pid"] != known.figures["meter_pid"]:
-            held_j = known.figures["power_w"] * (figures["time_unix_s"] - known.figures["time_unix_s"])
-            known.base_j += known.figures["energy_j"] + max(0.0, held_j - figures["energy_j"])
+        if any(figures[key] != known.figures[key] for key in METER):
+            known.base_j += known.figures["energy_j"] + _unread_j(known.figures, figures)
         known.figures, known.seen_unix_s, known.changed_ns = figures, now, changed_ns
 
     def _own(self, figures: dict[str, Any]) -> dict[str, Any]:
@@ -99,12 +118,15 @@ class NodesNow:
         return now - node.seen_unix_s < SILENT_S
 
     def energy_until(self, now: float) -> float | None:
-        """`energy_j` and, of each node, its power held from its last reading to now: that has been used up as well."""
+        """`energy_j` and, of each node, its power held from its last reading to now: that has been used up as well.
+        Less than before when a node turns out to be dead."""
         if not self.nodes:
             return None
-        return math.fsum(
-            node.energy_j + node.figures["power_w"] * max(0.0, now - node.seen_unix_s) for node in self.nodes.values()
-        )
+        return math.fsum(node.energy_j + self._held_j(name, node, now) for name, node in self.nodes.items())
+
+    def _held_j(self, name: str, node: _Node, now: float) -> float:
+        held_s = 0.0 if name in self.dead else min(max(0.0, now - node.seen_unix_s), HELD_S)
+        return float(node.figures["power_w"]) * held_s
 
     @property
     def read_unix_s(self) -> float | None:
@@ -125,3 +147,32 @@ class NodesNow:
             }
             for name, node in sorted(self.nodes.items())
         ]
+
+
+def living_names() -> set[str] | None:
+    """All names that meters may have given to the cluster's living nodes (orchestrator.cluster.meters.node_names); None
+    where Ray does not say who lives."""
+    import ray  # as late as the driver does, which sets Ray's environment first
+
+    if not ray.is_initialized():
+        return None
+    try:
+        hosts = {(node["NodeManagerHostname"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]}
+    except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
+        return None
+    return {name for host, address in hosts for name in (host, f"{host}-{address}")}
+
+
+def _unread_j(old: dict[str, Any], new: dict[str, Any]) -> float:
+    """J that a node used between the last figures of a meter and the first of the next, without what that has read: as
+    the record will book it, which knows nothing of devices without a counter, nor of a machine that was restarted."""
+    before = {device["uuid"]: device for device in old["devices"]}
+    boots, passed_s = (old["boot_id"], new["boot_id"]), new["time_unix_s"] - old["time_unix_s"]
+    parts_j: list[float] = []
+    node_j = [0.0]
+    for device in new["devices"]:
+        counters_mj = (before.get(device["uuid"], {}).get("counter_mj"), device.get("counter_mj"))
+        used_j = counted_between(boots, counters_mj, passed_s, device)
+        if not isinstance(used_j, str):
+            (node_j if device["kind"] == "node" else parts_j).append(max(0.0, used_j - device["energy_j"]))
+    return max(math.fsum(parts_j), *node_j)

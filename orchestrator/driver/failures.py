@@ -16,6 +16,9 @@ from orchestrator.ranks.watchdog import hang_of, process_of
 
 # What CUDA says of a device that failed, and not of a program that does: another start may do better.
 _BROKEN_DEVICE = re.compile(r"uncorrectable|unspecified launch failure|hardware error|Xid|NVLink", re.IGNORECASE)
+# What Ray Train says of a worker that does not answer, for ten minutes: a watchdog speaks first where it can.
+_SILENCE = "WorkerHealthCheckTimeoutError"
+_WAITED = re.compile(r"hanging for ([\d.]+) seconds")
 
 
 class TrainingLost(RuntimeError):
@@ -41,7 +44,14 @@ class Failure:
         if dead:
             memory = any("low on memory" in str(failures[rank]) for rank in dead)
             how = "killed by Ray, because the machine ran low on memory" if memory else "killed, or the machine is gone"
-            return cls(f"{_processes(dead, folder, attempt)} {how}", True)
+            was = "was" if len(dead) == 1 else "were"
+            return cls(f"{_processes(dead, folder, attempt)} {was} {how}", True)
+        silent = sorted(rank for rank, why in failures.items() if type(why).__name__ == _SILENCE)
+        if silent:
+            waited = _WAITED.search(str(failures[silent[0]]))
+            long = f" for {float(waited[1]):.0f} s" if waited else ""
+            did = f"did not answer Ray{long}: stopped, or on a machine that hangs"
+            return cls(f"{_processes(silent, folder, attempt)} {did}", True)
         if not failures and _is_death(error):
             return cls("the controller of Ray Train was killed, or its machine is gone", True)
         told = getattr(error, "controller_failure", None)
@@ -58,8 +68,8 @@ def _processes(ranks: Iterable[int], folder: RunFolder, attempt: int) -> str:
     places = {rank: process_of(folder, rank, attempt) for rank in ranks}
     named = [f"{rank} ({place})" if place else str(rank) for rank, place in places.items()]
     if len(named) == 1:
-        return f"the process of rank {named[0]} was"
-    return f"the processes of ranks {', '.join(named)} were"
+        return f"the process of rank {named[0]}"
+    return f"the processes of ranks {', '.join(named)}"
 
 
 def _is_death(error: Any) -> bool:

@@ -101,7 +101,9 @@ class Training(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.complete = self._trainer().fit().return_value
+            trainer = self._trainer()
+            free_left_places()
+            self.complete = trainer.fit().return_value
         except Exception as error:
             self.error = error
 
@@ -148,6 +150,22 @@ class Training(threading.Thread):
                 if actor["ActorClassName"].rpartition(".")[2] == CONTROLLER_CLASS and actor["State"] != "DEAD":
                     global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
             self.join(timeout=0.5)
+
+
+def free_left_places() -> None:
+    """Gives back the machines that an attempt before this one still holds, of whose ranks none is left.
+
+    Ray Train (2.60) keeps the placement group of ranks that died while they were started: what frees it otherwise is
+    told of it after the start. The next attempt would wait for these machines as long as the driver lives.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    job = ray.get_runtime_context().get_job_id()
+    for place, told in placement_group_table().items():
+        if place.endswith(job) and told["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(place)))
 
 
 def _trainer_class(own_cluster: bool) -> Any:

@@ -1,12 +1,8 @@
 """The driver of a run: data, Ray, meters, training, and in every case the record and the report at the end."""
 
-import importlib.metadata
 import json
 import os
-import platform
-import shlex
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -26,7 +22,7 @@ from orchestrator.driver.attempts import Claim
 from orchestrator.driver.endings import advice, cause
 from orchestrator.driver.head_watch import HeadWatch, let_ranks_end
 from orchestrator.driver.in_use import in_words, keep_choices
-from orchestrator.driver.revision import code_revision
+from orchestrator.driver.run_status import RunStatus, code
 from orchestrator.driver.run_watch import RunWatch
 from orchestrator.driver.skipped import keep_skipped
 from orchestrator.driver.stops import Stops
@@ -38,50 +34,7 @@ from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, dump_experiment
 
 PLAN = "plan.json"
-PACKAGES = ("hoofprint", "torch", "ray", "codecarbon", "nvidia-ml-py", "sentencepiece")
 RAY_LOG = Path("logs") / "ray.log"
-
-
-class _Ending:
-    """How the run ended; written to run.json once, by whoever gets there first."""
-
-    def __init__(self, claim: Claim, attempts: list[dict[str, Any]], screen: RunScreen):
-        self._claim, self._attempts, self._screen = claim, attempts, screen
-        self.status: str | None = None
-        self.error: str | None = None
-
-    @property
-    def attempt(self) -> int:
-        """The number of the attempt that runs, from 1."""
-        return len(self._attempts)
-
-    def again(self, error: str | None, workers: int) -> float:
-        """The attempt failed, or made room for more workers, and another begins; its start in unix s."""
-        now = time.time()
-        status = {"status": "failed", "error": error} if error else {"status": "stopped"}
-        self._attempts[-1] |= {"ended_unix_s": now, **status}
-        self._attempts.append({"started_unix_s": now, "status": "running", "attempt": self.attempt + 1, **_code()})
-        self._claim.folder.update_run(**self.held(workers))
-        return now
-
-    def held(self, workers: int) -> dict[str, Any]:
-        """Keys of run.json: so many workers are held, by the attempt that runs; another may have another number."""
-        self._attempts[-1] |= {"world_size": workers}
-        return {"attempts": self._attempts, "world_size": workers}
-
-    def write(self, status: str, error: str | None = None, **more: Any) -> None:
-        """more: further keys of run.json."""
-        if self.status is not None:
-            return
-        self.status, self.error = status, error
-        ended = time.time()
-        self._attempts[-1] |= {"ended_unix_s": ended, "status": status}
-        self._claim.free_space()
-        ends = {"status": status, "attempts": self._attempts, "ended_unix_s": ended, "error": error}
-        try:
-            self._claim.folder.update_run(**ends, **more)
-        except OSError as refusal:
-            self._screen.failed([f"run.json could not be written, it still says running: {refusal}"])
 
 
 def run_experiment(
@@ -142,8 +95,8 @@ def _run(
     previous = {} if fresh else folder.read_run()
     before = None if fresh else attempt_files.Before(folder)
     attempts = [*previous.get("attempts", []), {"started_unix_s": started, "status": "running"}]
-    attempts[-1] |= {"attempt": len(attempts), **_code()}
-    ending = _Ending(claim, attempts, screen)
+    attempts[-1] |= {"attempt": len(attempts), **code()}
+    ending = RunStatus(claim, attempts, screen)
     try:
         claim.hold_space()
         for old in (folder.path / STOP_FILE, *folder.path.glob("live/*.json")):  # of the attempt before
@@ -218,7 +171,7 @@ def _train(
     corpus: Path,
     weights: ModelFolder | None,
     started: float,
-    ending: _Ending,
+    ending: RunStatus,
     screen: RunScreen,
     stops: Stops,
     profile_steps: int,
@@ -262,6 +215,10 @@ def _train(
             watch.restarted(ending.attempt, workers)
             return begun
 
+        def waited(seconds: float) -> None:
+            ending.waited(seconds)
+            watch.budget.waited(seconds)
+
         def tick() -> None:
             nonlocal told
             watch.look()
@@ -277,7 +234,7 @@ def _train(
             for text in stops.notes():
                 screen.note(text)
 
-        supervision = Supervision(experiment, folder, job, again, tick, screen.note)
+        supervision = Supervision(experiment, folder, job, again, ending.befell, waited, tick, screen.note)
         with screen.live(watch):
             complete = supervision.run(workers, device)
         if profile_steps:
@@ -322,13 +279,6 @@ def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
     return {"interval_s": energy.sample_interval, "attempt": attempt, "declared": declared}
 
 
-def _code() -> dict[str, Any]:
-    """What runs: of each attempt its own, because a run may go on with other code, and by another command, than it
-    began with."""
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"code_revision": code_revision(), "versions": versions, "command": shlex.join(["hoofprint", *sys.argv[1:]])}
-
-
 def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:
     config = experiment.llama_config(prepared.vocab_size)
     return {
@@ -340,7 +290,7 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "ended_unix_s": None,
         "error": None,
         "budget": None,  # what stopped it, if a budget does
-        **_code(),
+        **code(),
         "attempts": attempts,
         "hosts": [socket.gethostname()],
         "world_size": experiment.cluster.workers,

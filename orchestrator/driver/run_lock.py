@@ -7,8 +7,6 @@ left counts as its, until no sign has come for SILENT_S. Ages are told by the st
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -19,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from energy import run_holder
+from energy import locks, run_holder
 from energy.run_holder import Holder, holder, silence_s, touched_ns
 from energy.runs import LOCK
 from orchestrator.spec.file import BadInput
@@ -27,8 +25,6 @@ from orchestrator.spec.file import BadInput
 SIGN_EVERY_S = 5.0
 LOOKS, LOOK_S = 3, 0.1  # whoever only looks whether a run is at work holds its lock for an instant
 SETTLE_S = 1.0  # without the kernel's lock the last of two that write at once has it
-# What the system answers where a file system has no locks.
-_NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class RunLock:
@@ -74,16 +70,11 @@ class RunLock:
         """Takes the kernel's lock, for good; False where the file system has none."""
         for again in reversed(range(LOOKS)):
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+                return locks.lock(self._lock)
             except BlockingIOError:
                 if not again:
                     raise _refusal(self._folder, holder(self._folder)) from None
                 time.sleep(LOOK_S)
-            except OSError as refusal:
-                if refusal.errno not in _NO_FLOCK:
-                    raise
-                return False
         raise AssertionError("unreachable: the last look returns or raises")
 
     def _give_signs(self) -> None:

@@ -63,8 +63,11 @@ class RunWatch:
             grid_g_per_kwh=grid.value if grid else None,
             energy_before_j=before.energy_j,
         )
+        self._step_before = 0  # the last one of the commands before
         for event in folder.events() if self.attempt > 1 else ():
-            if event.get("event") == "phase" and event.get("phase") == "evaluation":
+            if event.get("event") in ("step", "skipped"):
+                self._step_before = event["step"]
+            elif event.get("event") == "phase" and event.get("phase") == "evaluation":
                 self.progress.last_s["evaluation"] = event["end_unix_s"] - event["start_unix_s"]
             elif event.get("event") == "checkpoint":
                 self.progress.last_s["checkpoint"] = event["seconds"]
@@ -168,7 +171,7 @@ class RunWatch:
     def _stop(self, state: State, now: float) -> None:
         if self.progress.phase == STARTUP:
             self.stopped_by = state
-            raise BudgetSpent(state, self.progress.step, startup=True)
+            raise BudgetSpent(state, self.progress.step or self._step_before, starting=self.attempt)
         stop = self.folder.path / STOP_FILE
         if stop.exists():
             return  # it stops already, for another reason

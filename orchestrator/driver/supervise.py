@@ -5,6 +5,7 @@ counts failures over the whole run and not those without a step forward between 
 it is at. So each attempt is a `fit` of its own, which takes some seconds more. The meters go on meanwhile.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -32,6 +33,8 @@ class Supervision:
 
     again(error, workers): opens the next attempt in run.json and for the meters; its start in unix s. Without an error
     the one before was ended in order.
+    befell(error): notes what happened to the attempt that is open, however the run ends then; None where it is tried
+    once more. waited(seconds): so long nobody held its workers.
     tick(): called about twice a second. say(text): for people.
     """
 
@@ -41,11 +44,13 @@ class Supervision:
         folder: RunFolder,
         job: Job,
         again: Callable[[str | None, int], float],
+        befell: Callable[[str | None], None],
+        waited: Callable[[float], None],
         tick: Callable[[], None],
         say: Callable[[str], None],
     ):
         self._experiment, self._folder, self._job = experiment, folder, job
-        self._again, self._tick, self._say = again, tick, say
+        self._again, self._befell, self._waited, self._tick, self._say = again, befell, waited, tick, say
         self._attempt = len(folder.read_run()["attempts"])
         self._training: Training | None = None
         self._failures, self._step = 0, self._saved_step()
@@ -54,34 +59,45 @@ class Supervision:
         self._tail = Tail(folder.metrics_file(0))
 
     def run(self, workers: int, device: str) -> bool:
-        """True when all was trained, False when it was asked to stop; raises what made the last attempt fail."""
+        """True when all was trained, False when it was asked to stop, also where a worker was lost meanwhile; raises
+        what made the last attempt fail."""
         while True:
+            since = time.monotonic()
             training = self._train(workers, device)
             failure = None
             if training.error is not None:
                 failure = Failure.of(training.error, self._folder, self._attempt)
+                self._befell(failure.said)
+                if failure.never_began:
+                    self._waited(time.monotonic() - since)
                 self._require_another_start(failure, training.error)
             elif training.complete or not self._makes_room():
                 return bool(training.complete)
-            before, (workers, device) = workers, self._next_workers(failure)
+            chosen = self._next_workers(failure)
+            if chosen is None:
+                return False
+            before, (workers, device) = workers, chosen
             if failure is None or not failure.never_began or workers != before:
                 self._begin(failure, before, workers)
-            elif not self._waits:
-                self._waits = True
+                continue
+            self._befell(None)
+            if not self._waits:
                 self._say(f"{failure.said}, {workers} on {device}: waiting until others leave it")
+            self._waits = True
 
     def _train(self, workers: int, device: str) -> Training:
         """One attempt, to its end."""
         self._training = training = Training(self._job, workers, device, str(self._folder.path / "logs"))
         look = time.monotonic() + LOOK_S
         training.start()
+        training.join(timeout=POLL_S)
         while training.is_alive():
-            training.join(timeout=POLL_S)
             self._tell()
             self._tick()
             if time.monotonic() >= look:
                 look += LOOK_S
                 self._look_around(workers)
+            training.join(timeout=POLL_S)
         self._tell()
         return training
 
@@ -93,7 +109,7 @@ class Supervision:
             close_attempt(self._folder, self._attempt, started)
         remove_partial(self._folder.path / "checkpoints")
         (self._folder.path / RESIZE_FILE).unlink(missing_ok=True)  # of ranks that were killed before they answered it
-        self._attempt += 1
+        self._attempt, self._waits = self._attempt + 1, False
         self._job = replace(self._job, started_unix_s=started)
         since = f"step {self._step}" if self._step else "the start, for want of a checkpoint"
         others = f" with {workers} workers instead of {before}" if workers != before else ""
@@ -108,7 +124,7 @@ class Supervision:
         try:
             lost = ranks_to_lose()
             wants = not lost and cluster.min_workers is not None and workers < cluster.workers
-            more = choose_workers(self._experiment)[0] if wants else workers
+            more = choose_workers(self._experiment, free=True)[0] if wants else workers
         except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
             return
         if lost:
@@ -150,29 +166,43 @@ class Supervision:
         self._step = step
         if not failure.transient:
             raise error
-        if self._asked_to_stop:
-            raise TrainingLost(f"{failure.said}, while the run was to stop") from error
         most = self._experiment.cluster.max_failures
-        if self._failures > most:
+        if self._failures > most and not self._asked_to_stop:
             times = f", {self._failures} times without a new checkpoint" if most else ""
             raise TrainingLost(f"{failure.said}{times} (cluster.max_failures is {most})") from error
 
-    def _next_workers(self, failure: Failure | None) -> tuple[int, str]:
-        """(workers, device) of the next attempt; waits for lost machines where those that are left are too few."""
+    def _next_workers(self, failure: Failure | None) -> tuple[int, str] | None:
+        """(workers, device) of the next attempt; None when the run is to stop. Waits for lost machines where those that
+        are left are too few."""
         why = f"{failure.said}; " if failure else ""
         until = time.monotonic() + RETURN_S
         waiting = False
         while True:
+            if self._asked_to_stop:
+                self._say(f"{'' if waiting else why}the run is to stop: no other attempt begins")
+                return None
             try:
-                return choose_workers(self._experiment)
+                return self._room(failure)
             except BadInput as too_few:
                 if not waiting:
-                    self._say(f"{why}waiting for machines to come back: {too_few}")
+                    waits = f"{why}waiting for machines to come back: {too_few}"
+                    self._say(waits)
+                    self._befell(waits)
                 waiting = True
-                if time.monotonic() > until or self._asked_to_stop:
+                if time.monotonic() > until:
                     raise TrainingLost(f"{why}none came back: {too_few}") from None
+            since = time.monotonic()
             time.sleep(POLL_S)
             self._tick()
+            self._waited(time.monotonic() - since)
+
+    def _room(self, failure: Failure | None) -> tuple[int, str]:
+        """(workers, device) to ask Ray for. After it had no room, a run with a range takes what is free, if that is
+        enough; else it asks for all that the machines have, until others leave them."""
+        if failure is not None and failure.never_began and self._experiment.cluster.min_workers is not None:
+            with contextlib.suppress(BadInput):
+                return choose_workers(self._experiment, free=True)
+        return choose_workers(self._experiment)
 
     @property
     def _asked_to_stop(self) -> bool:

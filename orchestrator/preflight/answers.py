@@ -35,19 +35,27 @@ class Answers(Generic[Key]):
         self.silent: set[Key] = set()
 
     def wait(self, longest_s: float | None = None) -> Answers[Key]:
-        """Until all have answered, the limit is over, which then is their fault, or `longest_s` is, which is not."""
+        """Until all have answered, the limit is over, which then is their fault, or `longest_s` is, which is not.
+
+        What has come by then counts, however long after the limit it is asked for.
+        """
         until = self._until if longest_s is None else min(self._until, time.monotonic() + longest_s)
         self._tick(self._asked - len(self._waiting), self._asked)
         while self._waiting and (left := until - time.monotonic()) > 0:
-            ready, _ = ray.wait(list(self._waiting), timeout=min(POLL_S, left))
-            for reference in ready:
-                self._take(self._waiting.pop(reference), reference)
-            self._tick(self._asked - len(self._waiting), self._asked)
+            self._collect(1, min(POLL_S, left))
+        if self._waiting:
+            self._collect(len(self._waiting), 0.0)
         if time.monotonic() >= self._until:
             self.silent |= set(self._waiting.values())
             self.faults |= {key: f"no answer within {self._limit_s:g} s" for key in self._waiting.values()}
             self._waiting.clear()
         return self
+
+    def _collect(self, most: int, timeout_s: float) -> None:
+        ready, _ = ray.wait(list(self._waiting), num_returns=most, timeout=timeout_s)
+        for reference in ready:
+            self._take(self._waiting.pop(reference), reference)
+        self._tick(self._asked - len(self._waiting), self._asked)
 
     def _take(self, key: Key, reference: Any) -> None:
         try:

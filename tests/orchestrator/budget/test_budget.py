@@ -232,8 +232,9 @@ def run(tmp_path: Path, spec: Any) -> Any:
 
         def meter(self, at: float, power_w: float, energy_j: float, node: str = "n1", pid: int = 1) -> None:
             device: dict[str, Any] = {"uuid": "GPU-1", "name": "a GPU", "kind": "gpu", "missing": None, "counted": True}
-            device |= {"power_w": power_w, "energy_j": energy_j}
+            device |= {"power_w": power_w, "energy_j": energy_j, "counter_mj": round(1e5 * (at - NOW))}  # of 100 W
             figures = {"node": node, "meter_pid": pid, "time_unix_s": at, "power_w": power_w, "energy_j": energy_j}
+            figures |= {"boot_id": "one", "began_monotonic_s": 1.0}
             path = self.folder.path / "live" / f"{node}.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(figures | {"missing": [], "devices": [device]}))
@@ -275,11 +276,29 @@ def test_what_was_used_since_the_last_reading_counts_too(run: Any) -> None:
     assert watch.stopped_by is not None
 
 
+def test_a_node_that_died_takes_no_more_of_the_budget(run: Any) -> None:
+    watch = run.watch("energy.budget.energy=1 kWh", "energy.budget.carbon=1 kg", *PLACE)
+    watch.nodes.alive = lambda: {"n2"}
+    run.step(1, NOW + 1)
+    run.meter(NOW + 1, 5000.0, 9000.0)
+    run.meter(NOW + 1, 100.0, 100.0, node="n2")
+    watch.look(NOW + 1)
+    watch.look(NOW + 9)  # n1 is silent, and may be at work
+    assert watch.budget.spending.energy_j == pytest.approx(9100.0 + 8 * 5100.0)
+    for second in range(10, 3601, 5):  # an hour at its power would be five times the budget
+        run.meter(NOW + second, 100.0, 100.0 * second, node="n2")
+        watch.look(NOW + second)
+    assert watch.stopped_by is None and not (run.folder.path / "stop").exists()
+    spent = watch.budget.spending
+    assert spent.energy_j == pytest.approx(9000.0 + 360_000.0)
+    assert spent.carbon_t == pytest.approx(369_000 / KWH * 1.25 * 400e-6)  # what it was held for is taken back
+
+
 def test_a_meter_that_is_started_again_loses_nothing(run: Any) -> None:
     watch = run.watch("energy.budget.energy=1 kWh")
     run.meter(NOW + 10, 100.0, 1000.0)
     watch.look(NOW + 10)
-    run.meter(NOW + 15, 100.0, 200.0, pid=2)  # 3 s without a meter: at the power before
+    run.meter(NOW + 15, 100.0, 200.0, pid=2)  # 3 s without a meter: by the counter
     watch.look(NOW + 15)
     assert watch.nodes.energy_j == pytest.approx(1500.0)
     run.meter(NOW + 16, 100.0, 300.0, pid=2)

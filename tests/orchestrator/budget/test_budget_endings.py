@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import pytest
 from energy_fakes import FakeSensor, meter_fake, reading
 from tiny import write_spec
 
+from energy.records.record import write_record
 from energy.runs import RunFolder
+from orchestrator.budget.before import spent_before
 from orchestrator.budget.watch import BudgetSpent, Pace, Spending, State, Watch
 from orchestrator.driver import run as driver
+from orchestrator.driver.attempts import Claim
+from orchestrator.driver.run_status import RunStatus
 from orchestrator.driver.run_watch import RunWatch
 from orchestrator.screens.run import RunScreen
 from orchestrator.spec.file import BadInput, load_experiment
@@ -96,7 +101,7 @@ def test_a_budget_smaller_than_the_start_up_is_named(
     start: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     state = state_of(tmp_path / "spec.yaml", "1 Wh", 3_500.0, Pace(0, 20, 100.0, None, 4.5))
-    _, code = start(metered(100.0, 35, BudgetSpent(state, 0, startup=True), stepped=False), "energy.budget.energy=1 Wh")
+    _, code = start(metered(100.0, 35, BudgetSpent(state, 0, starting=1), stepped=False), "energy.budget.energy=1 Wh")
     assert code == 3
     said = capfd.readouterr().err
     assert "the budget of 1.00 Wh (IT energy) does not hold the start-up, which has taken 0.972 Wh before" in said
@@ -129,3 +134,86 @@ def test_a_resumed_run_counts_what_was_spent_before(stopped: bool, tmp_path: Pat
     folder.metrics_file(0).write_text(json.dumps(mark) + "\n")
     watch.look(NOW + 200)
     assert watch.budget.spending.energy_j == pytest.approx(10_000.0 if stopped else 15_000.0)
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["started again", "resumed"])
+@pytest.mark.parametrize("trained", [False, True], ids=["without a step", "after steps"])
+def test_a_budget_that_falls_into_a_later_start_up_is_not_blamed_on_it(
+    resumed: bool, trained: bool, tmp_path: Path
+) -> None:
+    spec, folder = write_spec(tmp_path), RunFolder(tmp_path / "run")
+    meter_fake(
+        folder, [FakeSensor("GPU-1", [reading(35.0 * n, 35.0) for n in range(101)])], [NOW + n for n in range(101)]
+    )
+    first = {"attempt": 1, "started_unix_s": NOW, "ended_unix_s": NOW + 100, "status": "failed"}
+    second = {"attempt": 2, "started_unix_s": NOW + 100, "status": "running"}
+    run: dict[str, Any] = {"world_size": 1, "device_type": "cpu", "attempts": [first, second], "meters": []}
+    run["model"] = {"flop_per_token": 1e6}
+    if not resumed:
+        run["attempts"] = [first]
+    folder.write_run(run)
+    folder.metrics_dir.mkdir()
+    marks: list[dict[str, Any]] = [{"event": "enter", "phase": "train_step", "time_unix_s": NOW + 1}]
+    marks += [{"event": "step", "step": 4200, "loss": 3.0, "seconds": 1.0, "time_unix_s": NOW + 2}]
+
+    def train() -> None:
+        lines = "".join(json.dumps({"attempt": 1, **mark}) + "\n" for mark in marks if trained)
+        folder.metrics_file(0).write_text(lines)
+
+    if resumed:
+        train()
+    watch = RunWatch(load_experiment(spec, ["energy.budget.energy=1 Wh"]), folder, run, lambda text: None, False)
+    if not resumed:
+        train()
+        watch.look(NOW + 3)
+        watch.restarted(2, 1)
+    live = folder.path / "live" / "n1.json"
+    live.parent.mkdir(exist_ok=True)
+    told = {"node": "n1", "meter_pid": 2, "time_unix_s": NOW + 150, "power_w": 10.0, "energy_j": 3590.0}
+    device = {"uuid": "GPU-1", "name": "a GPU", "kind": "gpu", "missing": None, "counted": True, "power_w": 10.0}
+    live.write_text(json.dumps(told | {"missing": [], "devices": [device | {"energy_j": 3590.0}]}))
+    with pytest.raises(BudgetSpent) as spent:
+        watch.look(NOW + 150)
+    where = "after step 4,200" if trained else "before the run's first step"
+    assert str(spent.value) == f"the budget of 1.00 Wh (IT energy) was reached while attempt 2 started, {where}"
+    document = spent.value.document
+    assert (document["step"], document["startup"]) == (4200 if trained else 0, False)
+    assert not (folder.path / "stop").exists()
+
+
+def test_workers_that_nobody_held_while_it_waited_are_no_device_hours(tmp_path: Path) -> None:
+    """Neither for the budget while the run goes on, nor when it goes on later, nor in its record."""
+    options = ["energy.budget.gpu_hours=100", "cluster.device=auto", "cluster.gpu_hour_price=2.50 EUR"]
+    experiment, folder = load_experiment(write_spec(tmp_path), options), RunFolder(tmp_path / "run")
+    seen = Watch(experiment, Spending(device_hours=5.0), 4, NOW)
+    seen.feed(None, NOW + 7200)
+    seen.waited(5400.0)
+    assert seen.spending.device_hours == pytest.approx(5.0 + 4 * 0.5)
+    seen.waited(5400.0)  # two clocks: what was spent before is never given back
+    assert seen.spending.device_hours == pytest.approx(5.0)
+
+    meter_fake(
+        folder, [FakeSensor("GPU-1", [reading(100.0 * n, 100.0) for n in range(11)])], [NOW + n for n in range(11)]
+    )
+    folder.write_run({"run_id": "run", "world_size": 4, "device_type": "cuda", "created_unix_s": NOW})
+    claim = Claim(folder)
+    try:
+        status = RunStatus(
+            claim, [{"attempt": 1, "started_unix_s": time.time() - 7200, "status": "running"}], RunScreen()
+        )
+        folder.update_run(**status.held(4))
+        status.befell("the cluster had no room for the workers")
+        status.befell(None)
+        for _ in range(10):
+            status.waited(540.0)
+        assert "error" not in folder.read_run()["attempts"][0]
+        assert folder.read_run()["attempts"][0]["waited_s"] == 5400.0  # a driver that is killed now has said it
+        status.again("the cluster had no room for the workers", 2)
+        status.write("stopped")
+    finally:
+        claim.release()
+    assert spent_before(folder, experiment, 4, attempt=2).device_hours == pytest.approx(4 * 0.5, rel=0.01)
+    write_record(folder)
+    record = json.loads((folder.path / "footprint.json").read_text())
+    assert record["time"]["gpu_hours"] == pytest.approx(4 * 0.5, rel=0.01)
+    assert record["run"]["attempts"][0]["error"] == "the cluster had no room for the workers"

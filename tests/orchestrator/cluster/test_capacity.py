@@ -57,6 +57,47 @@ def test_as_many_as_there_is_room_for(
 
 
 @pytest.mark.parametrize(
+    ("there", "free", "ranks", "overrides", "chosen"),
+    [
+        ({"CPU": 16.0}, {"a": {"CPU": 2.0}, "b": {}}, {}, ["cluster.min_workers=2"], (2, "cpu")),
+        ({"CPU": 16.0}, {"a": {"CPU": 1.0}, "b": {"CPU": 3.0}}, {}, ["cluster.min_workers=2"], (4, "cpu")),
+        ({"CPU": 16.0}, {"a": {"CPU": 2.0}}, {"b": 2}, ["cluster.min_workers=2"], (4, "cpu")),  # its own stay its own
+        ({"CPU": 16.0}, {"a": {"CPU": 1.0}}, {}, ["cluster.min_workers=2"], "wants 2 to 8 CPUs and the cluster has 1"),
+        ({"CPU": 8.0}, {"a": {"CPU": 2.0}, "leaves": {"CPU": 4.0}}, {}, ["cluster.min_workers=2"], (2, "cpu")),
+        # All GPUs are in use: it waits for them, and does not go on with the CPU.
+        (
+            {"CPU": 16.0, "GPU": 8.0},
+            {"a": {"CPU": 16.0}},
+            {},
+            ["cluster.min_workers=2", "cluster.device=auto"],
+            "8 GPUs and .* has 0",
+        ),
+        ({"CPU": 2.0}, {"a": {"CPU": 2.0}}, {"b": 4}, ["cluster.min_workers=2"], (2, "cpu")),  # b is gone, ranks dying
+    ],
+)
+def test_of_what_others_use_it_takes_nothing(
+    there: dict[str, float],
+    free: dict[str, dict[str, float]],
+    ranks: dict[str, int],
+    overrides: list[str],
+    chosen: tuple[int, str] | str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(capacity, "free_by_node", lambda: free)
+    monkeypatch.setattr(capacity, "_ranks_by_node", lambda: ranks)
+    monkeypatch.setattr(capacity, "draining", lambda: {"leaves"})
+    experiment = load_experiment(write_spec(tmp_path, workers=8), overrides)
+    if isinstance(chosen, tuple):
+        assert choose_workers(experiment, free=True) == chosen
+        return
+    with pytest.raises(BadInput, match=chosen):
+        choose_workers(experiment, free=True)
+
+
+@pytest.mark.parametrize(
     ("ranks", "overrides", "said"),
     [
         ({"a": 8}, [], None),

@@ -1,12 +1,20 @@
 """What the driver reads of its nodes and ranks while they work."""
 
 import json
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+from energy_fakes import FakeSensor, reading
+
+from energy.accounting.account import account_run
+from energy.metering import meter as meter_module
 from energy.metering.live import live_figures
+from energy.metering.meter import Meter
 from energy.runs import RunFolder, write_json
-from orchestrator.cluster.nodes_now import FEW_DEVICES, SILENT_S, NodesNow
+from orchestrator.cluster.nodes_now import ASK_EVERY_S, FEW_DEVICES, HELD_S, SILENT_S, NodesNow
 from orchestrator.live.stragglers import LOOK_EVERY_S, Stragglers
 
 NOW = 1_760_000_000.0
@@ -18,7 +26,8 @@ def device(uuid: str, kind: str, power_w: float | None, energy_j: float, missing
 
 
 def node(folder: RunFolder, name: str, *devices: dict[str, Any]) -> None:
-    write_json(folder.path / "live" / f"{name}.json", live_figures(name, NOW, devices), durable=False)
+    figures = live_figures(name, NOW, devices) | {"boot_id": "one", "began_monotonic_s": 1.0}
+    write_json(folder.path / "live" / f"{name}.json", figures, durable=False)
 
 
 def test_gpus_that_no_rank_holds_are_not_the_runs_on_a_shared_node(tmp_path: Path) -> None:
@@ -55,6 +64,96 @@ def test_a_node_that_measures_itself_is_not_counted_twice(tmp_path: Path) -> Non
     nodes = NodesNow(folder, used=set())  # the GPU is in the node's own figure, whoever holds it
     nodes.look(NOW)
     assert (nodes.power_w(NOW), nodes.energy_j) == (900.0, 90.0)
+
+
+def test_a_silent_node_is_held_until_ray_calls_it_dead_and_never_longer_than_a_limit(tmp_path: Path) -> None:
+    folder, asked = RunFolder(tmp_path), list[float]()
+    alive: set[str] | None = None
+    now = NOW
+
+    def names() -> set[str] | None:
+        asked.append(now)
+        return alive
+
+    def held_kwh(passed_s: float) -> float:
+        """Over what was read, `passed_s` after n1 was silent."""
+        nonlocal now
+        while now < NOW + passed_s:
+            now += 0.5
+            node(folder, "n2", device("GPU-2", "gpu", 100.0, now - NOW))
+            nodes.look(now)
+        used_j, read_j = nodes.energy_until(now), nodes.energy_j
+        assert used_j is not None and read_j is not None
+        return (used_j - read_j) / 3.6e6
+
+    node(folder, "n1", device("GPU-1", "gpu", 5000.0, 9e6))
+    nodes = NodesNow(folder, alive=names)
+    assert held_kwh(SILENT_S - 1) == pytest.approx(5 * (SILENT_S - 1) / 3600, abs=1e-3)
+    assert not asked  # while all speak Ray is left in peace
+    assert held_kwh(60) == pytest.approx(5 * 60 / 3600, abs=1e-3)  # nobody knows
+    assert min(after - before for before, after in pairwise(asked)) >= ASK_EVERY_S
+    alive = {"n1", "n2"}
+    assert held_kwh(HELD_S - 30) == pytest.approx(5 * (HELD_S - 30) / 3600, abs=1e-3)
+    assert held_kwh(HELD_S + 300) == pytest.approx(5 * HELD_S / 3600, abs=1e-3)
+    alive = {"n2"}
+    assert held_kwh(HELD_S + 320) == 0.0 and nodes.dead == {"n1"}
+    count = len(asked)
+    assert held_kwh(HELD_S + 400) == 0.0 and len(asked) == count  # it is dead: nothing more is to be asked
+    assert nodes.energy_j == pytest.approx(9e6 + now - NOW)  # what it used before stands
+    node(folder, "n1", device("GPU-1", "gpu", 5000.0, 9.5e6))  # it was away: the same meter has counted on
+    nodes.look(now)
+    assert nodes.dead == set() and nodes.energy_until(now + 2) == pytest.approx(9.5e6 + now - NOW + 2 * 5100)
+
+
+AWAY_S = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("boot", "counter_j", "about", "gap_j"),
+    [
+        ("one", 3000.0 + 250 * AWAY_S, {}, 250 * AWAY_S),  # it lived all the while, and its counter tells
+        ("one", 3000.0 + 250 * AWAY_S, {"share": 0.5}, 125 * AWAY_S),
+        ("one", 500.0, {"range_mj": 1_000_000_000_000}, 1e9 - 2500.0),  # as of a CPU: it wrapped
+        ("one", 500.0, {}, 0.0),  # it went backwards
+        ("two", 900_000.0, {}, 0.0),  # the machine was restarted: what it used before that is not known
+    ],
+)
+def test_a_node_that_comes_back_has_the_energy_of_its_record(
+    boot: str, counter_j: float, about: dict[str, Any], gap_j: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    nodes = NodesNow(run, alive=set)
+    live, now = run.path / "live" / "n1.json", NOW
+
+    def metered(boot: str, counter_j: float) -> None:
+        """Ten seconds of a GPU of 300 W and a host of 100 W, whose meter then is killed."""
+        nonlocal now
+        gpu = FakeSensor("GPU-1", [reading(counter_j + 300.0 * n, 300.0) for n in range(11)])
+        gpu.describe_more(about)
+        host = FakeSensor("cpu@n1", [reading(power_w=100.0) for _ in range(11)], kind="cpu", method="integrated")
+        monkeypatch.setattr(meter_module, "boot_id", lambda: boot)
+        meter = Meter(
+            run.ledger_file("n1"), node="n1", sensors=[gpu, host], discover_sensors=False, clock=lambda: (now, now)
+        )
+        for second in range(11):
+            now += second > 0
+            meter.sample()
+            write_json(live, meter.live(), durable=False)
+            os.utime(live, ns=(int(now * 1e9), int(now * 1e9)))
+            nodes.look(now)
+        assert meter._writer is not None
+        for appender in (meter._writer._main, meter._writer._raw, meter._writer._seconds):
+            assert appender is not None
+            os.close(appender._fd)  # as the kernel does
+
+    metered("one", 0.0)
+    read_j = 10 * (300 * about.get("share", 1.0) + 100)
+    now += AWAY_S
+    nodes.look(now)
+    assert nodes.energy_until(now) == account_run(run).energy_j == pytest.approx(read_j)
+    metered(boot, counter_j)
+    assert nodes.energy_until(now) == pytest.approx(2 * read_j + gap_j, abs=1.0)
+    assert nodes.energy_until(now) == pytest.approx(account_run(run).energy_j)
 
 
 def test_of_many_devices_the_nodes_alone_are_listed(tmp_path: Path) -> None:

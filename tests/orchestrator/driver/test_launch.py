@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util import placement_group, placement_group_table
 from tiny import write_spec
 
 from orchestrator.driver import launch
@@ -60,6 +61,22 @@ def test_a_training_that_cannot_be_set_up_failed_and_was_not_stopped(monkeypatch
     training.start()
     training.join()
     assert isinstance(training.error, ModuleNotFoundError) and training.complete is None
+
+
+def test_an_attempt_holds_no_machine_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that die while they are started leave their placement group to the driver, who would wait for it."""
+    for name, value in launch.RAY_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        ray.get(placement_group([{"CPU": 1}] * 2).ready())
+        launch.free_left_places()
+        # Waits where the machine is still held.
+        assert ray.get(placement_group([{"CPU": 1}] * 2).ready(), timeout=60)
+        states = sorted(place["state"] for place in placement_group_table().values())
+        assert states == ["CREATED", "REMOVED"]
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.parametrize(("wanted", "ray_says"), [([], "PACK"), (["cluster.placement=spread"], "SPREAD")])

@@ -4,8 +4,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,35 +15,21 @@ from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
 )
-from tiny import write_spec
+from supervised import ECHO, Supervised, killed, save
+from supervised import cluster as cluster
+from supervised import run as run
+from supervised import supervision as supervision
 
 from energy.accounting.account import lost_windows
-from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
+from energy.runs import RESIZE_FILE, RunFolder
 from orchestrator.cluster import capacity
 from orchestrator.driver import notices, supervise
 from orchestrator.driver.failures import Failure, TrainingLost
-from orchestrator.ranks.worker import Job
-from orchestrator.spec.file import load_experiment
 
-ECHO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
-
+SILENCE = "A worker health check has been hanging for 600.52 seconds. Marking the worker as dead.\nWorker info: ..."
 LOW = "Task was killed due to the node running low on memory.\nPID MEM(GB) COMMAND\nRefer to the documentation"  # Ray's
-
-
-def killed(*ranks: int) -> WorkerGroupError:
-    """What Ray Train raises when the processes of `ranks` are gone and the others say so."""
-    failures: dict[int, Exception] = {rank: WorkerHealthCheckFailedError("gone", ActorDiedError()) for rank in ranks}
-    return WorkerGroupError("gone", failures | {rank: ECHO for rank in range(2) if rank not in ranks})
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    folder.write_run({"attempts": [{"attempt": 1, "started_unix_s": 100.0}]})
-    folder.metrics_dir.mkdir()
-    folder.metrics_file(1).write_text('{"attempt": 1, "event": "process", "host": "node-b", "pid": 77}\n')
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -55,6 +40,11 @@ def run(tmp_path: Path) -> RunFolder:
         (
             WorkerGroupError("gone", {0: ECHO, 1: WorkerHealthCheckFailedError("gone", OutOfMemoryError(LOW))}),
             "the process of rank 1 (node-b, process 77) was killed by Ray, because the machine ran low on memory",
+            True,
+        ),
+        (
+            WorkerGroupError("", {0: ECHO, 1: WorkerHealthCheckTimeoutError(SILENCE)}),
+            "the process of rank 1 (node-b, process 77) did not answer Ray for 601 s: stopped, or on a machine that",
             True,
         ),
         (ActorDiedError(), "the controller of Ray Train was killed, or its machine is gone", True),
@@ -71,6 +61,7 @@ def run(tmp_path: Path) -> RunFolder:
         "one killed",
         "all killed",
         "low on memory",
+        "stopped",
         "controller",
         "echo alone",
         "nan",
@@ -84,74 +75,6 @@ def test_what_would_come_again_is_told_from_what_would_not(
     failure = Failure.of(error, run, 1)
     assert failure.transient == transient
     assert said in f"RuntimeError: {failure.said}"
-
-
-class Attempts:
-    """In place of Ray Train: what each attempt comes to, an error or whether all was trained."""
-
-    def __init__(self, run: RunFolder, *ends: Callable[[], Any]):
-        self._run, self._ends, self.workers = run, list(ends), list[int]()
-
-    def __call__(self, job: Job, workers: int, device: str, storage: str) -> "Attempts":
-        self.job = job
-        self.workers.append(workers)
-        self.complete: Any = None
-        self.error: Exception | None = None
-        return self
-
-    def start(self) -> None:
-        end = self._ends.pop(0)()
-        self.error, self.complete = (end, None) if isinstance(end, Exception) else (None, end)
-
-    def is_alive(self) -> bool:
-        """An end that is a generator is one that takes its time."""
-        if isinstance(self.complete, Iterator):
-            step = next(self.complete)
-            self.complete = self.complete if step is None else step
-        return isinstance(self.complete, Iterator)
-
-    def join(self, timeout: float) -> None:
-        pass
-
-
-def save(run: RunFolder, step: int, error: Exception) -> Exception:
-    path = run.path / "checkpoints" / f"step-{step:08d}"
-    path.mkdir(parents=True)
-    (path / ".metadata").touch()
-    return error
-
-
-@pytest.fixture
-def supervision(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the ends of attempts; (result or error, texts said, attempts begun)."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
-    monkeypatch.setattr(capacity, "draining", set)
-    monkeypatch.setattr(supervise, "ranks_to_lose", lambda: 0)
-    monkeypatch.setattr(supervise, "RETURN_S", 0.0)
-    said: list[str] = []
-    begun: list[tuple[str | None, int]] = []
-
-    def again(error: str | None, workers: int) -> float:
-        begun.append((error, workers))
-        return 200.0
-
-    def go(
-        *ends: Callable[[], Any], overrides: tuple[str, ...] = ()
-    ) -> tuple[Any, list[str], list[tuple[str | None, int]]]:
-        experiment = load_experiment(write_spec(tmp_path, workers=4), overrides)
-        attempts = Attempts(run, *ends)
-        monkeypatch.setattr(supervise, "Training", attempts)
-        job = Job(str(run.path), "", {}, 100.0)
-        supervised = supervise.Supervision(experiment, run, job, again, lambda: None, said.append)
-        try:
-            result: Any = supervised.run(4, "cpu")
-        except Exception as error:
-            result = error
-        assert attempts._ends == []
-        assert attempts.job.started_unix_s == (200.0 if begun else 100.0)
-        return result, said, begun
-
-    return go
 
 
 def test_a_killed_worker_is_followed_by_another_attempt(supervision: Any, run: RunFolder) -> None:
@@ -181,13 +104,6 @@ def test_failures_without_a_new_checkpoint_are_limited_and_others_are_not(superv
     assert isinstance(result, TrainingLost)
     assert str(result).endswith("3 times without a new checkpoint (cluster.max_failures is 2)")
     assert len(begun) == 6
-
-
-def test_a_run_that_was_asked_to_stop_is_not_started_again(supervision: Any, run: RunFolder) -> None:
-    (run.path / STOP_FILE).touch()
-    result, _, begun = supervision(lambda: killed(1))
-    assert isinstance(result, TrainingLost) and str(result).endswith("while the run was to stop")
-    assert begun == []
 
 
 def test_it_goes_on_with_the_workers_that_are_left(
@@ -309,23 +225,48 @@ def test_a_notice_that_nobody_could_answer_any_more_is_forgotten(supervision: An
     assert result is True and len(said) == 1 and "was killed" in said[0]
 
 
-def test_a_stop_that_comes_while_it_makes_room_is_a_stop(supervision: Any, run: RunFolder) -> None:
-    def stopped() -> bool:
-        (run.path / RESIZE_FILE).touch()
-        (run.path / STOP_FILE).touch()
-        return False
-
-    assert supervision(stopped) == (False, [], [])
-    assert not (run.path / RESIZE_FILE).exists()
+def no_room() -> Exception:
+    return ControllerError(WorkerGroupStartupTimeoutError(4))
 
 
-def test_a_cluster_that_others_use_is_waited_for_within_the_attempt(supervision: Any) -> None:
-    def no_room() -> Exception:
-        return ControllerError(WorkerGroupStartupTimeoutError(4))
-
-    result, said, begun = supervision(*[no_room] * 6, lambda: True)
+def test_a_cluster_that_others_use_is_waited_for_within_the_attempt(
+    supervision: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "free_by_node", lambda: {"a": {"CPU": 2.0}})
+    result, said, begun = supervision(*[no_room] * 6, lambda: True)  # it has no range
     assert (result, begun) == (True, [])
     assert said == ["the cluster had no room for the workers, 4 on cpu: waiting until others leave it"]
+    assert supervision.befell[-1] is None  # and in the end nothing had happened to the attempt
+    assert len(supervision.waited_s) == 6
+
+
+def test_a_run_with_a_range_goes_on_with_what_others_leave_and_takes_no_more(
+    supervision: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.0)
+    free, ranks = {"a": {"CPU": 1.0}, "b": {"CPU": 0.0}}, dict[str, int]()
+    monkeypatch.setattr(capacity, "free_by_node", lambda: free)
+    monkeypatch.setattr(capacity, "_ranks_by_node", lambda: ranks)
+
+    def others_leave_one() -> Exception:
+        free["b"]["CPU"] = 2.0
+        return no_room()
+
+    def with_two() -> Iterator[bool | None]:
+        free["a"]["CPU"], free["b"]["CPU"], ranks["b"] = 0.0, 1.0, 2
+        yield None
+        yield None
+        yield True  # one more is free: 3 do not share the batch
+
+    options = ("cluster.min_workers=2",)
+    result, said, begun = supervision(no_room, others_leave_one, with_two, overrides=options)
+    assert (result, begun) == (True, [("the cluster had no room for the workers", 2)])
+    assert said == [
+        "the cluster had no room for the workers, 4 on cpu: waiting until others leave it",
+        "attempt 2 goes on from the start, for want of a checkpoint with 2 workers instead of 4: "
+        "the cluster had no room for the workers",
+    ]
+    assert len(supervision.waited_s) == 2
 
 
 @pytest.mark.parametrize(
