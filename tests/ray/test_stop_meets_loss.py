@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from driver import Driver, reached
 from driver import left_over as left_over
 from tiny import write_spec
@@ -12,6 +13,7 @@ from tiny import write_spec
 from energy.runs import STOP_FILE
 
 
+@pytest.mark.stress
 def test_a_worker_dies_between_the_request_and_the_end_of_its_step(tmp_path: Path, left_over: list[Driver]) -> None:
     spec, watts, run = (
         write_spec(tmp_path, workers=2, steps=1_000_000),

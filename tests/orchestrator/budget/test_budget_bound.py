@@ -83,7 +83,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("limit_j", "step_s"), [(8_000.0, 0.0), (12_000.0, 1.5)], ids=["small steps", "steps of a tenth of the budget"]
+    ("limit_j", "step_s"), [(5_000.0, 0.0), (8_000.0, 1.0)], ids=["small steps", "steps of a tenth of the budget"]
 )
 def test_it_never_overshoots_by_more_than_a_step_and_a_reading(tmp_path: Path, limit_j: float, step_s: float) -> None:
     try:

@@ -11,6 +11,7 @@ from orchestrator.cluster.nodes_now import living_names
 from orchestrator.driver.launch import RAY_ENVIRONMENT
 
 
+@pytest.mark.stress
 def test_a_lost_node_is_not_among_the_living(monkeypatch: pytest.MonkeyPatch) -> None:
     assert living_names() is None  # no cluster: nobody knows
     often = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000"}
