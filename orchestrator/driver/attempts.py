@@ -70,9 +70,9 @@ def run_path(runs_dir: Path, name: str) -> Path:
 
 
 def _killed_start(path: Path) -> bool:
-    """Whether `path` is a folder in which a run was about to begin, and did not come to its run.json; or empty."""
+    """Whether `path` is a folder in which a run was about to begin, and did not come to its run.json."""
     begun = {LOCK, RESERVE, "tokenizer.model", "experiment.yaml"}
-    return path.is_dir() and all(
+    return (path / LOCK).is_file() and all(
         entry.is_file() and (entry.name in begun or entry.name.endswith(".partial")) for entry in path.iterdir()
     )
 

@@ -13,7 +13,7 @@ import pytest
 from tiny import write_spec
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
-POWER_W, LIMIT_J, INTERVAL_S = 6000.0, 40_000.0, 0.5
+POWER_W, LIMIT_J, INTERVAL_S = 3000.0, 40_000.0, 0.5
 
 
 @pytest.fixture
