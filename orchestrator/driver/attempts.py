@@ -65,6 +65,8 @@ def run_path(runs_dir: Path, name: str) -> Path:
         raise BadInput(str(error)) from None
     path = (runs_dir / name).resolve()
     if path.exists() and not _killed_start(path):
+        if not (path / "run.json").exists():
+            raise BadInput(f"{path} exists; give another --name")
         raise BadInput(f"the run {path} exists; give another --name, or go on with it: --resume {path}")
     return path
 
