@@ -229,7 +229,8 @@ def others(before: dict[str, Any], parts: Iterable[str], about: dict[str, Any]) 
         where = "speed" if part in SIZES else part
         cells = before.get(where, {})
         kept[where] |= {name: cell for name, cell in cells.items() if where == part or name.split()[0] == part}
-        kept["left_out"] += [text for text in before.get("left_out", []) if text.startswith(f"{where}, ")]
+        begins = f"{where}, " if where == part else f"{where}, {part} "
+        kept["left_out"] += [text for text in before.get("left_out", []) if text.startswith(begins)]
         kept["measured"][part] = before.get("measured", {}).get(part, before["machine"])
     return kept
 

@@ -174,7 +174,8 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]
 
 def _scaling_said(rope: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of the scaling, whichever way."""
-    return {"rope_type" if key == "type" else key: value for key, value in rope.items() if key != "rope_theta"}
+    said = {"rope_type" if key == "type" else key: value for key, value in rope.items() if key != "rope_theta"}
+    return {"rope_type": "default"} | said
 
 
 def config_dict(

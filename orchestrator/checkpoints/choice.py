@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from orchestrator.checkpoints.saved import (
+    UNREAD,
     complete,
     damage,
     partial_of,
@@ -60,8 +61,11 @@ class Choice:
                 wrong = self._wrong(checkpoint)
                 if wrong is None:
                     return self._chosen(checkpoint, passed_over)
-                self._warn(f"the checkpoint {name} is damaged and left out: {wrong}")
-                passed_over.append(checkpoint)
+                if UNREAD in wrong:  # a disk that fails for a moment: the next start looks again
+                    self._warn(f"the checkpoint {name} is left out: {wrong}")
+                else:
+                    self._warn(f"the checkpoint {name} is damaged and left out: {wrong}")
+                    passed_over.append(checkpoint)
             if self._copies is not None and name in copied:
                 wrong = self._fetch(self._copies, checkpoint)
                 if wrong is None:

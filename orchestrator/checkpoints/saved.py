@@ -15,6 +15,7 @@ from typing import Any
 from energy.run_version import CHECKPOINT_SCHEMA
 
 MANIFEST = "manifest.json"
+UNREAD = "cannot be read"  # what is wrong with a checkpoint of which nobody knows whether it is damaged
 
 
 def complete(folder: Path) -> list[Path]:
@@ -115,7 +116,7 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1, beat: Callable[[], N
     except FileNotFoundError as error:
         return None if Path(error.filename) == manifest else f"{error.filename} is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{checkpoint} cannot be read: {error}"
+        return f"{checkpoint} {UNREAD}: {error}"
     return None
 
 

@@ -71,9 +71,9 @@ def _resources() -> dict[str, float]:
 
 
 def _free(kind: str) -> float:
-    """How much of it nobody uses now, on machines that stay."""
+    """How many whole ones nobody uses now, on machines that stay: a rank takes no halves of two."""
     by_node, leaving = free_by_node(), draining()
-    return float(sum(amounts.get(kind, 0.0) for node, amounts in by_node.items() if node not in leaving))
+    return float(sum(int(amounts.get(kind, 0.0)) for node, amounts in by_node.items() if node not in leaving))
 
 
 def draining() -> set[str]:

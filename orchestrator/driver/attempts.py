@@ -81,15 +81,18 @@ def _killed_start(path: Path) -> bool:
 
 def claim_new(path: Path) -> Claim:
     """Of a new run, or of one whose start was killed before it had a run.json; its lock tells whether it is at work."""
+    made = False
     try:
         path.mkdir(parents=True)
+        made = True
     except FileExistsError:
         if not _killed_start(path):
             raise BadInput(f"the run {path} was made by another process in the meantime; give another --name") from None
     try:
         return Claim(RunFolder(path))
     except OSError as error:
-        discard(path)
+        if made:
+            discard(path)
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -143,7 +146,9 @@ def resumable(experiment: Experiment, path: Path) -> tuple[RunFolder, list[str]]
     """The run in `path` and the keys in which the spec differs from its own; BadInput where that is too much."""
     spec = path / "experiment.yaml"
     if not spec.exists() or _killed_start(path):
-        what = "a start that was killed left it; start the run again under its name" if _killed_start(path) else ""
+        what = (
+            "its start was killed, or is still at it; start the run again under its name" if _killed_start(path) else ""
+        )
         raise BadInput(f"{path} is not a run: {what or 'it has no experiment.yaml'}")
     require_known(path)
     before = _flat(load_experiment(spec).model_dump(mode="json"))

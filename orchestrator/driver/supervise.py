@@ -56,6 +56,7 @@ class Supervision:
         self._failures, self._step = 0, self._saved_step()
         (folder.path / RESIZE_FILE).unlink(missing_ok=True)
         self._waits = False  # for room; said once
+        self._room_for: int | None = None  # workers, where it was ended to go on with more
         self._tail = Tail(folder.metrics_file(0))
 
     def run(self, workers: int, device: str) -> bool:
@@ -131,6 +132,7 @@ class Supervision:
             self._say(f"the machine of {lost} of {workers} ranks is to be taken away: a checkpoint, and on elsewhere")
         elif more > workers:
             self._say(f"there is room for {more} workers again: a checkpoint, and on with them")
+            self._room_for = more
         else:
             return
         resize.touch()
@@ -202,7 +204,11 @@ class Supervision:
         if failure is not None and failure.never_began and self._experiment.cluster.min_workers is not None:
             with contextlib.suppress(BadInput):
                 return choose_workers(self._experiment, free=True)
-        return choose_workers(self._experiment)
+        workers, device = choose_workers(self._experiment)
+        if failure is None and self._room_for is not None:  # the rest of the machines is others'
+            workers = min(workers, self._room_for)
+        self._room_for = None
+        return workers, device
 
     @property
     def _asked_to_stop(self) -> bool:

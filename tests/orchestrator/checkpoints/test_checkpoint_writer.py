@@ -1,5 +1,6 @@
 """Checkpoints: written beside the training, whole or not there, checked before they are loaded, and not all kept."""
 
+import errno
 import os
 import shutil
 import threading
@@ -220,6 +221,26 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, whole: 
     assert saved.damage(resumed / "checkpoints" / "damaged-step-00000016") is not None
     assert losses(after) == {step: loss for step, loss in losses(run).items() if step > 8}
     assert saved.damage(resumed / "checkpoints" / "step-00000016") is None  # it was written anew
+
+
+def _unread(rank: int, folder: Path) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    told: list[str] = []
+    if rank == 1:
+        saved.digests = refuses  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="every checkpoint"):
+        Choice(folder, told.append).newest_whole()
+    assert "step-00000008 is left out" in told[0] and saved.complete(folder)
+
+
+def test_a_checkpoint_that_one_rank_cannot_read_now_keeps_its_name(
+    tmp_path: Path, whole: tuple[Path, RunFolder]
+) -> None:
+    shutil.copytree(whole[1].path / "checkpoints" / "step-00000008", tmp_path / "step-00000008")
+    spawn(_unread, 2, tmp_path)
+    assert (tmp_path / "step-00000008").exists()
 
 
 def _all_damaged(rank: int, folder: Path) -> None:

@@ -61,6 +61,7 @@ def test_as_many_as_there_is_room_for(
     [
         ({"CPU": 16.0}, {"a": {"CPU": 2.0}, "b": {}}, {}, ["cluster.min_workers=2"], (2, "cpu")),
         ({"CPU": 16.0}, {"a": {"CPU": 1.0}, "b": {"CPU": 3.0}}, {}, ["cluster.min_workers=2"], (4, "cpu")),
+        ({"CPU": 16.0}, {"a": {"CPU": 1.5}, "b": {"CPU": 1.5}}, {}, ["cluster.min_workers=2"], (2, "cpu")),
         ({"CPU": 16.0}, {"a": {"CPU": 2.0}}, {"b": 2}, ["cluster.min_workers=2"], (4, "cpu")),  # its own stay its own
         ({"CPU": 16.0}, {"a": {"CPU": 1.0}}, {}, ["cluster.min_workers=2"], "wants 2 to 8 CPUs and the cluster has 1"),
         ({"CPU": 8.0}, {"a": {"CPU": 2.0}, "leaves": {"CPU": 4.0}}, {}, ["cluster.min_workers=2"], (2, "cpu")),

@@ -90,7 +90,7 @@ def test_a_start_that_was_killed_keeps_no_name_and_one_at_work_does(tmp_path: Pa
         attempts.claim_new(path)
     assert (path / "experiment.yaml").exists()
     first._lock.release()  # as the system does when it is killed
-    with pytest.raises(BadInput, match="start that was killed left it; start the run again under its name"):
+    with pytest.raises(BadInput, match="its start was killed, or is still at it; start the run again"):
         attempts.resumable(experiment, path)
     second = attempts.claim_new(attempts.run_path(tmp_path / "runs", "one"))
     second.release()
