@@ -1,6 +1,5 @@
 """Checkpoints: written beside the training, whole or not there, checked before they are loaded, and not all kept."""
 
-import errno
 import os
 import shutil
 import threading
@@ -12,21 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tiny import STEPS, losses, plain_rank, spawn, train, write_spec
+from tiny import STEPS, losses, plain_rank, spawn, train
 from torch.distributed.checkpoint import SavePlan, default_planner
 
 from energy.runs import RunFolder
 from orchestrator.checkpoints import saved
 from orchestrator.checkpoints import state as checkpoint
 from orchestrator.checkpoints import writer as checkpoint_writer
-from orchestrator.checkpoints.choice import Choice
 from orchestrator.checkpoints.writer import CheckpointWriter
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunFolder]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return write_spec(folder), train(write_spec(folder), folder / "whole")
 
 
 def flip(file: Path) -> None:
@@ -221,74 +213,6 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, whole: 
     assert saved.damage(resumed / "checkpoints" / "damaged-step-00000016") is not None
     assert losses(after) == {step: loss for step, loss in losses(run).items() if step > 8}
     assert saved.damage(resumed / "checkpoints" / "step-00000016") is None  # it was written anew
-
-
-def _unread(rank: int, folder: Path) -> None:
-    def refuses(*_: Any) -> None:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-    told: list[str] = []
-    if rank == 1:
-        saved.digests = refuses  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="every checkpoint"):
-        Choice(folder, told.append).newest_whole()
-    assert "step-00000008 is left out" in told[0] and saved.complete(folder)
-
-
-def test_a_checkpoint_that_one_rank_cannot_read_now_keeps_its_name(
-    tmp_path: Path, whole: tuple[Path, RunFolder]
-) -> None:
-    shutil.copytree(whole[1].path / "checkpoints" / "step-00000008", tmp_path / "step-00000008")
-    spawn(_unread, 2, tmp_path)
-    assert (tmp_path / "step-00000008").exists()
-
-
-def _all_damaged(rank: int, folder: Path) -> None:
-    told: list[str] = []
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; delete them to train from the start"):
-        Choice(folder, told.append).newest_whole()
-    assert [text.split()[2] for text in told] == ["step-00000016", "step-00000008"]
-    assert Choice(folder / "none", told.append).newest_whole() is None
-    assert len(saved.complete(folder)) == 2  # nothing was better
-
-
-class _FarAway:
-    """Copies of which rank 0 fetches its files slowly."""
-
-    uri = "far://away"
-
-    def names(self) -> list[str]:
-        return ["step-00000008"]
-
-    def fetch(self, name: str, folder: Path, part: int, parts: int, beat: Callable[[], None]) -> None:
-        if part == 0:
-            for file in (folder.parent / "there").iterdir():
-                time.sleep(0.3)
-                beat()
-                shutil.copy(file, folder)
-            (folder.parent / "fetched").touch()
-
-
-def _fetches(rank: int, folder: Path) -> None:
-    beats: list[bool] = []
-    choice = Choice(folder, print, _FarAway(), beat=lambda: beats.append((folder / "fetched").exists()))  # type: ignore[arg-type]
-    assert choice.newest_whole() == folder / "step-00000008" and saved.damage(folder / "step-00000008") is None
-    assert False in beats  # who fetches, and who waits for it, is no rank that hangs
-
-
-def test_a_copy_that_comes_slowly_is_waited_for(tmp_path: Path, whole: tuple[Path, RunFolder]) -> None:
-    shutil.copytree(whole[1].path / "checkpoints" / "step-00000008", tmp_path / "there")
-    spawn(_fetches, 2, tmp_path)
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew_by_itself(
-    tmp_path: Path, whole: tuple[Path, RunFolder]
-) -> None:
-    for step in (8, 16):
-        name = f"step-{step:08d}"
-        shutil.copytree(whole[1].path / "checkpoints" / name, tmp_path / name)
-        cut(data_file(tmp_path / name))
-    spawn(_all_damaged, 2, tmp_path)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_training_on_all_ranks(
