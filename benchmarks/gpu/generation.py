@@ -21,7 +21,7 @@ Keep = Callable[[str, Callable[[], object], int], None]  # what, work, tokens of
 
 def generation(case: Case, batches: list[int], prompt: int, new: int, seconds: float, say: Say) -> None:
     """Batches of prompts of `prompt` tokens, `new` tokens each. The weights are drawn: their values change no speed."""
-    given = (case.config, batches, prompt, new, seconds, case.device, case.torch_dtype)
+    given = (case, batches, prompt, new)
     for name, system in (("ours", _ours), ("transformers", _theirs)):
         found: dict[str, Any] = {}
 
@@ -54,45 +54,27 @@ def _model(config: LlamaConfig, device: str, dtype: torch.dtype) -> Llama:
     return model.eval()
 
 
-def _ours(
-    config: LlamaConfig,
-    batches: list[int],
-    prompt: int,
-    new: int,
-    seconds: float,
-    device: str,
-    dtype: torch.dtype,
-    keep: Keep,
-) -> None:
-    model = _model(config, device, dtype)
+def _ours(case: Case, batches: list[int], prompt: int, new: int, keep: Keep) -> None:
+    model = _model(case.config, case.device, case.torch_dtype)
 
     def draw(prompts: list[list[int]], recorded: bool) -> None:
         for _ in Generation(model, prompts, max_new_tokens=new, recorded=recorded):
             pass
 
     for batch in batches:
-        prompts = _prompts(config, batch, prompt, "cpu").tolist()
+        prompts = _prompts(case.config, batch, prompt, "cpu").tolist()
         keep(f"batch {batch}", partial(draw, prompts, False), batch * new)
-        if device == "cuda":
+        if case.device == "cuda":
             keep(f"batch {batch}, recorded", partial(draw, prompts, True), batch * new)
 
 
-def _theirs(
-    config: LlamaConfig,
-    batches: list[int],
-    prompt: int,
-    new: int,
-    seconds: float,
-    device: str,
-    dtype: torch.dtype,
-    keep: Keep,
-) -> None:
+def _theirs(case: Case, batches: list[int], prompt: int, new: int, keep: Keep) -> None:
     import transformers
 
-    with torch.device(device):
-        given = transformers.LlamaConfig.from_dict(config_dict(config) | {"pad_token_id": 0})
-        model = transformers.AutoModelForCausalLM.from_config(given, dtype=dtype).eval()
+    with torch.device(case.device):
+        given = transformers.LlamaConfig.from_dict(config_dict(case.config) | {"pad_token_id": 0})
+        model = transformers.AutoModelForCausalLM.from_config(given, dtype=case.torch_dtype).eval()
     for batch in batches:
-        prompts = _prompts(config, batch, prompt, device)
+        prompts = _prompts(case.config, batch, prompt, case.device)
         options = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": new, "do_sample": False}
         keep(f"batch {batch}", partial(model.generate, prompts, **options), batch * new)

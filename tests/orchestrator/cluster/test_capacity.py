@@ -8,7 +8,17 @@ from tiny import write_spec
 
 from orchestrator.cluster import capacity
 from orchestrator.cluster.capacity import choose_workers, ranks_apart
+from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, load_experiment
+
+
+def require_choice(experiment: Experiment, chosen: tuple[int, str] | str, free: bool = False) -> None:
+    """chosen: (workers, device), or what is said of too few."""
+    if isinstance(chosen, tuple):
+        assert choose_workers(experiment, free) == chosen
+        return
+    with pytest.raises(BadInput, match=chosen):
+        choose_workers(experiment, free)
 
 
 @pytest.mark.parametrize(
@@ -49,11 +59,7 @@ def test_as_many_as_there_is_room_for(
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(capacity, "draining", set)
     experiment = load_experiment(write_spec(tmp_path, workers=8), overrides)
-    if isinstance(chosen, tuple):
-        assert choose_workers(experiment) == chosen
-        return
-    with pytest.raises(BadInput, match=chosen):
-        choose_workers(experiment)
+    require_choice(experiment, chosen)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +97,7 @@ def test_of_what_others_use_it_takes_nothing(
     monkeypatch.setattr(capacity, "_ranks_by_node", lambda: ranks)
     monkeypatch.setattr(capacity, "draining", lambda: {"leaves"})
     experiment = load_experiment(write_spec(tmp_path, workers=8), overrides)
-    if isinstance(chosen, tuple):
-        assert choose_workers(experiment, free=True) == chosen
-        return
-    with pytest.raises(BadInput, match=chosen):
-        choose_workers(experiment, free=True)
+    require_choice(experiment, chosen, free=True)
 
 
 @pytest.mark.parametrize(
