@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.driver import own_ray
 from orchestrator.driver.endings import last_line
 from orchestrator.driver.own_ray import deaf_to_launchers
+from orchestrator.driver.places import Places
 from orchestrator.ranks.job import Job
 from orchestrator.spec.experiment import Experiment
 
@@ -96,16 +97,24 @@ class Training(threading.Thread):
         self._job, self._workers, self._device, self._storage = job, workers, device, storage
         self.complete: bool | None = None
         self.error: Exception | None = None
+        self._places: Places | None = None
         self._own_cluster = _cluster_address(job.experiment["cluster"].get("address")) is None
         self._environment = {"PYTHONWARNINGS": "ignore"} | (CPU_RANK_ENVIRONMENT if device == "cpu" else {})
 
     def run(self) -> None:
         try:
             trainer = self._trainer()
-            free_left_places()
+            self._places = Places()
             self.complete = trainer.fit().return_value
         except Exception as error:
             self.error = error
+
+    def has_room(self) -> bool | None:
+        """Whether Ray holds machines for the ranks; None before it was asked, and where it does not say."""
+        try:
+            return None if self._places is None else self._places.held()
+        except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
+            return None
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -150,22 +159,6 @@ class Training(threading.Thread):
                 if actor["ActorClassName"].rpartition(".")[2] == CONTROLLER_CLASS and actor["State"] != "DEAD":
                     global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
             self.join(timeout=0.5)
-
-
-def free_left_places() -> None:
-    """Gives back the machines that an attempt before this one still holds, of whose ranks none is left.
-
-    Ray Train (2.60) keeps the placement group of ranks that died while they were started: what frees it otherwise is
-    told of it after the start. The next attempt would wait for these machines as long as the driver lives.
-    """
-    import ray
-    from ray.util import placement_group_table, remove_placement_group
-    from ray.util.placement_group import PlacementGroup
-
-    job = ray.get_runtime_context().get_job_id()
-    for place, told in placement_group_table().items():
-        if place.endswith(job) and told["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(place)))
 
 
 def _trainer_class(own_cluster: bool) -> Any:

@@ -18,6 +18,7 @@ from orchestrator.checkpoints.saved import newest_complete, remove_partial, step
 from orchestrator.cluster.capacity import choose_workers, ranks_to_lose
 from orchestrator.driver.failures import Failure, TrainingLost
 from orchestrator.driver.launch import Training
+from orchestrator.driver.places import Waiting
 from orchestrator.live.progress import Tail
 from orchestrator.ranks.job import Job
 from orchestrator.spec.experiment import Experiment
@@ -63,14 +64,11 @@ class Supervision:
         """True when all was trained, False when it was asked to stop, also where a worker was lost meanwhile; raises
         what made the last attempt fail."""
         while True:
-            since = time.monotonic()
             training = self._train(workers, device)
             failure = None
             if training.error is not None:
                 failure = Failure.of(training.error, self._folder, self._attempt)
                 self._befell(failure.said)
-                if failure.never_began:
-                    self._waited(time.monotonic() - since)
                 self._require_another_start(failure, training.error)
             elif training.complete or not self._makes_room():
                 return bool(training.complete)
@@ -87,19 +85,22 @@ class Supervision:
             self._waits = True
 
     def _train(self, workers: int, device: str) -> Training:
-        """One attempt, to its end."""
+        """One attempt, to its end, or to that of Ray Train's patience with a cluster that has no room for it."""
         self._training = training = Training(self._job, workers, device, str(self._folder.path / "logs"))
+        waiting = Waiting(training.has_room, self._waited, before=self._waits)
         look = time.monotonic() + LOOK_S
         training.start()
         training.join(timeout=POLL_S)
         while training.is_alive():
             self._tell()
             self._tick()
+            waiting.look()
             if time.monotonic() >= look:
                 look += LOOK_S
                 self._look_around(workers)
             training.join(timeout=POLL_S)
         self._tell()
+        waiting.look()
         return training
 
     def _begin(self, failure: Failure | None, before: int, workers: int) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import ray_cluster
 from driver import LONG_S, Driver, reached
 from driver import left_over as left_over
 from ray.cluster_utils import Cluster
 from tiny import losses, plain_rank, train, write_spec
 
 from energy.runs import STOP_FILE
-from orchestrator.driver.launch import RAY_ENVIRONMENT
 from orchestrator.ranks import worker
 from orchestrator.ranks.loop import StepResult
 from orchestrator.ranks.worker import Job
@@ -23,15 +23,10 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A head with room for one worker."""
-    # A cluster of a test must not become the one that another process joins by default.
-    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *arguments: None)
-    for key, value in RAY_ENVIRONMENT.items():
-        monkeypatch.setenv(key, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
-    yield cluster
-    cluster.shutdown()
+    with ray_cluster(1, dashboard=True) as cluster:
+        yield cluster
 
 
 EVERY = 20  # steps from one checkpoint to the next

@@ -3,16 +3,14 @@
 import time
 from pathlib import Path
 
-import pytest
 import ray
-from ray.cluster_utils import Cluster
+from clusters import ray_cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from energy.accounting.account import account_run
 from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
 from orchestrator.cluster.meters import describe_meters, joined, rank_counts, start_meters, stop_meters
-from orchestrator.driver.launch import RAY_ENVIRONMENT
 
 
 @ray.remote(num_cpus=0)
@@ -23,17 +21,10 @@ class RayTrainWorker:
         return ray.get_runtime_context().get_node_id()
 
 
-def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A cluster of a test must not become the one that another process joins by default.
-    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *arguments: None)
+def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.write_run({"run_id": "shared", "device_type": "cpu"})
-    for key, value in RAY_ENVIRONMENT.items():
-        monkeypatch.setenv(key, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
+    with ray_cluster(1) as cluster:
         cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
         ray.init(address=cluster.address, log_to_driver=False)
         assert joined()
@@ -60,9 +51,6 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(
         for started in (meters, all_ours):
             _, faults = stop_meters(started)
             assert faults == []
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
     noted = {}
     for path in run.ledgers():
         [session] = read_sessions(path)[0]

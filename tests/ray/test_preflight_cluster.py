@@ -20,6 +20,7 @@ import psutil
 import pytest
 import ray
 from build import build
+from clusters import ray_cluster
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
@@ -28,7 +29,6 @@ from tiny import STEPS, write_spec
 
 from energy.runs import RunFolder
 from orchestrator.cluster.meters import node_names
-from orchestrator.driver.launch import RAY_ENVIRONMENT
 from orchestrator.preflight.check import preflight
 from orchestrator.preflight.storage import require_storage_of_nodes
 from orchestrator.screens.preflight import print_preflight
@@ -90,26 +90,18 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(nvml: Path, s3: tuple[S3, S3], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("nodes")
-    with pytest.MonkeyPatch.context() as patch:
-        # A cluster of a test must not become the one that another process joins by default.
-        patch.setattr("ray._private.utils.write_ray_address", lambda *arguments: None)
-        for key, value in RAY_ENVIRONMENT.items():
-            patch.setenv(key, value)
-        cluster, by_address = Cluster(), {}
-        try:
-            for address, gpus in GPUS.items():
-                config = folder / f"{address}.txt"
-                config.write_text(gpus)
-                server = s3[address == AWAY]
-                seen = {"LD_LIBRARY_PATH": str(nvml), "NVML_SIM": str(config)}
-                keys = server.environment(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.port}", AWS_REGION=REGION)
-                place = {"node_ip_address": address} if cluster.head_node else {"include_dashboard": False}
-                environment = seen | keys | {"AWS_EC2_METADATA_DISABLED": "true"}
-                by_address[address] = cluster.add_node(num_cpus=1, num_gpus=0, env_vars=environment, **place)
-            yield Nodes(cluster, by_address)
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    by_address = {}
+    with ray_cluster(None) as cluster:
+        for address, gpus in GPUS.items():
+            config = folder / f"{address}.txt"
+            config.write_text(gpus)
+            server = s3[address == AWAY]
+            seen = {"LD_LIBRARY_PATH": str(nvml), "NVML_SIM": str(config)}
+            keys = server.environment(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.port}", AWS_REGION=REGION)
+            place = {"node_ip_address": address} if cluster.head_node else {"include_dashboard": False}
+            environment = seen | keys | {"AWS_EC2_METADATA_DISABLED": "true"}
+            by_address[address] = cluster.add_node(num_cpus=1, num_gpus=0, env_vars=environment, **place)
+        yield Nodes(cluster, by_address)
 
 
 @pytest.fixture

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
+from clusters import ray_cluster
 from tiny import write_spec
 
 from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
-from orchestrator.driver.launch import RAY_ENVIRONMENT
 
 pytestmark = pytest.mark.stress
 NODES = ("127.0.0.2", "127.0.0.3")
@@ -22,17 +21,10 @@ NODES = ("127.0.0.2", "127.0.0.3")
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster of a head without CPUs and two nodes of two."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray._private.utils.write_ray_address", lambda *arguments: None)
-        for key, value in RAY_ENVIRONMENT.items():
-            patch.setenv(key, value)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            for node in NODES:
-                cluster.add_node(num_cpus=2, node_ip_address=node)
-            yield str(cluster.address)
-        finally:
-            cluster.shutdown()
+    with ray_cluster(0) as cluster:
+        for node in NODES:
+            cluster.add_node(num_cpus=2, node_ip_address=node)
+        yield str(cluster.address)
 
 
 @ray.remote(num_cpus=1)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clusters import ray_cluster
 from driver import Driver, reached
 from driver import left_over as left_over
 from ray.cluster_utils import Cluster
 from tiny import write_spec
 
 from energy.runs import STOP_FILE
-from orchestrator.driver.launch import RAY_ENVIRONMENT
 
 # Holds two slots until its standard input is closed.
 OTHER = """
@@ -26,14 +26,10 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Three slots. A cluster of a test must not become the one that another process joins by default."""
-    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *arguments: None)
-    for key, value in RAY_ENVIRONMENT.items():
-        monkeypatch.setenv(key, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
-    yield cluster
-    cluster.shutdown()
+def cluster() -> Iterator[Cluster]:
+    """Three slots."""
+    with ray_cluster(3) as cluster:
+        yield cluster
 
 
 @pytest.mark.stress
@@ -53,7 +49,7 @@ def test_it_goes_on_with_fewer_and_takes_no_more_than_is_free(
         driver.wait_for(reached(2, 1))
         first, second = driver.folder.read_run()["attempts"]
         assert (first["world_size"], second["world_size"]) == (2, 1)
-        assert first["error"] == "the cluster had no room for the workers" and first["waited_s"] >= 20.0
+        assert first["error"] == "the cluster had no room for the workers" and first["waited_s"] >= 19.0
         driver.wait_for(reached(2, driver.folder.steps()[-1]["step"] + 1000))  # several looks at what is free
         assert len(driver.folder.read_run()["attempts"]) == 2
         other.communicate()  # it leaves

@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import ActorDiedError
-from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from tiny import write_spec
 
 from energy.runs import RunFolder
 from orchestrator.cluster import capacity
-from orchestrator.driver import supervise
+from orchestrator.driver import places, supervise
 from orchestrator.ranks.worker import Job
 from orchestrator.spec.file import load_experiment
 
 ECHO = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+NOT_ASKED, NO_ROOM = "not asked", "no room"  # what an attempt may yield while it goes on, and held is
 Result = tuple[Any, list[str], list[tuple[str | None, int]]]
 
 
@@ -25,6 +26,24 @@ def killed(*ranks: int) -> WorkerGroupError:
     """What Ray Train raises when the processes of `ranks` are gone and the others say so."""
     failures: dict[int, Exception] = {rank: WorkerHealthCheckFailedError("gone", ActorDiedError()) for rank in ranks}
     return WorkerGroupError("gone", failures | {rank: ECHO for rank in range(2) if rank not in ranks})
+
+
+class Clock:
+    """The time that waiting goes by; it passes in what waits alone."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.now_s = 1000.0
+        patch.setattr(places, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def without_room(self) -> Iterator[Any]:
+        """A try in vain: 2 s of Ray Train's own start, and 20 without room."""
+        for room in (NOT_ASKED, *[NO_ROOM] * 10):
+            yield room
+            self.now_s += 2.0
+        yield ControllerError(WorkerGroupStartupTimeoutError(4))
 
 
 def save(run: RunFolder, step: int, error: Exception) -> Exception:
@@ -45,6 +64,7 @@ class Attempts:
         self.workers.append(workers)
         self.complete: Any = None
         self.error: Exception | None = None
+        self._room: bool | None = True
         return self
 
     def start(self) -> None:
@@ -54,12 +74,17 @@ class Attempts:
         self.error, self.complete = (end, None) if isinstance(end, Exception) else (None, end)
 
     def is_alive(self) -> bool:
-        """An end that is a generator is one that takes its time."""
+        """An end that is a generator is one that takes its time, and says meanwhile what room there is."""
         if isinstance(self.complete, Iterator):
             step = next(self.complete)
-            if step is not None:
+            if step is None or isinstance(step, str):
+                self._room = {NOT_ASKED: None, NO_ROOM: False}.get(step, True)
+            else:
                 self._became(step)
         return isinstance(self.complete, Iterator)
+
+    def has_room(self) -> bool | None:
+        return self._room
 
     def join(self, timeout: float) -> None:
         pass
@@ -97,6 +122,7 @@ class Supervised:
         self.begun: list[tuple[str | None, int]] = []
         self.befell: list[str | None] = []
         self.waited_s: list[float] = []
+        self.waited: Callable[[float], None] = self.waited_s.append
         self.tick: Callable[[], None] = lambda: None
 
     def _again(self, error: str | None, workers: int) -> float:
@@ -112,7 +138,7 @@ class Supervised:
             Job(str(self._folder.path), "", {}, 100.0),
             self._again,
             self.befell.append,
-            self.waited_s.append,
+            self.waited,
             lambda: self.tick(),
             self.said.append,
         )

@@ -4,21 +4,17 @@ import time
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
+from clusters import ray_cluster
 
 from orchestrator.cluster.meters import node_names
 from orchestrator.cluster.nodes_now import living_names
-from orchestrator.driver.launch import RAY_ENVIRONMENT
 
 
 @pytest.mark.stress
-def test_a_lost_node_is_not_among_the_living(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_node_is_not_among_the_living() -> None:
     assert living_names() is None  # no cluster: nobody knows
     often = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000"}
-    for key, value in (RAY_ENVIRONMENT | often).items():
-        monkeypatch.setenv(key, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
+    with ray_cluster(1, **often) as cluster:
         lost = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
         ray.init(address=cluster.address, log_to_driver=False)
         names = node_names(ray.nodes())  # as their meters were named when they began
@@ -31,6 +27,3 @@ def test_a_lost_node_is_not_among_the_living(monkeypatch: pytest.MonkeyPatch) ->
             time.sleep(0.2)
         there = living_names()
         assert there is not None and names[lost.node_id] not in there and head in there
-    finally:
-        ray.shutdown()
-        cluster.shutdown()

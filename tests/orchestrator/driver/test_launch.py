@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny import write_spec
 
 from orchestrator.driver import launch
 from orchestrator.driver.launch import LONGEST_REASON, start_ray
+from orchestrator.driver.places import Places
 from orchestrator.ranks import worker
 from orchestrator.ranks.worker import Job
 from orchestrator.spec.file import load_experiment
@@ -63,18 +65,33 @@ def test_a_training_that_cannot_be_set_up_failed_and_was_not_stopped(monkeypatch
     assert isinstance(training.error, ModuleNotFoundError) and training.complete is None
 
 
-def test_an_attempt_holds_no_machine_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_holds_no_machine_after_its_end_and_the_next_knows_when_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ranks that die while they are started leave their placement group to the driver, who would wait for it."""
     for name, value in launch.RAY_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         ray.get(placement_group([{"CPU": 1}] * 2).ready())
-        launch.free_left_places()
+        places = Places()
+        assert places.held() is None  # what is left of the attempt before is none of this one's
         # Waits where the machine is still held.
-        assert ray.get(placement_group([{"CPU": 1}] * 2).ready(), timeout=60)
+        other = placement_group([{"CPU": 1}] * 2)
+        assert ray.get(other.ready(), timeout=60)
+        assert places.held() is True
+        places = Places()
+        busy = ray.remote(num_cpus=2)(time.sleep).remote(600)
+        while ray.available_resources().get("CPU"):
+            time.sleep(0.05)
+        wanted = placement_group([{"CPU": 1}] * 2)
+        while places.held() is None:
+            time.sleep(0.05)
+        assert places.held() is False
+        ray.cancel(busy, force=True)
+        assert ray.get(wanted.ready(), timeout=60) and places.held() is True
         states = sorted(place["state"] for place in placement_group_table().values())
-        assert states == ["CREATED", "REMOVED"]
+        assert states == ["CREATED", "REMOVED", "REMOVED"]
     finally:
         ray.shutdown()
 

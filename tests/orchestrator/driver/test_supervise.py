@@ -13,11 +13,10 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
-from supervised import ECHO, Supervised, killed, save
+from supervised import ECHO, killed, save
 from supervised import cluster as cluster
 from supervised import run as run
 from supervised import supervision as supervision
@@ -223,50 +222,6 @@ def test_a_notice_that_nobody_could_answer_any_more_is_forgotten(supervision: An
 
     result, said, _ = supervision(noticed_and_killed, trained)
     assert result is True and len(said) == 1 and "was killed" in said[0]
-
-
-def no_room() -> Exception:
-    return ControllerError(WorkerGroupStartupTimeoutError(4))
-
-
-def test_a_cluster_that_others_use_is_waited_for_within_the_attempt(
-    supervision: Supervised, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(capacity, "free_by_node", lambda: {"a": {"CPU": 2.0}})
-    result, said, begun = supervision(*[no_room] * 6, lambda: True)  # it has no range
-    assert (result, begun) == (True, [])
-    assert said == ["the cluster had no room for the workers, 4 on cpu: waiting until others leave it"]
-    assert supervision.befell[-1] is None  # and in the end nothing had happened to the attempt
-    assert len(supervision.waited_s) == 6
-
-
-def test_a_run_with_a_range_goes_on_with_what_others_leave_and_takes_no_more(
-    supervision: Supervised, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervise, "LOOK_S", 0.0)
-    free, ranks = {"a": {"CPU": 1.0}, "b": {"CPU": 0.0}}, dict[str, int]()
-    monkeypatch.setattr(capacity, "free_by_node", lambda: free)
-    monkeypatch.setattr(capacity, "_ranks_by_node", lambda: ranks)
-
-    def others_leave_one() -> Exception:
-        free["b"]["CPU"] = 2.0
-        return no_room()
-
-    def with_two() -> Iterator[bool | None]:
-        free["a"]["CPU"], free["b"]["CPU"], ranks["b"] = 0.0, 1.0, 2
-        yield None
-        yield None
-        yield True  # one more is free: 3 do not share the batch
-
-    options = ("cluster.min_workers=2",)
-    result, said, begun = supervision(no_room, others_leave_one, with_two, overrides=options)
-    assert (result, begun) == (True, [("the cluster had no room for the workers", 2)])
-    assert said == [
-        "the cluster had no room for the workers, 4 on cpu: waiting until others leave it",
-        "attempt 2 goes on from the start, for want of a checkpoint with 2 workers instead of 4: "
-        "the cluster had no room for the workers",
-    ]
-    assert len(supervision.waited_s) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import ray
-from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from supervised import Attempts, Supervised, killed
+from ray.train import WorkerGroupError
+from supervised import Attempts, Clock, Supervised, killed
 from supervised import cluster as cluster
 from supervised import run as run
 from supervised import supervision as supervision
@@ -66,8 +65,6 @@ def test_whenever_it_comes(
             few_machines()
         else:
             stop.touch()
-        if at == "while others have the machines":
-            return ControllerError(WorkerGroupStartupTimeoutError(4))
         if at in ("while it waits after an end in order", "while it makes room"):
             resize.touch()
             return False
@@ -78,8 +75,16 @@ def test_whenever_it_comes(
         yield None
         yield killed(1)
 
+    def without_room() -> Iterator[Any]:
+        stop.touch()
+        yield from Clock(monkeypatch).without_room()
+
     most = 0 if at == "after one failure too many" else 3
-    end: Callable[[], Any] = in_a_step if at == "before the step's end" else ended
+    ends: dict[str, Callable[[], Any]] = {
+        "before the step's end": in_a_step,
+        "while others have the machines": without_room,
+    }
+    end = ends.get(at, ended)
     result, told, begun = supervision(end, overrides=(f"cluster.max_failures={most}",))
     assert (result, told, begun) == (False, said, [])
     assert ([None, *supervision.befell])[-1] == befell
