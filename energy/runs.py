@@ -83,7 +83,11 @@ class RunFolder:
 
     def devices_used(self) -> set[str]:
         """UUIDs of the accelerators that the ranks of all attempts trained on; empty where rank 0 does not say."""
-        return {uuid for event in self.events() if event.get("event") == "devices" for uuid in event.get("uuids", [])}
+        return set().union(*self.devices_by_attempt())
+
+    def devices_by_attempt(self) -> list[set[str]]:
+        """Of each attempt that came so far, in their order, what `devices_used` has of all."""
+        return [set(event.get("uuids", [])) for event in self.events() if event.get("event") == "devices"]
 
     def live_power(self) -> dict[str, float] | None:
         """{power_w, energy_j, time_unix_s} over all devices as the meters wrote them last; None before they did.

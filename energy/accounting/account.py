@@ -19,7 +19,7 @@ import numpy as np
 
 from energy.accounting.curves import Array, Curve, Gap, curve_of, power_of
 from energy.accounting.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay
-from energy.accounting.placement import is_others, own_stretches
+from energy.accounting.placement import held_by, is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.uncertainty import Part, share_of
 from energy.accounting.whole_node import Line, Straight, incredible, rests, unread
@@ -120,13 +120,13 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
         fine = sum(_size(path.with_suffix(".seconds")) for path in ledgers) <= FINEST_BYTES
         if not fine:
             account.warnings.append("phases are told by rows a minute apart: the finer files are too large together")
-    used = run.devices_used()
+    used, in_turns = held_by(run)
     for group in with_shared_devices(ledgers):
         found: dict[str, list[Stretch]] = {}
         for path in group:
             sessions, damaged = read_sessions(path, fine=fine, around=edges or None)
             account.damaged += damaged
-            own = own_stretches(sessions, path.stem, account.warnings)
+            own = own_stretches(sessions, path.stem, account.warnings, in_turns)
             books.nodes |= {session.header["node"]: False for session in sessions} | books.nodes
             books.nodes |= {session.header["node"]: True for session in own}
             _collect(account, books, path, own, found)

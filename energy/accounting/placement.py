@@ -14,8 +14,13 @@ from typing import Any
 
 from energy.accounting.curves import curve_of
 from energy.ledger.readings import Session
+from energy.runs import RunFolder
 
 RANKS = "ranks"
+IN_TURNS = (
+    "the run waited for room on a shared cluster, or went on with other GPUs than before: each GPU that a rank held at "
+    "some time is counted from the beginning to the end, also while others may have had it"
+)
 
 
 def ranks_event(ranks: int, *, shared: bool, on_gpus: bool) -> dict[str, Any]:
@@ -24,8 +29,21 @@ def ranks_event(ranks: int, *, shared: bool, on_gpus: bool) -> dict[str, Any]:
     return {"event": RANKS, "ranks": ranks, "shared": shared, "on_gpus": on_gpus}
 
 
-def own_stretches(sessions: list[Session], ledger: str, warnings: list[str]) -> list[Session]:
-    """The stretches in which the node was the run's; what is left out is added to the warnings."""
+def held_by(run: RunFolder) -> tuple[set[str], bool]:
+    """UUIDs of the GPUs that the ranks held, as in `RunFolder.devices_used`; and whether others may have had some of
+    them in between: attempts held different ones, or waited for room."""
+    held = run.devices_by_attempt()
+    try:
+        attempts = run.read_run().get("attempts") or []
+    except (OSError, ValueError):  # whoever makes a record of the run names it
+        attempts = []
+    waited = any(attempt.get("waited_s") for attempt in attempts)
+    return set().union(*held), waited or any(uuids != held[0] for uuids in held)
+
+
+def own_stretches(sessions: list[Session], ledger: str, warnings: list[str], in_turns: bool = False) -> list[Session]:
+    """The stretches in which the node was the run's; what is left out is added to the warnings, and what was not.
+    in_turns: others may have had GPUs of the run in between."""
     own, others_j, others_s = [], [], []
     for session in sessions:
         noted = _noted(session)
@@ -35,6 +53,8 @@ def own_stretches(sessions: list[Session], ledger: str, warnings: list[str]) -> 
         start, end = session.span()
         others_s.append(end - start)
         others_j += [curve_of(place, session).energy_j for place in range(len(session.sensors))]
+    if in_turns and any((note := _noted(session)) and note["shared"] and note["on_gpus"] for session in own):
+        warnings.append(IN_TURNS)
     if others_s:
         warnings.append(
             f"{ledger}: no rank of this run was on that node of a shared cluster for {math.fsum(others_s):.0f} s: the "

@@ -10,7 +10,7 @@ from energy_fakes import FakeSensor, reading
 
 from energy.accounting.account import account_run
 from energy.accounting.merge import merge
-from energy.accounting.placement import ranks_event
+from energy.accounting.placement import IN_TURNS, ranks_event
 from energy.metering.meter import Meter
 from energy.records.footprint import make_footprint
 from energy.runs import RunFolder
@@ -72,6 +72,28 @@ def test_gpus_of_others_on_a_node_of_ours_are_left_out_and_named(run: RunFolder)
     assert account.energy_j == pytest.approx(1100) and "idle_devices" not in account.phases
     assert any("1 GPUs of this shared node" in text and "1000 J" in text for text in account.warnings)
     assert merge([run]).energy_j == pytest.approx(1100)
+
+
+@pytest.mark.parametrize(
+    ("uuids", "waited_s", "shared", "said"),
+    [
+        (["GPU-n1-0", "GPU-n1-1"], 0.0, True, False),
+        (["GPU-n1-0"], 0.0, True, True),
+        (["GPU-n1-0", "GPU-n1-1"], 20.0, True, True),
+        (["GPU-n1-0"], 20.0, False, False),
+    ],
+    ids=["held throughout", "went on with fewer", "waited", "its own cluster"],
+)
+def test_gpus_that_were_not_held_throughout_are_counted_and_it_says_so(
+    run: RunFolder, uuids: list[str], waited_s: float, shared: bool, said: bool
+) -> None:
+    for node in "n1", "n2":
+        metered(run, node, [ranks_event(2, shared=shared, on_gpus=True)])
+    held(run, "GPU-n1-0", "GPU-n1-1")
+    held(run, *uuids)
+    run.write_run({"attempts": [{"attempt": 1, "waited_s": waited_s}]})
+    told = [text for text in account_run(run).warnings if "is counted from the beginning to the end" in text]
+    assert told == [IN_TURNS] * 2 * said  # a record has each warning once
 
 
 def test_a_run_on_cpus_has_no_gpu_of_a_shared_node(run: RunFolder) -> None:
