@@ -83,11 +83,12 @@ class RunFolder:
 
     def devices_used(self) -> set[str]:
         """UUIDs of the accelerators that the ranks of all attempts trained on; empty where rank 0 does not say."""
-        return set().union(*self.devices_by_attempt())
+        return set().union(*self.devices_by_attempt().values())
 
-    def devices_by_attempt(self) -> list[set[str]]:
-        """Of each attempt that came so far, in their order, what `devices_used` has of all."""
-        return [set(event.get("uuids", [])) for event in self.events() if event.get("event") == "devices"]
+    def devices_by_attempt(self) -> dict[int, set[str]]:
+        """Of each attempt that began to train, what `devices_used` has of all."""
+        told = [event for event in self.events() if event.get("event") == "devices"]
+        return {int(event.get("attempt") or 1): set(event.get("uuids", [])) for event in told}
 
     def live_power(self) -> dict[str, float] | None:
         """{power_w, energy_j, time_unix_s} over all devices as the meters wrote them last; None before they did.

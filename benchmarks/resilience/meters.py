@@ -106,12 +106,14 @@ def _drive(asked: dict[str, Any]) -> None:
     began_s = time.monotonic()
     meters = Meters(lambda node_id, name: None)
     meters.clear()  # that of this machine's one node
+    meters.nodes.clear()
     for name, environment in asked["nodes"].items():
         each = actor.options(runtime_env={"env_vars": environment}).remote(asked["run"], name, dict(meter), False)
         meters.append(each)
         if len(meters) % 4 == 0:
             ray.get(each.describe.remote())  # a machine has one node's meter to start, and not 64
-    described = describe_meters(meters)
+    described, faults = describe_meters(meters)
+    assert not faults, faults
     start_s = time.monotonic() - began_s
     assert len({each["node"] for each in described}) == len(asked["nodes"])
     time.sleep(SETTLE_S)

@@ -2,8 +2,9 @@
 
 Every node is metered from the beginning, because nobody knows yet where the ranks will run. Once it is known each meter
 notes in its ledger how many ranks its node has had. Of a cluster that is shared, a stretch on a node that had none is
-left out of the run, and on the others every GPU that no rank held: what that is, and how much, the account says. Where
-nothing was noted, or the cluster is the run's own, all counts.
+left out of the run, what a node used before its first rank (a run may wait for hours until others leave it), and every
+GPU that no rank held: what that is, and how much, the account says. Where nothing was noted, or the cluster is the
+run's own, all counts.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from energy.runs import RunFolder
 
 RANKS = "ranks"
 IN_TURNS = (
-    "the run waited for room on a shared cluster, or went on with other GPUs than before: each GPU that a rank held at "
-    "some time is counted from the beginning to the end, also while others may have had it"
+    "the run waited again for room on a shared cluster, or went on with other GPUs than before: each GPU that a rank "
+    "held at some time is counted from its node's first rank to the end, also while others may have had it"
 )
 
 
-def ranks_event(ranks: int, *, shared: bool, on_gpus: bool) -> dict[str, Any]:
+def ranks_event(ranks: int, *, shared: bool, on_gpus: bool, from_monotonic_s: float | None = None) -> dict[str, Any]:
     """What a meter notes: how many ranks its node has had so far, whether others may use the cluster, and whether the
-    ranks train on GPUs."""
-    return {"event": RANKS, "ranks": ranks, "shared": shared, "on_gpus": on_gpus}
+    ranks train on GPUs. from_monotonic_s: by the meter's clock, when the node became the run's, if it was others'."""
+    note = {"event": RANKS, "ranks": ranks, "shared": shared, "on_gpus": on_gpus}
+    return note if from_monotonic_s is None else note | {"from_monotonic_s": from_monotonic_s}
 
 
 def held_by(run: RunFolder) -> tuple[set[str], bool]:
@@ -37,8 +39,8 @@ def held_by(run: RunFolder) -> tuple[set[str], bool]:
         attempts = run.read_run().get("attempts") or []
     except (OSError, ValueError):  # whoever makes a record of the run names it
         attempts = []
-    waited = any(attempt.get("waited_s") for attempt in attempts)
-    return set().union(*held), waited or any(uuids != held[0] for uuids in held)
+    waited = any(each.get("waited_s") for each in attempts if int(each.get("attempt") or 1) > min(held, default=1))
+    return set().union(*held.values()), waited or len({frozenset(uuids) for uuids in held.values()}) > 1
 
 
 def own_stretches(sessions: list[Session], ledger: str, warnings: list[str], in_turns: bool = False) -> list[Session]:

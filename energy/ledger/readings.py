@@ -71,8 +71,8 @@ class Session:
         return times + self.later_s
 
     def span(self) -> tuple[float, float]:
-        """Unix s of its start and end: what was asked for (of a measured command, its own), as far as every measured
-        curve is known on both sides.
+        """Unix s of its start and end: what was asked for (of a measured command, its own; of a node that was others'
+        first, from its first rank), as far as every measured curve is known on both sides.
 
         A counter speaks of its last update, up to 0.1 s before it is read. The rows of a stretch that was stopped in
         order go on to the first updates after the stop, so that its end is the stop itself. One that was killed ends
@@ -81,7 +81,8 @@ class Session:
         times, clock, rows = self.times(), self.ticks["monotonic_s"], self.ticks["rows"]
         told = {event["event"]: event for event in self.events if event.get("event") in ("end", "only")}
         only, end_event = told.get("only", {}), told.get("end", {})
-        asked_s = float(only.get("from_monotonic_s", self.header.get("began_monotonic_s", clock[0])))
+        later_s = [event["from_monotonic_s"] for event in self.events if "from_monotonic_s" in event]
+        asked_s = float(max(later_s, default=self.header.get("began_monotonic_s", clock[0])))
         stopped_s = float((only or end_event).get("until_monotonic_s", clock[-1]))
         measured = np.array([sensor["method"] in MEASURED for sensor in self.sensors], bool)
         answered = measured & (rows["n"][[0, -1]] > 0) & (rows["flags"][[0, -1]] & MISSING == 0)

@@ -43,6 +43,19 @@ def told(path: Path, figures: Callable[[], dict[str, Any]]) -> Iterator[None]:
             path.parent.rmdir()
 
 
+def since(figures: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """`live_figures` counted from when `before` were those of the same meter."""
+    if before is None:
+        return figures
+    then_j = {device["uuid"]: device["energy_j"] or 0.0 for device in before["devices"]}
+    devices = [
+        device
+        | {"energy_j": None if device["energy_j"] is None else device["energy_j"] - then_j.get(device["uuid"], 0.0)}
+        for device in figures["devices"]
+    ]
+    return figures | {"energy_j": figures["energy_j"] - before["energy_j"], "devices": devices}
+
+
 def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """{node, meter_pid, time_unix_s, power_w, energy_j, missing, devices} of the devices as `Meter.now` gives them: a
     node's own sensor in place of its parts (not one that shows less than half of its GPUs), and of a GPU that is

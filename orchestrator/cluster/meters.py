@@ -10,6 +10,7 @@ nodes go on: a restart may move a rank there.
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,11 +23,13 @@ from ray._private.state import actors as actor_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from energy.accounting.placement import ranks_event
+from energy.metering.live import since
 from energy.runs import RunFolder, write_json
 
 LIVE_EVERY_S = 1.0  # how often a node's figures for screens are written
 PLACEMENT_EVERY_S = 2.0  # how often Ray is asked where the ranks are
 TELL_LAST_S = 10.0
+DESCRIBE_S, STOP_S = 60.0, 10.0  # that all meters have to answer in
 RANK_CLASS = "RayTrainWorker"
 
 
@@ -55,6 +58,7 @@ class MeterActor:
         self._meter.start()
         self._run, self._shared = RunFolder(run_dir), shared
         self._ranks: int | None = None
+        self._before: dict[str, Any] | None = None  # of the screens' figures, what was read while the node was others'
         self._node_id = ray.get_runtime_context().get_node_id()
         self._live = Path(run_dir) / "live" / f"{name}.json"
         self._metrics = RayMetrics(name, Path(run_dir).name)
@@ -73,9 +77,12 @@ class MeterActor:
         own = ranks.get(self._node_id, 0)
         if own == self._ranks:
             return
+        begins_s = None
+        if self._left_out:
+            begins_s, self._before = time.monotonic(), self._meter.live()
         self._ranks = own
         on_gpus = self._run.read_run().get("device_type") == "cuda"
-        self._meter.note(ranks_event(own, shared=self._shared, on_gpus=on_gpus))
+        self._meter.note(ranks_event(own, shared=self._shared, on_gpus=on_gpus, from_monotonic_s=begins_s))
         if self._left_out:
             self._live.unlink(missing_ok=True)
 
@@ -95,7 +102,7 @@ class MeterActor:
                 continue
             self._metrics.publish(self._meter.now(), self._meter.describe())
             with suppress(OSError):  # a full disk: the meter itself says so, and the next second may have room again
-                write_json(self._live, self._meter.live(), durable=False)
+                write_json(self._live, since(self._meter.live(), self._before), durable=False)
 
 
 def _attempts(run_dir: str) -> list[Any]:
@@ -114,24 +121,24 @@ class Meters(list[Any]):
         self._start, self._metered = start, set[str]()
         self.nodes: list[str] = []  # of each, its node's name
         self._meet()
-        self._told: dict[str, int] = {}
+        self._told: dict[str, int] | None = None
         self._stopped = threading.Event()
         self._teller = threading.Thread(target=self._tell, name="meter-placement", daemon=True)
         self._teller.start()
 
     def _tell(self) -> None:
+        self._tell_once()  # that there is no rank yet: what a shared cluster does until there is one is others'
         while not self._stopped.wait(PLACEMENT_EVERY_S):
             self._tell_once()
 
     def _tell_once(self, last: bool = False) -> str | None:
         """What went wrong, if anything did."""
         try:
-            if not last:
-                self._meet()
-            ranks = rank_counts()
+            more = not last and self._meet()
+            ranks, told = rank_counts(), self._told or {}
             # A node that had a rank once keeps it: dead actors may be forgotten.
-            ranks = {node: max(ranks.get(node, 0), self._told.get(node, 0)) for node in {*ranks, *self._told}}
-            if ranks != self._told or last:  # at last also those that were started again since
+            ranks = {node: max(ranks.get(node, 0), told.get(node, 0)) for node in {*ranks, *told}}
+            if ranks != self._told or more or last:  # at last also those that were started again since
                 self._told = ranks
                 noted = [meter.place.remote(ranks) for meter in self]
                 ray.wait(noted, num_returns=len(noted), timeout=5)
@@ -139,13 +146,16 @@ class Meters(list[Any]):
             return f"Ray did not say where the ranks were ({type(error).__name__}): what it last said stands, else all"
         return None
 
-    def _meet(self) -> None:
-        """Starts a meter on each live node that had none. One that was away has another of Ray's ids, and its name."""
+    def _meet(self) -> bool:
+        """Starts a meter on each live node that had none; whether there was one. A node that was away has another of
+        Ray's ids, and its name."""
+        before = len(self)
         for node_id, name in node_names(ray.nodes()).items():
             if node_id not in self._metered:
                 self._metered.add(node_id)
                 self.append(self._start(node_id, name))
                 self.nodes.append(name)
+        return len(self) > before
 
     def tell_last(self) -> str | None:
         self._stopped.set()
@@ -207,23 +217,39 @@ def mark_attempt(meters: list[Any], attempt: int) -> None:
         meter.mark.remote(attempt)
 
 
-def describe_meters(meters: list[Any]) -> list[dict[str, Any]]:
-    return ray.get([meter.describe.remote() for meter in meters], timeout=60)
+def describe_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What each meter has to read, and which did not say: a node that hangs or dies ends no run that can do without."""
+    return _answers(meters, "describe", DESCRIBE_S, "does not answer: if it does not come back, its energy is missing")
 
 
 def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Stops each meter after a last reading; their descriptions, and what could not be stopped in order.
+    """Stops all meters after a last reading; their descriptions, and what could not be stopped in order.
 
     The ledger of such a meter holds what was read until then.
     """
-    described: list[dict[str, Any]] = []
     faults: list[str] = []
     if isinstance(meters, Meters) and (fault := meters.tell_last()) is not None:
         faults.append(fault)
-    nodes = [f" of {node}" for node in meters.nodes] if isinstance(meters, Meters) else [""] * len(meters)
-    for meter, of_node in zip(meters, nodes, strict=True):
+    described, more = _answers(meters, "stop", STOP_S, "could not be stopped in order")
+    return described, [*faults, *more]
+
+
+def _answers(meters: list[Any], what: str, limit_s: float, else_: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """All are asked at once, and have so long together; a line for each that did not answer."""
+    nodes = meters.nodes if isinstance(meters, Meters) else []
+    asked = [getattr(meter, what).remote() for meter in meters]
+    until = time.monotonic() + limit_s
+    answers: list[dict[str, Any]] = []
+    faults: list[str] = []
+    for place, answer in enumerate(asked):
         try:
-            described.append(ray.get(meter.stop.remote(), timeout=10))
+            answers.append(ray.get(answer, timeout=max(0.1, until - time.monotonic())))
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-            faults.append(f"the meter{of_node} could not be stopped in order: {type(error).__name__}")
-    return described, faults
+            of_node = f" of {nodes[place]}" if place < len(nodes) else ""
+            faults.append(f"the meter{of_node} {else_} ({type(error).__name__})")
+    return answers, faults
+
+
+def of_all_nodes(earlier: list[dict[str, Any]], described: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Descriptions of meters, the newest of each node: a node that is lost was metered all the same."""
+    return list({meter["node"]: meter for meter in [*earlier, *described]}.values())

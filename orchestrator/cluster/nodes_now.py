@@ -117,6 +117,15 @@ class NodesNow:
     def _speaks(self, node: _Node, now: float) -> bool:
         return now - node.seen_unix_s < SILENT_S
 
+    def held_w(self, now: float) -> float | None:
+        """W that `energy_until` grows by: what nodes draw, or drew last, that are not known to be dead."""
+        known = [
+            node.power_w or 0.0
+            for name, node in self.nodes.items()
+            if name not in self.dead and now - node.seen_unix_s < HELD_S
+        ]
+        return math.fsum(known) if known else None
+
     def energy_until(self, now: float) -> float | None:
         """`energy_j` and, of each node, its power held from its last reading to now: that has been used up as well.
         Less than before when a node turns out to be dead."""

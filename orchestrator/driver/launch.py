@@ -1,5 +1,6 @@
 """Ray around the training: starts or joins a cluster, and runs the ranks as Ray Train workers."""
 
+import contextlib
 import os
 import textwrap
 import threading
@@ -115,6 +116,12 @@ class Training(threading.Thread):
             return None if self._places is None else self._places.held()
         except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
             return None
+
+    def give_back(self) -> None:
+        """Leaves the machines of a training that has ended to others."""
+        with contextlib.suppress(Exception):  # as above; whoever cannot be asked does not hold them long
+            if self._places is not None:
+                self._places.give_back()
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig

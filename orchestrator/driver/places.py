@@ -6,19 +6,20 @@ from typing import Any
 
 
 class Places:
-    """Of the attempt that is about to be started; what attempts before it still hold is given back.
-
-    Ray Train (2.60) keeps the placement group of ranks that died while they were started: what frees it otherwise is
-    told of it after the start. This attempt would wait for these machines as long as the driver lives.
-    """
+    """Of the attempt that is about to be started."""
 
     def __init__(self) -> None:
+        self._before = _groups()
+
+    def give_back(self) -> None:
+        """At the attempt's end. Ray Train (2.60) keeps the placement group of ranks that died while they were started:
+        what frees it otherwise is told of it after the start. Nobody else could have these machines, nor would the next
+        attempt, as long as the driver lives."""
         from ray.util import remove_placement_group
         from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-        self._before = _groups()
-        for place, state in self._before.items():
-            if state != "REMOVED":
+        for place, state in _groups().items():
+            if place not in self._before and state != "REMOVED":
                 remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(place)))
 
     def held(self) -> bool | None:

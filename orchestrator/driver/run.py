@@ -66,6 +66,7 @@ def run_experiment(
         weights = initial_weights(experiment, prepared.tokenizer_path, prepared.vocab_size)
     if resume:
         claim = Claim(existing, screen.note)
+        (existing.path / STOP_FILE).unlink(missing_ok=True)  # of the command before; what comes now is for this one
     else:
         claim = attempt_files.claim_new(path)
     try:
@@ -99,14 +100,14 @@ def _run(
     ending = RunStatus(claim, attempts, screen)
     try:
         claim.hold_space()
-        for old in (folder.path / STOP_FILE, *folder.path.glob("live/*.json")):  # of the attempt before
+        for old in folder.path.glob("live/*.json"):  # of the attempt before
             old.unlink(missing_ok=True)
         (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
         described = _describe(experiment, folder, prepared, attempts)
         if weights is not None:
             described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
         replace_file(folder.path / "experiment.yaml", dump_experiment(experiment))
-        folder.write_run(previous | described | {"hosts": previous.get("hosts", described["hosts"])})
+        folder.write_run(previous | described | {key: previous.get(key, described[key]) for key in ("hosts", "meters")})
         keep_series_file(experiment, folder)
         if fresh:
             _write_plan(experiment, folder)
@@ -197,10 +198,13 @@ def _train(
         workers, device = choose_workers(experiment)
         shared = joined() and not experiment.cluster.exclusive
         meters = start_meters(folder.path, _metering(experiment, ending.attempt), shared)
-        described = describe_meters(meters)
-        earlier = folder.read_run()["hosts"] if ending.attempt > 1 else []
-        hosts = list(dict.fromkeys([*earlier, *(meter["node"] for meter in described)]))
-        run = folder.update_run(meters=described, hosts=hosts, device_type=device, **ending.held(workers))
+        described, faults = describe_meters(meters)
+        if not described:
+            raise RuntimeError(f"no node is metered: {'; '.join(faults)}")
+        for fault in faults:
+            screen.note(fault)
+        run = folder.update_run(device_type=device, **_metered(folder, described), **ending.held(workers))
+        run |= {"meters": described}  # of those that are there now
         before_training(experiment, folder, device, screen)
         watch = RunWatch(experiment, folder, run, screen.note, shared)
         screen.opening(experiment, run)
@@ -252,7 +256,7 @@ def _train(
         keep_skipped(folder)
         described, faults = stop_meters(meters)
         if described:
-            folder.update_run(meters=described)  # with what came up while they ran
+            folder.update_run(**_metered(folder, described))  # with what came up while they ran
         for fault in faults:
             screen.note(fault)
         leave_ray()
@@ -264,6 +268,16 @@ def _profile(folder: RunFolder) -> str:
     if not table.exists():
         return "no profile was recorded: the training had no step after the first ones"
     return f"{table.read_text(encoding='utf-8')}  trace for ui.perfetto.dev: {table.with_name('trace.json.gz')}"
+
+
+def _metered(folder: RunFolder, described: list[dict[str, Any]]) -> dict[str, Any]:
+    """{meters, hosts} for run.json: of all nodes that any attempt had, those that are lost or joined late included."""
+    from orchestrator.cluster.meters import of_all_nodes
+
+    run = folder.read_run()
+    meters = of_all_nodes(run.get("meters") or [], described)
+    earlier = run["hosts"] if run.get("meters") else []
+    return {"meters": meters, "hosts": list(dict.fromkeys([*earlier, *(meter["node"] for meter in meters)]))}
 
 
 def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:

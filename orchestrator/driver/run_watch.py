@@ -73,7 +73,7 @@ class RunWatch:
                 self.progress.last_s["checkpoint"] = event["seconds"]
         self._tail = Tail(folder.metrics_file(0))
         self._used: set[str] = set()
-        self.nodes = NodesNow(folder)
+        self.nodes = NodesNow(folder, used=set() if shared else None)  # no rank holds a GPU yet
         self.budget = Watch(experiment, before, self._world_size, attempts[-1]["started_unix_s"])
         self.states: list[State] = []
         self.stopped_by: State | None = None
@@ -109,7 +109,8 @@ class RunWatch:
             if event.get("event") == "devices":
                 self._used |= set(event.get("uuids") or ())
                 self.nodes.used = self._used if self._shared else None
-            progress.feed(event)
+            if event.get("event") != "enter" or event.get("attempt", self.attempt) >= self.attempt:
+                progress.feed(event)  # else of a rank that had not heard yet that its attempt was over
         if last:
             progress.phase = ENDED
         self.nodes.look(now)
@@ -128,7 +129,7 @@ class RunWatch:
         if self._starting and progress.phase != STARTUP:
             self._starting = False
             self.budget.first_step()
-        self.states = self.budget.states(self._pace(), now)
+        self.states = self.budget.states(self._pace(now), now)
         self._file.write(live_state.document(self, now), now, force=last)
         if not last:
             self._act(now)
@@ -138,7 +139,7 @@ class RunWatch:
         if self.stopped_by is not None:
             raise BudgetSpent(self.stopped_by, self.progress.step)
 
-    def _pace(self) -> Pace:
+    def _pace(self, now: float) -> Pace:
         progress, training = self.progress, self._experiment.training
         step_s = progress.step_s
         if step_s is None or progress.phase == STARTUP:
@@ -154,7 +155,7 @@ class RunWatch:
             )
             last_checkpoint_s = progress.last_s.get("checkpoint", 0.0)
             ahead_s = LOOK_EVERY_S + between_s + 2 * step_s + last_checkpoint_s + CLOSING_S
-        return Pace(progress.step, progress.total_steps, progress.power_w, step_s, ahead_s)
+        return Pace(progress.step, progress.total_steps, self.nodes.held_w(now), step_s, ahead_s)
 
     def _act(self, now: float) -> None:
         for state in self.states:

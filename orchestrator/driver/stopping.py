@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 ENOUGH_S = 60.0  # a job that Ray gives less than this is not stopped through Ray
-ASKED, NO_RUN_YET = 0, 3  # exit codes of the helper
+ASKED, NO_RUN_YET, NOT_SEEN = 0, 3, 4  # exit codes of the helper
+TRIES = 5
 
 
 def run_folder(run: str, runs_dir: Path) -> RunFolder:
@@ -88,16 +89,35 @@ def ask_job(client: "JobSubmissionClient", job: Job, say: Callable[[str], None])
         client.stop_job(job.id)
         return
     say(f"Ray would leave {job.id} {job.stop_wait_s:g} s: asking the run itself, by a helper job on its node")
+    for _ in range(TRIES):
+        code = _send_helper(client, job)
+        if code == ASKED:
+            return
+        # It may have begun meanwhile, on a node that nobody knew of.
+        now = next((each for each in list_jobs(client)[0] if each.id == job.id), None)
+        if now is None or not now.live:
+            return
+        if code == NO_RUN_YET or now.node_id is None:
+            client.stop_job(job.id)  # it has no run folder yet: nothing is lost
+            return
+        job = now
+    raise RuntimeError(
+        f"the run could not be asked to stop: its driver is not to be seen on its node (in a container, or another "
+        f"user's); put an empty file {STOP_FILE} into its folder, or ask Ray to kill it: ray job stop {job.id}"
+    )
+
+
+def _send_helper(client: "JobSubmissionClient", job: Job) -> int:
+    """The exit code of a helper job beside the driver of `job`; RuntimeError when it could not do its work."""
     node = None if job.node_id is None else {"ray.io/node-id": job.node_id}
     helper = client.submit_job(entrypoint=helper_command(job.id), entrypoint_label_selector=node)
     while not client.get_job_status(helper).is_terminal():
         time.sleep(POLL_S)
     code = client.get_job_info(helper).driver_exit_code
-    if code not in (ASKED, NO_RUN_YET):
+    if code not in (ASKED, NO_RUN_YET, NOT_SEEN):
         raise RuntimeError(f"the run could not be asked to stop: {client.get_job_logs(helper).strip()}")
     client.delete_job(helper)
-    if code == NO_RUN_YET and any(each.live for each in list_jobs(client)[0] if each.id == job.id):
-        client.stop_job(job.id)  # it has no run folder yet: nothing is lost
+    return code
 
 
 def helper_command(job_id: str) -> str:
@@ -113,6 +133,7 @@ for process in $mine; do
     esac
   done
 done
+[ -n "$mine" ] || exit {NOT_SEEN}
 [ -n "$asked" ] || exit {NO_RUN_YET}
 """
     return f"exec sh -c {shlex.quote(script)}"

@@ -61,6 +61,8 @@ class Stops:
         self._stage = "finishing"
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._count:
+            return  # a shell passes it on, and the kernel sends it as well: one closed terminal
         self._count += 1
         if self._count > 1:
             self._end_now()

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from energy.accounting.account import LOST
 from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
-from orchestrator.checkpoints.saved import newest_complete, remove_partial, step_of
+from orchestrator.checkpoints.saved import complete, newest_complete, remove_partial, step_of
 from orchestrator.cluster.capacity import choose_workers, ranks_to_lose
 from orchestrator.driver.failures import Failure, TrainingLost
 from orchestrator.driver.launch import Training
@@ -54,7 +54,8 @@ class Supervision:
         self._again, self._befell, self._waited, self._tick, self._say = again, befell, waited, tick, say
         self._attempt = len(folder.read_run()["attempts"])
         self._training: Training | None = None
-        self._failures, self._step = 0, self._saved_step()
+        self._checkpoints_dir = folder.path / "checkpoints"
+        self._failures, self._saved = 0, self._checkpoints()
         (folder.path / RESIZE_FILE).unlink(missing_ok=True)
         self._waits = False  # for room; said once
         self._room_for: int | None = None  # workers, where it was ended to go on with more
@@ -101,19 +102,20 @@ class Supervision:
             training.join(timeout=POLL_S)
         self._tell()
         waiting.look()
+        training.give_back()
         return training
 
     def _begin(self, failure: Failure | None, before: int, workers: int) -> None:
         """Opens the next attempt."""
-        self._step = self._saved_step()
         started = self._again(failure.said if failure else None, workers)
         if failure:
             close_attempt(self._folder, self._attempt, started)
-        remove_partial(self._folder.path / "checkpoints")
+        remove_partial(self._checkpoints_dir)
         (self._folder.path / RESIZE_FILE).unlink(missing_ok=True)  # of ranks that were killed before they answered it
         self._attempt, self._waits = self._attempt + 1, False
         self._job = replace(self._job, started_unix_s=started)
-        since = f"step {self._step}" if self._step else "the start, for want of a checkpoint"
+        newest = newest_complete(self._checkpoints_dir)
+        since = f"step {step_of(newest)}" if newest is not None else "the start, for want of a checkpoint"
         others = f" with {workers} workers instead of {before}" if workers != before else ""
         self._say(f"attempt {self._attempt} goes on from {since}{others}{f': {failure.said}' if failure else ''}")
 
@@ -163,10 +165,10 @@ class Supervision:
 
     def _require_another_start(self, failure: Failure, error: Exception) -> None:
         """Raises where another attempt would end like this one, or where one too many has."""
-        step = self._saved_step()
+        saved = self._checkpoints()
         if not failure.never_began:
-            self._failures = 1 if step > self._step else self._failures + 1
-        self._step = step
+            self._failures = 1 if saved - self._saved else self._failures + 1
+        self._saved = saved
         if not failure.transient:
             raise error
         most = self._experiment.cluster.max_failures
@@ -215,9 +217,9 @@ class Supervision:
     def _asked_to_stop(self) -> bool:
         return (self._folder.path / STOP_FILE).exists()
 
-    def _saved_step(self) -> int:
-        newest = newest_complete(self._folder.path / "checkpoints")
-        return step_of(newest) if newest is not None else 0
+    def _checkpoints(self) -> set[tuple[str, int]]:
+        """The complete ones, each with when it was written: one that cannot be read keeps the newest step."""
+        return {(path.name, (path / ".metadata").stat().st_mtime_ns) for path in complete(self._checkpoints_dir)}
 
 
 def close_attempt(folder: RunFolder, attempt: int, ended_unix_s: float) -> None:

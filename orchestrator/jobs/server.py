@@ -264,8 +264,8 @@ def follow(client: "JobSubmissionClient", job_id: str, write: Callable[[str], No
             for text in _fresh(client, job_id, seen):
                 write(text)
                 seen += len(text)
-                lost_since = None
             job = _job(client.get_job_info(job_id))
+            lost_since = None
             if not job.live:
                 return job
         except (RuntimeError, OSError, aiohttp.ClientError) as error:

@@ -1,5 +1,6 @@
 """On a cluster that was joined, each node's meter learns from Ray how many ranks its node has, those that ended too."""
 
+import json
 import time
 from pathlib import Path
 
@@ -29,19 +30,26 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
         ray.init(address=cluster.address, log_to_driver=False)
         assert joined()
         meters = start_meters(run.path, {"interval_s": 0.2, "attempt": 1, "declared": {}}, joined())
-        described = describe_meters(meters)
-        assert len(described) == 2
+        described, faults = describe_meters(meters)
+        assert len(described) == 2 and faults == []
         cluster.add_node(num_cpus=0, node_ip_address="127.0.0.3")  # it came later, and is metered from then on
         until = time.monotonic() + 60
         while not [path for path in run.ledgers() if path.stem.endswith("127.0.0.3")]:
             assert time.monotonic() < until
             time.sleep(0.1)
         assert len(meters) == 3
+        # Before there is a rank all is others', for who asks meanwhile, and if this driver were killed now.
+        assert not list(run.path.glob("live/*.json"))
+        assert account_run(run).devices == []
         home = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == "127.0.0.2")
         strategy = NodeAffinitySchedulingStrategy(home, soft=False)
         ranks = [RayTrainWorker.options(scheduling_strategy=strategy).remote() for _ in range(2)]
         assert ray.get([rank.work.remote() for rank in ranks]) == [home, home]
         assert rank_counts() == {home: 2}
+        while not (live := list(run.path.glob("live/*.json"))):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        shown_j = json.loads(live[0].read_bytes())["energy_j"]
         reserved = RunFolder(tmp_path / "reserved")  # `cluster.exclusive`
         reserved.write_run({"run_id": "reserved", "device_type": "cpu"})
         all_ours = start_meters(reserved.path, {"interval_s": 0.2, "attempt": 1, "declared": {}}, False)
@@ -54,7 +62,7 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
     noted = {}
     for path in run.ledgers():
         [session] = read_sessions(path)[0]
-        [event] = [event for event in session.events if event["event"] == "ranks"]
+        *_, event = [event for event in session.events if event["event"] == "ranks"]
         noted[path.stem] = (event["ranks"], event["shared"], event["on_gpus"], session.ended)
     [own] = [name for name in noted if name.endswith("127.0.0.2")]
     assert noted.pop(own) == (2, True, False, True)
@@ -63,6 +71,7 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
     assert {device.node for device in account.devices} == {own}
     assert any("no rank of this run was on that node" in text for text in account.warnings)
     assert account.other_nodes == list(noted)
+    assert 0 < shown_j <= account.energy_j  # both from the first rank on
     account = account_run(reserved)
     # All three nodes are this one machine: its CPU and memory are counted once, under one node's name.
     assert account.nodes == sorted([own, *noted]) and account.other_nodes == []

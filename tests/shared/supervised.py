@@ -28,6 +28,10 @@ def killed(*ranks: int) -> WorkerGroupError:
     return WorkerGroupError("gone", failures | {rank: ECHO for rank in range(2) if rank not in ranks})
 
 
+class EndedAtOnce(Exception):
+    """As a budget or Ctrl-C in the start-up: it leaves from the middle of an attempt."""
+
+
 class Clock:
     """The time that waiting goes by; it passes in what waits alone."""
 
@@ -58,6 +62,7 @@ class Attempts:
 
     def __init__(self, *ends: Callable[[], Any]):
         self.ends, self.workers = list(ends), list[int]()
+        self.holding = 0  # attempts that have not given their machines back
 
     def __call__(self, job: Job, workers: int, device: str, storage: str) -> "Attempts":
         self.job = job
@@ -68,6 +73,7 @@ class Attempts:
         return self
 
     def start(self) -> None:
+        self.holding += 1
         self._became(self.ends.pop(0)())
 
     def _became(self, end: Any) -> None:
@@ -85,6 +91,10 @@ class Attempts:
 
     def has_room(self) -> bool | None:
         return self._room
+
+    def give_back(self) -> None:
+        assert not self.is_alive()
+        self.holding -= 1
 
     def join(self, timeout: float) -> None:
         pass
@@ -147,6 +157,7 @@ class Supervised:
         except Exception as error:
             result = error
         assert attempts.ends == []
+        assert isinstance(result, EndedAtOnce) or attempts.holding == 0
         assert attempts.job.started_unix_s == (200.0 if self.begun else 100.0)
         return result, self.said, self.begun
 

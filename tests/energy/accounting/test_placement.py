@@ -43,10 +43,10 @@ def metered(
         meter.sample(last=now[0] == times[-1])
 
 
-def held(run: RunFolder, *uuids: str) -> None:
+def held(run: RunFolder, *uuids: str, attempt: int = 1) -> None:
     run.metrics_dir.mkdir(parents=True, exist_ok=True)
     with open(run.metrics_file(0), "a") as file:
-        file.write(json.dumps({"event": "devices", "attempt": 1, "uuids": uuids}) + "\n")
+        file.write(json.dumps({"event": "devices", "attempt": attempt, "uuids": uuids}) + "\n")
 
 
 @pytest.fixture
@@ -64,6 +64,18 @@ def test_nodes_without_a_rank_are_left_out_and_named(run: RunFolder) -> None:
     assert merge([run]).energy_j == pytest.approx(2100)
 
 
+def test_what_a_node_used_before_its_first_rank_is_others(run: RunFolder) -> None:
+    came = ranks_event(2, shared=True, on_gpus=True, from_monotonic_s=6.0)
+    metered(run, "n1", [ranks_event(0, shared=True, on_gpus=True), came])
+    held(run, "GPU-n1-0", "GPU-n1-1")
+    account = account_run(run)
+    assert account.energy_j == pytest.approx(4 * 210)
+    assert (account.start_unix_s, account.end_unix_s) == (6.0, 10.0)
+    assert merge([run]).energy_j == pytest.approx(4 * 210)
+    metered(run, "n1", [], attempt=2, start=20)
+    assert [attempt["energy_j"] for attempt in account_run(run).attempts] == pytest.approx([4 * 210, 2100])
+
+
 def test_gpus_of_others_on_a_node_of_ours_are_left_out_and_named(run: RunFolder) -> None:
     metered(run, "n1", [ranks_event(1, shared=True, on_gpus=True)])
     held(run, "GPU-n1-0")
@@ -75,25 +87,25 @@ def test_gpus_of_others_on_a_node_of_ours_are_left_out_and_named(run: RunFolder)
 
 
 @pytest.mark.parametrize(
-    ("uuids", "waited_s", "shared", "said"),
+    ("uuids", "waited", "shared", "said"),
     [
-        (["GPU-n1-0", "GPU-n1-1"], 0.0, True, False),
-        (["GPU-n1-0"], 0.0, True, True),
-        (["GPU-n1-0", "GPU-n1-1"], 20.0, True, True),
-        (["GPU-n1-0"], 20.0, False, False),
+        (["GPU-n1-0", "GPU-n1-1"], 1, True, False),
+        (["GPU-n1-0"], 1, True, True),
+        (["GPU-n1-0", "GPU-n1-1"], 2, True, True),
+        (["GPU-n1-0"], 2, False, False),
     ],
-    ids=["held throughout", "went on with fewer", "waited", "its own cluster"],
+    ids=["waited before it had any", "went on with fewer", "waited again", "its own cluster"],
 )
 def test_gpus_that_were_not_held_throughout_are_counted_and_it_says_so(
-    run: RunFolder, uuids: list[str], waited_s: float, shared: bool, said: bool
+    run: RunFolder, uuids: list[str], waited: int, shared: bool, said: bool
 ) -> None:
     for node in "n1", "n2":
         metered(run, node, [ranks_event(2, shared=shared, on_gpus=True)])
     held(run, "GPU-n1-0", "GPU-n1-1")
-    held(run, *uuids)
-    run.write_run({"attempts": [{"attempt": 1, "waited_s": waited_s}]})
-    told = [text for text in account_run(run).warnings if "is counted from the beginning to the end" in text]
-    assert told == [IN_TURNS] * 2 * said  # a record has each warning once
+    held(run, *uuids, attempt=2)
+    run.write_run({"attempts": [{"attempt": number, "waited_s": 9.0 * (number == waited)} for number in (1, 2)]})
+    told = [text for text in account_run(run).warnings if text == IN_TURNS]
+    assert len(told) == 2 * said  # of each node; a record has a warning once
 
 
 def test_a_run_on_cpus_has_no_gpu_of_a_shared_node(run: RunFolder) -> None:

@@ -181,6 +181,39 @@ def test_a_budget_that_falls_into_a_later_start_up_is_not_blamed_on_it(
     assert not (folder.path / "stop").exists()
 
 
+@pytest.mark.parametrize("cuda", [True, False])
+def test_what_others_draw_on_a_shared_cluster_is_not_spent_before_a_rank_has_a_gpu(cuda: bool, tmp_path: Path) -> None:
+    """Nor by a run on CPUs ever. A line that a rank of a dead attempt still wrote does not end the start-up."""
+    folder = RunFolder(tmp_path / "run")
+    run: dict[str, Any] = {"world_size": 1, "device_type": "cuda" if cuda else "cpu", "meters": []}
+    run |= {"attempts": [{"attempt": 1, "started_unix_s": NOW, "status": "running"}], "model": {"flop_per_token": 1e6}}
+    folder.write_run(run)
+    folder.metrics_dir.mkdir()
+    live = folder.path / "live" / "n1.json"
+    live.parent.mkdir()
+    about = {"kind": "gpu", "missing": None, "counted": True, "power_w": 100.0, "energy_j": 7200.0}
+    devices = [about | {"uuid": f"GPU-{n}", "name": "a GPU"} for n in (1, 2)]
+    told = {"node": "n1", "meter_pid": 2, "boot_id": "one", "began_monotonic_s": 1.0, "time_unix_s": NOW + 150}
+    told |= {"power_w": 210.0, "energy_j": 14_500.0, "missing": [], "devices": devices}
+    live.write_text(json.dumps(told))
+    options = ["energy.budget.energy=1 Wh"]
+    watch = RunWatch(load_experiment(write_spec(tmp_path), options), folder, run, lambda text: None, True)
+    watch.look(NOW + 150)
+    assert watch.budget.spending.energy_j == pytest.approx(100.0)  # of its CPUs
+    watch.restarted(2, 1)
+    marks: list[dict[str, Any]] = [{"attempt": 1, "event": "enter", "phase": "train_step", "time_unix_s": NOW + 150}]
+    marks += [{"attempt": 2, "event": "devices", "uuids": ["GPU-2"]}] if cuda else []
+    folder.metrics_file(0).write_text("".join(json.dumps(mark) + "\n" for mark in marks))
+    live.write_text(json.dumps(told, indent=1))  # as it is replaced every second
+    if cuda:
+        with pytest.raises(BudgetSpent) as spent:
+            watch.look(NOW + 151)
+        assert spent.value.starting == 2
+    else:
+        watch.look(NOW + 151)
+        assert watch.budget.spending.energy_j == pytest.approx(100.0) and watch.progress.phase == "startup"
+
+
 def test_workers_that_nobody_held_while_it_waited_are_no_device_hours(tmp_path: Path) -> None:
     """Neither for the budget while the run goes on, nor when it goes on later, nor in its record."""
     options = ["energy.budget.gpu_hours=100", "cluster.device=auto", "cluster.gpu_hour_price=2.50 EUR"]

@@ -1,8 +1,10 @@
-"""A cluster that answers nothing any more does not hold a run's end."""
+"""A cluster, or a node, that answers nothing any more does not hold a run's start or end."""
 
 import threading
+from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from orchestrator.cluster import meters
 
@@ -20,3 +22,56 @@ def test_the_end_does_not_wait_for_a_call_that_hangs(monkeypatch: pytest.MonkeyP
         assert said is not None and said.startswith("Ray did not say within")
     finally:
         answered.set()
+
+
+class Meter:
+    """Of a node that has joined; what it is asked for is noted, and whether it answers is in its name."""
+
+    def __init__(self, node: str, asked: list[str]):
+        self._node, self._asked = node, asked
+
+    def __getattr__(self, what: str) -> Any:
+        self._what = what
+        return self
+
+    def remote(self, *_: Any) -> str:
+        self._asked.append(f"{self._what} {self._node}")
+        return self._node
+
+
+def test_a_node_that_does_not_answer_is_named_and_the_others_figures_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    left_s: list[float] = []
+
+    def get(node: str, timeout: float) -> dict[str, Any]:
+        assert len(asked) == 3  # all at once: the last one does not read on until the first have ended
+        left_s.append(timeout)
+        if node == "hangs":
+            monkeypatch.setattr(meters.time, "monotonic", lambda: began + timeout)
+            raise GetTimeoutError
+        if node == "dies":
+            raise ActorDiedError
+        return {"node": node}
+
+    began = meters.time.monotonic()
+    monkeypatch.setattr(meters.time, "monotonic", lambda: began)
+    monkeypatch.setattr(meters.ray, "get", get)
+    monkeypatch.setattr(meters.ray, "nodes", lambda: [])
+    monkeypatch.setattr(meters, "rank_counts", dict)
+    found = meters.Meters(lambda node_id, name: None)
+    found.tell_last()
+    for node in ("hangs", "dies", "lives"):
+        found.append(Meter(node, asked))
+        found.nodes.append(node)
+    described, faults = meters.describe_meters(found)
+    assert described == [{"node": "lives"}]
+    assert faults == [
+        "the meter of hangs does not answer: if it does not come back, its energy is missing (GetTimeoutError)",
+        "the meter of dies does not answer: if it does not come back, its energy is missing (ActorDiedError)",
+    ]
+    assert left_s[0] == meters.DESCRIBE_S and max(left_s[1:]) < 1.0  # one limit for all, and what has come is taken
+
+
+def test_a_node_that_is_lost_was_metered_all_the_same() -> None:
+    lost, old, new = {"node": "a", "n": 1}, {"node": "b", "n": 1}, {"node": "b", "n": 2}
+    assert meters.of_all_nodes([lost, old], [new]) == [lost, new]

@@ -46,7 +46,7 @@ def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     nodes = NodesNow(folder)
     nodes.look(NOW)
-    assert (nodes.power_w(NOW), nodes.energy_j, nodes.energy_until(NOW)) == (None, None, None)
+    assert [nodes.power_w(NOW), nodes.energy_j, nodes.energy_until(NOW), nodes.held_w(NOW)] == [None] * 4
     node(folder, "n1", device("GPU-1", "gpu", None, 0.0), device("GPU-2", "gpu", 300.0, 10.0, missing="GPU is lost"))
     nodes.look(NOW)
     assert nodes.power_w(NOW) is None
@@ -84,6 +84,8 @@ def test_a_silent_node_is_held_until_ray_calls_it_dead_and_never_longer_than_a_l
             nodes.look(now)
         used_j, read_j = nodes.energy_until(now), nodes.energy_j
         assert used_j is not None and read_j is not None
+        # What is held back for the end goes by the same nodes, whether they speak or not.
+        assert nodes.held_w(now) == 100.0 + 5000.0 * ("n1" not in nodes.dead and passed_s < HELD_S)
         return (used_j - read_j) / 3.6e6
 
     node(folder, "n1", device("GPU-1", "gpu", 5000.0, 9e6))

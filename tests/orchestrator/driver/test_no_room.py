@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervised import Clock, Supervised
+from supervised import Clock, EndedAtOnce, Supervised
 from supervised import cluster as cluster
 from supervised import run as run
 from supervised import supervision as supervision
@@ -15,7 +15,6 @@ from tiny import write_spec
 from orchestrator.budget.watch import Spending, Watch
 from orchestrator.cluster import capacity
 from orchestrator.driver import supervise
-from orchestrator.driver.failures import TrainingLost
 from orchestrator.spec.file import load_experiment
 
 
@@ -44,14 +43,12 @@ def test_a_cluster_that_others_use_is_waited_for_within_the_attempt(
 
 
 def test_a_run_that_is_ended_while_it_waits_has_said_how_long(supervision: Supervised, clock: Clock) -> None:
-    """A budget that is due, or Ctrl-C at once: it leaves from the middle of an attempt."""
-
     def tick() -> None:
         if clock.now_s >= 1012.0:
-            raise TrainingLost("enough")
+            raise EndedAtOnce
 
     supervision.tick = tick
-    assert isinstance(supervision(clock.without_room)[0], TrainingLost)
+    assert isinstance(supervision(clock.without_room)[0], EndedAtOnce)
     assert sum(supervision.waited_s) == 8.0  # from 1002 to the look before
 
 

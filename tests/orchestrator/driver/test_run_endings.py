@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import write_spec
 
-from energy.runs import RunFolder
+from energy.runs import STOP_FILE, RunFolder
 from orchestrator.driver import run as driver
 from orchestrator.screens.run import RunScreen
 from orchestrator.spec.file import BadInput, load_experiment
@@ -95,6 +95,32 @@ def test_a_refused_resume_leaves_the_run_as_it_was(first: str | None, start: Any
     _, code = start(lambda *_: True, folder.path)
     assert code == 0
     assert [attempt["status"] for attempt in folder.read_run()["attempts"]] == ["stopped", "completed"]
+
+
+def test_a_stop_that_comes_while_a_resumed_run_settles_is_for_this_command(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = start(fails(RuntimeError("lost")))
+    stop = folder.path / STOP_FILE
+    stop.touch()  # of the command before, which did not come to it
+
+    def settling(*_: Any) -> None:
+        assert not stop.exists()
+        stop.touch()
+
+    monkeypatch.setattr(driver, "require_budget", settling)
+    seen = []
+    start(lambda *_: bool(seen.append(stop.exists())), folder.path)
+    assert seen == [True]
+
+
+def test_nodes_that_are_lost_and_nodes_that_come_late_stay_with_the_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.write_run({"hosts": ["driver"]})
+    for nodes in (["a"], ["a", "late"], ["replacement"]):
+        run = folder.update_run(**driver._metered(folder, [{"node": node, "n": len(nodes)} for node in nodes]))
+    assert run["hosts"] == ["a", "late", "replacement"]
+    assert run["meters"] == [{"node": "a", "n": 2}, {"node": "late", "n": 2}, {"node": "replacement", "n": 1}]
 
 
 def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,20 @@ def test_failures_without_a_new_checkpoint_are_limited_and_others_are_not(superv
     assert len(begun) == 6
 
 
+def test_a_checkpoint_that_cannot_be_read_does_not_hide_that_others_are_written(
+    supervision: Any, run: RunFolder
+) -> None:
+    """The training goes on from an older one, and may be lost again before it is where the newest was."""
+    result, _, begun = supervision(
+        lambda: save(run, 1000, killed(1)),
+        lambda: save(run, 900, killed(1)),
+        lambda: save(run, 950, killed(1)),
+        lambda: True,
+        overrides=("cluster.max_failures=1",),
+    )
+    assert result is True and len(begun) == 3
+
+
 def test_it_goes_on_with_the_workers_that_are_left(
     supervision: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

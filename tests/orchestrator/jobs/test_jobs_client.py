@@ -260,6 +260,15 @@ def test_a_job_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatc
         jobs.follow(client, "a", lambda text: None)
 
 
+def test_a_log_that_is_silent_between_two_gaps_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gap has its own minute, also where nothing was written in between."""
+    now_s = iter(range(0, 10**6, 50))
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: float(next(now_s)), sleep=lambda _: None))
+    gap: list[str | Exception] = [RuntimeError("gone")]
+    client: Any = Client([details("hoofprint run x")], [gap, [], gap, [], gap, []])
+    assert jobs.follow(client, "a", lambda text: None).ending == "succeeded"
+
+
 def test_submitting(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     experiment, shared = load_experiment(spec), PurePosixPath("/shared/runs")
@@ -285,6 +294,47 @@ def test_ray_stops_what_it_leaves_time() -> None:
     assert client.stopped == ["a"] and not client.submitted
 
 
+@pytest.mark.parametrize(
+    ("codes", "nodes", "stopped", "said"),
+    [
+        ([stopping.ASKED], ["n1"], False, None),
+        ([stopping.NO_RUN_YET], ["n1"], True, None),
+        ([stopping.NOT_SEEN], [None], True, None),  # it has not begun
+        ([stopping.NOT_SEEN, stopping.ASKED], [None, "n1"], False, None),  # it began on a node that nobody knew of
+        ([stopping.NOT_SEEN] * stopping.TRIES, ["n1"] * stopping.TRIES, False, "in a container"),
+    ],
+)
+def test_a_run_is_asked_where_it_is_and_killed_only_where_it_has_nothing_to_lose(
+    codes: list[int], nodes: list[str | None], stopped: bool, said: str | None
+) -> None:
+    at = iter([*nodes, nodes[-1]])
+    job = details("hoofprint run x", driver_node_id=next(at))
+
+    class Asked(Client):
+        def submit_job(self, **given: Any) -> str:
+            job.driver_node_id = next(at)  # it goes on meanwhile
+            return super().submit_job(**given)
+
+        def get_job_status(self, job_id: str) -> JobStatus:
+            return JobStatus.FAILED
+
+        def get_job_info(self, job_id: str) -> SimpleNamespace:
+            return details("sh", driver_exit_code=codes[len(self.submitted) - 1])
+
+        def delete_job(self, job_id: str) -> None:
+            pass
+
+    client: Any = Asked([job])
+    if said is None:
+        stopping.ask_job(client, jobs._job(job), lambda text: None)
+    else:
+        with pytest.raises(RuntimeError, match=said):
+            stopping.ask_job(client, jobs._job(job), lambda text: None)
+    assert client.stopped == ["a"] * stopped
+    wanted = [None if node is None else {"ray.io/node-id": node} for node in nodes]
+    assert [given["entrypoint_label_selector"] for given in client.submitted] == wanted[: len(codes)]
+
+
 def test_the_helper_finds_the_run_by_the_lock_of_its_driver(tmp_path: Path) -> None:
     (tmp_path / "a run").mkdir()
     code = "import sys, time; lock = open(sys.argv[1], 'w'); print('open', flush=True); time.sleep(600)"
@@ -299,7 +349,7 @@ def test_the_helper_finds_the_run_by_the_lock_of_its_driver(tmp_path: Path) -> N
     stop = tmp_path / "a run" / stopping.STOP_FILE
     try:
         other = subprocess.run(stopping.helper_command("job-10"), shell=True, timeout=60)
-        assert other.returncode == stopping.NO_RUN_YET and not stop.exists()
+        assert other.returncode == stopping.NOT_SEEN and not stop.exists()
         asked = subprocess.run(stopping.helper_command("job-1"), shell=True, timeout=60)
         assert asked.returncode == stopping.ASKED and stop.exists()
         assert driver.poll() is None  # asked, and not killed
