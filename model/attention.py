@@ -163,11 +163,18 @@ def sdpa_backends(wanted: Backend, device: torch.device) -> AbstractContextManag
 
 @torch.no_grad()
 def backend_in_use(
-    config: LlamaConfig, batch: int, mask: Mask, wanted: Backend, like: torch.Tensor, tensor_parallel: int = 1
+    config: LlamaConfig,
+    batch: int,
+    mask: Mask,
+    wanted: Backend,
+    like: torch.Tensor,
+    tensor_parallel: int = 1,
+    compiled: bool = False,
 ) -> str:
     """What `attend` runs for training on `batch` sequences, in words for the run: PyTorch is asked, not guessed.
 
-    mask: one of the run's own. like: a tensor of the device and dtype that compute.
+    mask: one of the run's own. like: a tensor of the device and dtype that compute. compiled: blocks are, by
+    torch.compile, within which `takes` always says no.
     """
     if isinstance(mask, Varlen):
         return "varlen (flash)"
@@ -180,7 +187,7 @@ def backend_in_use(
         for n in heads
     )
     with sdpa_backends(wanted, like.device), torch.enable_grad():
-        if mask is None and takes(q, k):
+        if mask is None and not compiled and takes(q, k):
             return "compiled for this processor"
         choice = torch._fused_sdp_choice(
             q, k, k, attn_mask=mask, is_causal=mask is None, enable_gqa=heads[0] != heads[1]
@@ -189,5 +196,5 @@ def backend_in_use(
     name = names.get(choice, f"SDPBackend {choice}")
     if mask is not None:
         return f"{name} with a mask"
-    why = native.missing() if like.device.type == "cpu" and wanted == "auto" else ""
+    why = native.missing() if like.device.type == "cpu" and wanted == "auto" and not compiled else ""
     return f"{name} ({why})" if why else name

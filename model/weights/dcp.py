@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from model.config import LlamaConfig
 from model.weights.tensors import Progress, TensorInfo, WeightSource, counted, model_shapes, require_shapes
@@ -31,11 +31,7 @@ class CheckpointWeights:
     def __init__(self, path: Path, config: LlamaConfig) -> None:
         self.path, self.config = path, config
         self._reader = FileSystemReader(path)
-        try:
-            _require_plain(path / ".metadata")
-            self._metadata = self._reader.read_metadata()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
-            raise ValueError(f"{path}: its .metadata is broken: {error}") from error
+        self._metadata = _read_metadata(path)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         found = {
             key.removeprefix(PREFIX): TensorInfo(tuple(entry.size), entry.properties.dtype)
@@ -62,30 +58,53 @@ class CheckpointWeights:
         return tensor
 
 
+# What the writers of torch 2.11 to 2.13 put into `.metadata`, beside dtypes and what pickle has opcodes for.
+_WRITTEN = {
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "Metadata",
+            "StorageMeta",
+            "MetadataIndex",
+            "BytesStorageMetadata",
+            "TensorStorageMetadata",
+            "ChunkStorageMetadata",
+            "TensorProperties",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("builtins", "set"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+}
+# What a pickle raises that is refused, cut short or damaged, or that another version of Python wrote.
+_BROKEN = (
+    pickle.UnpicklingError, EOFError, ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError,
+)  # fmt: skip
+
+
 class _Plain(pickle.Unpickler):
-    """Builds what torch's writer puts into `.metadata`, and calls nothing else: a folder may come from anywhere."""
+    """Builds what torch's writers put into `.metadata`, and calls nothing else: a folder may come from anywhere."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name) if module.split(".")[0] in _PLAIN_MODULES else None
-        of_dcp = module.startswith("torch.distributed.checkpoint.") and isinstance(found, type)
-        if of_dcp or isinstance(found, torch.dtype) or (module.split(".")[0], name) in _PLAIN:
-            return found
+        # By name, not by what is found: a name with dots leads from any module to what that has imported.
+        if (module, name) in _WRITTEN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"refused: it would call {module}.{name}")
 
 
-_PLAIN_MODULES = {"torch", "pathlib", "collections", "builtins"}
-_PLAIN = {
-    ("torch", "Size"),
-    ("torch", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-    *(("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
-}
-
-
-def _require_plain(file: Path) -> None:
-    with file.open("rb") as stream:
-        _Plain(stream).load()
+def _read_metadata(checkpoint: Path) -> Metadata:
+    try:
+        with (checkpoint / ".metadata").open("rb") as stream:
+            found: Any = _Plain(stream).load()
+        if not isinstance(found, Metadata):
+            raise TypeError(f"it holds {type(found).__name__}, not what torch writes")
+    except _BROKEN as error:
+        raise ValueError(f"{checkpoint}: its .metadata is broken: {error}") from error
+    return found
 
 
 class _ReadWhenWritten(DefaultSavePlanner):

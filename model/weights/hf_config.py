@@ -144,13 +144,15 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None, list[str]]
         return 1e4, None, [f"rope_scaling: {each}" for each in odd]
     theta = float(found.get("rope_theta") or raw.get("rope_theta") or 1e4)
     kind = found.get("rope_type", found.get("type", "default"))
+    if found.get("type", kind) != kind:
+        return theta, None, [f"rope_scaling is of type {found['type']} and of rope_type {kind}: leave one of them"]
     if found.get("partial_rotary_factor") not in (None, 1):
         return theta, None, [f"partial_rotary_factor is {found['partial_rotary_factor']}: our model turns all channels"]
     known = {"default": _ROPE_KEYS, "linear": _ROPE_KEYS | {"factor"}, "llama3": _LLAMA3_KEYS}
     if kind not in known:
         return theta, None, [f"rope_scaling of type {kind} is not supported, only {', '.join(known)}"]
     unknown = sorted(found.keys() - known[kind] - {"partial_rotary_factor"})
-    if unknown and kind != "default":
+    if unknown:
         return theta, None, [f"rope_scaling of type {kind} has keys that are not known here: {', '.join(unknown)}"]
     if kind == "default":
         return theta, None, []

@@ -1,8 +1,9 @@
 """A folder in the layout of Meta's releases: params.json and consolidated.NN.pth, one for each model-parallel rank.
 
 Column-parallel weights are split by rows over the files, row-parallel ones by columns; norm weights stand in
-each. Meta's rotary embedding pairs channel 2i with 2i + 1, ours i with i + D/2: the rows of wq and wk of each
-head are in another order. D: channels of one head.
+each. Of the embedding, files have columns in LLaMA 1 and 2 and rows in Llama 3; the code of each reads no other.
+Meta's rotary embedding pairs channel 2i with 2i + 1, ours i with i + D/2: the rows of wq and wk of each head are in
+another order. D: channels of one head.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from model.config import LlamaConfig
 from model.weights.meta_config import PARAMS, read_params, write_params
 from model.weights.names import IGNORED, theirs
 from model.weights.pth import PthWriter, load_pth
@@ -33,7 +35,8 @@ OUTPUT, EMBEDDING = "output.weight", "tok_embeddings.weight"
 REMAP_BYTES = 2**30
 
 _BY_ROWS = ("attention.wq", "attention.wk", "attention.wv", "ffn.w_gate", "ffn.w_up", "output")
-_BY_COLUMNS = ("attention.wo", "ffn.w_down", "embedding")  # Llama 3 splits the embedding by rows
+_BY_COLUMNS = ("attention.wo", "ffn.w_down")
+_LLAMA3_THETA = 5e5
 _ROTATED = ("attention.wq.weight", "attention.wk.weight")
 
 
@@ -47,9 +50,23 @@ def interleaved(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(weight.shape)
 
 
-def _axis(name: str) -> int | None:
-    """The axis along which a weight of ours is split over the files; None where each file has it whole."""
+def is_llama3(config: LlamaConfig) -> bool:
+    """Whether the code that Meta released with Llama 3 is to read a model, and not that of LLaMA 1, 2 and Code Llama.
+
+    The rotary embedding tells: of all releases those of Llama 3 alone have a theta of 500,000, some of them scaled.
+    Other theta means the older code, whatever the tokenizer.
+    """
+    return config.rope_theta == _LLAMA3_THETA or config.rope_scaling is not None
+
+
+def _axis(name: str, embedding: int) -> int | None:
+    """The axis along which a weight of ours is split over the files; None where each file has it whole.
+
+    embedding: the axis of that one.
+    """
     part = name.removesuffix(".weight")
+    if part == "embedding":
+        return embedding
     return 0 if part.endswith(_BY_ROWS) else 1 if part.endswith(_BY_COLUMNS) else None
 
 
@@ -68,17 +85,15 @@ class MetaFolder:
         for file, shard in zip(self._paths, self._shards, strict=True):
             if EMBEDDING not in shard or any(name in shard and shard[name].dim() != 2 for name in (EMBEDDING, OUTPUT)):
                 raise ValueError(f"{file}: no matrices {EMBEDDING} and {OUTPUT}: not the weights of a LLaMA by Meta")
-        tied = OUTPUT not in first or (
-            len(self._shards) == 1 and first[OUTPUT].data_ptr() == first[EMBEDDING].data_ptr()
+        tied = all(
+            OUTPUT not in shard or shard[OUTPUT].data_ptr() == shard[EMBEDDING].data_ptr() for shard in self._shards
         )
         vocab_by_output = sum(shard[OUTPUT].shape[0] for shard in self._shards if OUTPUT in shard)
         self.config, self.warnings = read_params(
             path / PARAMS, vocab_by_output or first[EMBEDDING].shape[0], tied, sequence_length, rope_scaling_factor
         )
-        split = len(self._shards) > 1 and first[EMBEDDING].shape[1] == self.config.dim
-        self._axes = {name: _axis(name) for name in model_shapes(self.config)}
-        if split:
-            self._axes["embedding.weight"] = 0
+        embedding = 0 if first[EMBEDDING].shape[1] == self.config.dim else 1
+        self._axes = {name: _axis(name, embedding) for name in model_shapes(self.config)}
         self._require()
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(shape, first[theirs(name, "meta")].dtype)
@@ -140,7 +155,10 @@ def _numbered(path: Path) -> list[Path]:
 
 
 def write_meta(folder: Path, source: WeightSource, shards: int, progress: Progress) -> None:
-    """Write params.json and `shards` files into an empty folder. ValueError where they cannot share the model."""
+    """Write params.json and `shards` files into an empty folder. ValueError where they cannot share the model.
+
+    Of several files each has rows of the embedding where the model `is_llama3`, columns of it otherwise.
+    """
     config = source.config
     odd = [
         f"{key} ({value})"
@@ -155,12 +173,13 @@ def write_meta(folder: Path, source: WeightSource, shards: int, progress: Progre
     if odd:
         raise ValueError(f"{shards} files cannot share the model equally: {', '.join(odd)}; choose another --shards")
     write_params(folder, config)
-    tied = config.tie_embeddings
-    infos = {theirs(name, "meta"): _part(info, _axis(name), shards) for name, info in source.tensors.items()}
+    axes = {name: _axis(name, 0 if is_llama3(config) else 1) for name in source.tensors}
+    infos = {theirs(name, "meta"): _part(info, axes[name], shards) for name, info in source.tensors.items()}
     # Meta's code always asks for `output`: where it is the embedding, it is a second name of the same memory, and
     # where the embedding is split the other way, a matrix of its own.
-    aliases = {OUTPUT: EMBEDDING} if tied and shards == 1 else {}
-    if tied and shards > 1:
+    apart = config.tie_embeddings and shards > 1 and axes["embedding.weight"] != 0
+    aliases = {OUTPUT: EMBEDDING} if config.tie_embeddings and not apart else {}
+    if apart:
         infos[OUTPUT] = _part(source.tensors["embedding.weight"], 0, shards)
     read = counted(source.read, source.tensors, progress)
     with ExitStack() as stack:
@@ -172,9 +191,9 @@ def write_meta(folder: Path, source: WeightSource, shards: int, progress: Progre
             tensor = read(name)
             if name.endswith(_ROTATED):
                 tensor = interleaved(tensor, config.head_dim)
-            for file, part in zip(files, _parts(tensor, _axis(name), shards), strict=True):
+            for file, part in zip(files, _parts(tensor, axes[name], shards), strict=True):
                 file.write(theirs(name, "meta"), part)
-            if tied and shards > 1 and name == "embedding.weight":
+            if apart and name == "embedding.weight":
                 for file, part in zip(files, _parts(tensor, 0, shards), strict=True):
                     file.write(OUTPUT, part)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -29,6 +30,11 @@ _STORAGES = {
     torch.float16: torch.HalfStorage,
     torch.bfloat16: torch.BFloat16Storage,
 }
+# Torch's unpickler trips over a broken pickle in many ways.
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
+    struct.error,
+)  # fmt: skip
 _ROOT = "archive"
 _ALIGNMENT = 64  # of a record, as torch has it, so that it can be mapped into memory
 _LOCAL_HEADER, _ZIP64_FIELD, _FIELD_HEADER = 30, 20, 4
@@ -46,25 +52,44 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         found: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused: it holds more than tensors and could run code ({_first(error)})") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a .pth file that torch can read: {_first(error)}") from error
+    except _UNREADABLE as error:
+        said = _first(error)
+        if not _is_whole(path):
+            raise ValueError(f"{path}: cut short or damaged: its list of tensors cannot be read to its end") from error
+        if "GLOBAL" in said:
+            raise ValueError(f"{path}: refused: it holds more than tensors and could run code ({said})") from error
+        raise ValueError(f"{path}: not a .pth file that torch can read: {said}") from error
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ValueError(f"{path}: expected a dict of names and tensors, and nothing else")
-    odd = sorted(name for name, tensor in found.items() if tensor.dtype not in _STORAGES)
-    if odd:
-        raise ValueError(
-            f"{path}: {odd[0]} has dtype {str(found[odd[0]].dtype).removeprefix('torch.')}: "
-            "quantised and integer weights cannot be imported"
-        )
+    for name, tensor in found.items():
+        if tensor.dtype not in _STORAGES:
+            raise ValueError(
+                f"{path}: {name} has dtype {str(tensor.dtype).removeprefix('torch.')}: "
+                "quantised and integer weights cannot be imported"
+            )
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(
+                f"{path}: {name} is {str(tensor.layout).removeprefix('torch.')}, on device {tensor.device}: only dense "
+                "tensors whose values are in the file can be imported"
+            )
     return {str(name): tensor.detach() for name, tensor in found.items()}
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the pickle is as it was written, bytes and all: of one that is not, what it would call means nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            return all(True for _ in pickletools.genops(archive.read(name)))  # looks, and builds nothing
+    except (StopIteration, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _first(error: BaseException) -> str:
     """What torch says of the cause, without its advice to trust the file."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = next((line for line in lines if "GLOBAL" in line or "global" in line), None)
+    said = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    named = next((line for line in lines if "GLOBAL" in line), None)
     return (named or (lines[0] if lines else type(error).__name__)).split(". ")[0]
 
 

@@ -11,18 +11,19 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from model.weights.tensors import TensorInfo, as_bytes
+from model.weights.tensors import Shape, TensorInfo, as_bytes
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the library's own limit
 _ALIGNMENT = 8
+_Entry = tuple[int, int, str, str, Shape]  # of a tensor: begin and end of its bytes, name, dtype, shape
 
 
 class SafetensorsFile:
@@ -42,16 +43,14 @@ class SafetensorsFile:
                 raise ValueError(f"{path}: cut short: its header has {length} bytes, the whole file {size}")
             text = file.read(length)
         try:
-            header: Any = json.loads(text)
-            header.pop("__metadata__", None)
-            self._read_header(header, data_begin=8 + length, size=size)
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            entries = _entries(text)
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: not a safetensors file (its header is broken: {error})") from error
+        self._lay_out(entries, data_begin=8 + length, size=size)
 
-    def _read_header(self, header: Mapping[str, Any], data_begin: int, size: int) -> None:
+    def _lay_out(self, entries: Iterable[_Entry], data_begin: int, size: int) -> None:
         end_of_last = 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            dtype, shape, (begin, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+        for begin, end, name, dtype, shape in sorted(entries):
             if dtype not in _DTYPES:
                 raise ValueError(
                     f"{self.path}: {name} has dtype {dtype}: quantised and integer weights cannot be imported; "
@@ -82,6 +81,19 @@ class SafetensorsFile:
                     raise ValueError(f"{self.path}: cut short while it was read, in {name}")
                 left = left[got:]
         return tensor
+
+
+def _entries(header: bytes) -> list[_Entry]:
+    """What a header says of each tensor, by kind and not by sense; an error of any kind where it is none."""
+    found: Any = json.loads(header)
+    found.pop("__metadata__", None)
+    entries = []
+    for name, entry in found.items():
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if type(dtype) is not str or any(type(number) is not int for number in (*shape, *offsets)) or len(offsets) != 2:
+            raise TypeError(f"{name} is {json.dumps(entry)}")
+        entries.append((offsets[0], offsets[1], name, dtype, tuple(shape)))
+    return entries
 
 
 def write_safetensors(

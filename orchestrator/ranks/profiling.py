@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -108,10 +109,14 @@ class Profile:
 
 
 class StepProfiler:
-    """Calls a step, and records `steps` of them, after the first ones of this attempt, into `run_dir/profile`."""
+    """Calls a step, and records `steps` of them, after the first ones of this attempt, into `run_dir/profile`.
+
+    Where there are none to record, that folder is gone: an old one would be taken for this attempt's.
+    """
 
     def __init__(self, step: Callable[[int], StepResult], run_dir: Path, steps: int, device: torch.device) -> None:
         self._step, self._folder, self._steps, self._device = step, run_dir / FOLDER, steps, device
+        shutil.rmtree(self._folder, ignore_errors=True)  # what an earlier attempt recorded is not of this one
         self._done = -SKIPPED
         self._profiler: Any = None
         self._first_step = 0

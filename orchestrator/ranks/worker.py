@@ -240,6 +240,7 @@ class Rank:
             self.spec.training.attention,
             like,
             self.layout.tensor,
+            self.choices.compile,
         )
         return {**self.choices.as_dict(), "attention": attention, "layout": asdict(self.layout)}
 

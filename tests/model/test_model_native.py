@@ -28,7 +28,7 @@ loss = model(tokens[:, :-1], tokens[:, 1:])
 loss.backward()
 norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
 print(f"{loss.item():.4f} {norm.item():.3f}")
-print(backend_in_use(config, 1, None, "auto", torch.empty(0)))
+print(*(backend_in_use(config, 1, None, "auto", torch.empty(0), compiled=each) for each in (False, True)), sep="; ")
 print(native.missing())
 """
 compiled_here = pytest.mark.skipif(native.library() is None, reason=native.missing())
@@ -60,10 +60,10 @@ def test_ranks_that_come_at_once_share_what_is_compiled_and_without_a_compiler_t
     together = [start(tmp_path / "cache") for _ in range(2)]
     first, second = (said(each) for each in together)
     numbers = first[0]
-    assert first == second == [numbers, "compiled for this processor", ""]
+    assert first == second == [numbers, "compiled for this processor; flash", ""]
     assert len(list((tmp_path / "cache" / "hoofprint").iterdir())) == 1
     none = "no C compiler (cc) is installed"
-    assert said(start(tmp_path, PATH=str(tmp_path / "empty"), CC="")) == [numbers, f"flash ({none})", none]
+    assert said(start(tmp_path, PATH=str(tmp_path / "empty"), CC="")) == [numbers, f"flash ({none}); flash", none]
 
 
 def test_another_processor_or_compiler_gets_a_library_of_its_own(

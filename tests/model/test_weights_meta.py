@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +90,37 @@ def test_a_round_trip_is_exact(name: str, shards: int, dtype: torch.dtype, tmp_p
     assert_same_bits(found, InMemory(model))
 
 
-def test_a_tied_model_in_two_files_has_its_output_written_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rope", "shape"),
+    [
+        ({}, (100, 32)),
+        ({"rope_theta": 1e6}, (100, 32)),  # Code Llama
+        ({"rope_theta": 5e5}, (50, 64)),
+        ({"rope_scaling": RopeScaling(kind="llama3", factor=8.0)}, (50, 64)),
+    ],
+)
+def test_the_embedding_is_split_as_the_code_of_the_model_s_release_has_it(
+    rope: dict[str, Any], shape: tuple[int, int], tmp_path: Path
+) -> None:
+    model = build(LlamaConfig(**BASE | rope))
+    folder = written(tmp_path / "out", model, 2)
+    for file in folder.glob("*.pth"):
+        assert torch.load(file)["tok_embeddings.weight"].shape == shape
+    assert_same_bits(MetaFolder(folder), InMemory(model))
+
+
+def test_a_tied_model_split_by_columns_has_its_output_written_out(tmp_path: Path) -> None:
     model = build(LlamaConfig(**BASE | {"tie_embeddings": True}))
     found = MetaFolder(written(tmp_path / "out", model, 2))
     assert not found.config.tie_embeddings
     assert torch.equal(found.read("output.weight"), model.embedding.weight)
+
+
+def test_a_tied_model_split_by_rows_stays_tied(tmp_path: Path) -> None:
+    model = build(LlamaConfig(**BASE | {"tie_embeddings": True, "rope_theta": 5e5}))
+    found = MetaFolder(written(tmp_path / "out", model, 2))
+    assert found.config.tie_embeddings
+    assert_same_bits(found, InMemory(model))
 
 
 def test_scaled_rotary_positions_come_back(tmp_path: Path) -> None:
@@ -131,20 +159,32 @@ def as_released(folder: Path, model: Llama, shards: int, by_rows: bool) -> Path:
             state[theirs(name, "meta")] = weight.chunk(shards, axis)[rank].clone() if weight.dim() > 1 else weight
         torch.save(state, folder / f"consolidated.{rank:02d}.pth")
     params = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-6, "vocab_size": -1,
-              "multiple_of": 32, "ffn_dim_multiplier": 0.5, "rope_theta": 5e5}  # fmt: skip
+              "multiple_of": 32, "ffn_dim_multiplier": 0.5, "rope_theta": model.config.rope_theta}  # fmt: skip
     (folder / "params.json").write_text(json.dumps(params))
     return folder
+
+
+def shapes(folder: Path) -> dict[tuple[str, str], torch.Size]:
+    """Of all weights in each file; tables that follow from the config are none."""
+    return {
+        (file.name, name): tensor.shape
+        for file in folder.glob("*.pth")
+        for name, tensor in torch.load(file).items()
+        if "rope" not in name
+    }
 
 
 @pytest.mark.parametrize("by_rows", [False, True])
 @torch.no_grad()
 def test_files_as_meta_saved_them(by_rows: bool, tmp_path: Path) -> None:
-    model = build(CONFIGS["grouped"])
+    config = CONFIGS["grouped"] if by_rows else replace(CONFIGS["grouped"], rope_theta=1e4)
+    model = build(config)
     folder = MetaFolder(as_released(tmp_path / "release", model, 2, by_rows), sequence_length=LENGTH)
     assert folder.config.vocab_size == 100 and folder.config.ffn_hidden == 96 and not folder.warnings
     assert_same_bits(folder, InMemory(model))
     assert torch.equal(model_of(folder)(draw_tokens(model.config)), model(draw_tokens(model.config)))
     assert "--sequence-length" in MetaFolder(tmp_path / "release").warnings[0]
+    assert shapes(tmp_path / "release") == shapes(written(tmp_path / "back", model_of(folder), 2))
 
 
 def test_a_file_mapped_anew_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,12 +239,35 @@ def test_a_file_that_is_cut_short_is_named(kept: int, tmp_path: Path) -> None:
         MetaFolder(path.parent)
 
 
+CUTS: dict[str, Callable[[bytes], int]] = {
+    "in the name of a function": lambda data: data.index(b"_rebuild_tensor_v2") + 10,
+    "in the length of a text": lambda data: data.index(b"X") + 3,
+    "in a text": lambda data: data.index(b"X") + 10,
+    "before its end": lambda data: len(data) - 1,
+    "to nothing": lambda data: 0,
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_pickle_that_is_cut_short_is_no_attack(cut: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "out", build(CONFIGS["plain"])) / "consolidated.00.pth"
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data[: CUTS[cut](data)] if name.endswith("data.pkl") else data)
+    with pytest.raises(ValueError, match=r"consolidated\.00\.pth: cut short or damaged: its list of tensors"):
+        MetaFolder(path.parent)
+
+
 @pytest.mark.parametrize(
     ("odd", "said"),
     [
         ([torch.ones(2)], "expected a dict"),
         ({"a": 1}, "expected a dict"),
         ({"tok_embeddings.weight": torch.ones(3, dtype=torch.int8)}, "int8: quantised"),
+        ({"a": torch.eye(3).to_sparse()}, "a is sparse_coo, on device cpu"),
+        ({"a": torch.ones(3, device="meta")}, "a is strided, on device meta"),
         ({"norm.weight": torch.ones(3)}, "no matrices tok_embeddings.weight"),
         ({"tok_embeddings.weight": torch.ones(3, 2), "output.weight": torch.tensor(1.0)}, "no matrices"),
     ],

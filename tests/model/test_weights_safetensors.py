@@ -75,6 +75,10 @@ def entry(dtype: str = "F32", shape: list[int] | None = None, offsets: tuple[int
         ({"a": {"dtype": "F32"}}, "not a safetensors file"),
         ({"a": 1}, "not a safetensors file"),
         ([], "not a safetensors file"),
+        ({"a": entry() | {"data_offsets": [0]}}, "lies.safetensors: not a safetensors file .*broken: a is"),
+        ({"a": entry() | {"data_offsets": [0, 8.0]}}, "lies.safetensors: not a safetensors file .*broken: a is"),
+        ({"a": entry() | {"shape": ["two"]}}, "lies.safetensors: not a safetensors file .*broken: a is"),
+        ({"a": entry() | {"shape": [float("nan")]}}, "lies.safetensors: not a safetensors file .*broken: a is"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, said: str) -> None:

@@ -126,6 +126,8 @@ def steps_of_products() -> Iterator[StepResult]:
 
 def test_it_records_the_steps_asked_for_and_no_others(tmp_path: Path) -> None:
     made = steps_of_products()
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "profile.txt").touch()  # of an attempt before
     profiler = StepProfiler(lambda step: next(made), tmp_path, 3, torch.device("cpu"))
     for step in range(11, 11 + SKIPPED + 2):
         profiler(step)

@@ -4,16 +4,22 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.multiprocessing as mp
 from tiny import STEPS, eager_rank, losses, train, write_spec
 
 from energy.runs import RunFolder
+from model.sharding import Layout
 from orchestrator.checkpoints.saved import newest_complete
+from orchestrator.plan.choices import choose
 from orchestrator.ranks import loop
 from orchestrator.ranks.loop import StepResult
 from orchestrator.ranks.metrics import MetricsFile
+from orchestrator.ranks.worker import Rank
+from orchestrator.spec.file import load_experiment
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,20 @@ def test_compilation_is_a_phase_of_its_own_and_its_tokens_count(whole: tuple[Pat
     assert validation["end_unix_s"] <= first_evaluation["end_unix_s"]
     assert [step["tokens"] for step in run.steps()] == [256 * number for number in range(1, STEPS + 1)]
     assert losses(run) == pytest.approx(losses(plain), abs=1e-3)
+
+
+@pytest.mark.parametrize(("compiled", "kernel"), [("false", "compiled for this processor"), ("true", "flash")])
+def test_what_a_run_says_of_attention_is_what_its_blocks_run(
+    compiled: str, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.attention.takes", lambda q, k: not torch.compiler.is_compiling())
+    rank = object.__new__(Rank)
+    rank.spec = load_experiment(write_spec(tmp_path), [f"training.compile={compiled}"])
+    config = rank.spec.llama_config(400)
+    rank.choices = choose(rank.spec, config, 1, "cpu", None)
+    rank.model, rank.stream = SimpleNamespace(config=config), SimpleNamespace(sequence_length=config.sequence_length)
+    rank.layout, rank.device, rank.dtype = Layout.of(1), torch.device("cpu"), torch.float32
+    assert rank.in_use()["attention"] == kernel
 
 
 def test_every_attempt_compiles_anew(tmp_path: Path) -> None:
@@ -75,7 +95,9 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(whole: tuple[Path, R
     half = resumed / "checkpoints" / "step-00000016"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"half")
+    (resumed / "profile").mkdir()  # of an attempt that was profiled, as this one is not
     after = losses(train(spec, resumed))
+    assert (resumed / "profile").exists()
     before = losses(run)
     assert list(after) == list(range(9, STEPS + 1))
     assert all(after[step] == before[step] for step in after)
