@@ -1,4 +1,8 @@
-"""Meta's `params.json` of a LLaMA, to our config and back."""
+"""Meta's `params.json` of a LLaMA, to our config and back.
+
+Meta's code calls `ModelArgs(max_seq_len=..., max_batch_size=..., **params)` and knows no key of later releases: the file
+says only what that of the model's own release may say. The length of a sequence, which none does, lies beside it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from model.config import LlamaConfig, RopeScaling
 from model.weights.settings import POSITIVE, SWITCH, WHOLE, Kind, or_null, read_object, require_kinds
 
 PARAMS = "params.json"
+OURS = "hoofprint.json"  # {sequence_length} of a model that we exported
+_THETA = 1e4
 _MULTIPLE = 256
 _SEQUENCE_LENGTH = 2048
 _SIZES = ("dim", "n_layers", "n_heads")
@@ -61,7 +67,10 @@ def read_params(
             "weights, or one of their files is missing"
         )
     warnings = []
-    length = sequence_length or raw.get("max_seq_len")
+    beside = path.with_name(OURS)
+    ours = read_object(beside, "sequence_length") if beside.is_file() else {}
+    require_kinds(beside, ours, {"sequence_length": WHOLE})
+    length = sequence_length or raw.get("max_seq_len") or ours.get("sequence_length")
     if length is None:
         length = _SEQUENCE_LENGTH
         warnings.append(
@@ -81,7 +90,7 @@ def read_params(
             vocab_size=vocab_size,
             sequence_length=length,
             norm_eps=raw["norm_eps"],
-            rope_theta=float(raw.get("rope_theta") or 1e4),
+            rope_theta=float(raw.get("rope_theta") or _THETA),
             rope_scaling=_scaling(path, raw, rope_scaling_factor),
             tie_embeddings=tied,
         ), warnings
@@ -108,7 +117,7 @@ def _scaling(path: Path, raw: Mapping[str, Any], factor: float | None) -> RopeSc
 
 
 def write_params(folder: Path, config: LlamaConfig) -> None:
-    """`params.json`. ValueError for a rotary scaling that Meta's code does not have."""
+    """`params.json`, and the length of a sequence. ValueError for a rotary scaling that Meta's code does not have."""
     scaling = config.rope_scaling
     if scaling is not None and (scaling.kind, scaling.low_freq_factor, scaling.original_length) != ("llama3", 1, 8192):
         raise ValueError(f"Meta's layout has no place for {scaling}; export it with --format huggingface")
@@ -117,13 +126,12 @@ def write_params(folder: Path, config: LlamaConfig) -> None:
         "dim": config.dim,
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,
-        "n_kv_heads": config.n_kv_heads,
+        **({} if config.n_kv_heads == config.n_heads else {"n_kv_heads": config.n_kv_heads}),
         "vocab_size": config.vocab_size,
         "multiple_of": multiple,
         **({} if multiplier is None else {"ffn_dim_multiplier": multiplier}),
         "norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "max_seq_len": config.sequence_length,
+        **({} if config.rope_theta == _THETA else {"rope_theta": config.rope_theta}),
     }
     if scaling is not None:
         raw |= {
@@ -131,7 +139,9 @@ def write_params(folder: Path, config: LlamaConfig) -> None:
             "rope_scaling_factor": scaling.factor,
             "rope_high_freq_factor": scaling.high_freq_factor,
         }
-    (folder / PARAMS).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    ours = {"sequence_length": config.sequence_length}
+    for name, said in ((PARAMS, raw), (OURS, ours)):
+        (folder / name).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
 def _hidden(dim: int, multiple: int, multiplier: float | None) -> int:

@@ -144,6 +144,29 @@ def test_scaled_rotary_positions_come_back(tmp_path: Path) -> None:
         write_params(tmp_path, CONFIGS["linear"])
 
 
+LLAMA1 = {"dim", "n_layers", "n_heads", "vocab_size", "multiple_of", "norm_eps"}  # of ModelArgs, what a file may say
+LLAMA2 = LLAMA1 | {"n_kv_heads", "ffn_dim_multiplier"}
+LLAMA3 = LLAMA2 | {"rope_theta"}
+
+
+@pytest.mark.parametrize(
+    ("of", "known"),
+    [
+        ({"ffn_hidden": 256}, LLAMA1),
+        ({"n_kv_heads": 2, "ffn_hidden": 384}, LLAMA2),
+        ({"n_kv_heads": 2, "ffn_hidden": 384, "rope_theta": 5e5}, LLAMA3),
+    ],
+    ids=["LLaMA", "Llama 2", "Llama 3"],
+)
+def test_metas_own_code_takes_the_parameters(of: dict[str, Any], known: set[str], tmp_path: Path) -> None:
+    """It gives max_seq_len and max_batch_size itself: a file that says them too is a TypeError there."""
+    config = LlamaConfig(**BASE | of)
+    write_params(tmp_path, config)
+    assert json.loads((tmp_path / "params.json").read_text()).keys() <= known
+    read, warnings = read_params(tmp_path / "params.json", config.vocab_size, False, None, None)
+    assert (replace(read, init_std=config.init_std), warnings) == (config, [])
+
+
 def as_released(folder: Path, model: Llama, shards: int, by_rows: bool) -> Path:
     """Saved with torch.save, split by hand as Meta's ranks had it; `by_rows`: the embedding as in Llama 3."""
     folder.mkdir()
