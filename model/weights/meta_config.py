@@ -1,7 +1,7 @@
 """Meta's `params.json` of a LLaMA, to our config and back.
 
-Meta's code calls `ModelArgs(max_seq_len=..., max_batch_size=..., **params)` and knows no key of later releases: the file
-says only what that of the model's own release may say. The length of a sequence, which none does, lies beside it.
+Meta's code calls `ModelArgs(max_seq_len=..., max_batch_size=..., **params)` and knows no key of later releases: the
+file says only what that of the model's own release may say. The length of a sequence, which none does, lies beside it.
 """
 
 from __future__ import annotations
