@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT)]
 from benchmarks.gpu.compare import markdown, summary  # noqa: E402
 from benchmarks.gpu.process import PartProcess  # noqa: E402
 from benchmarks.report import RESULTS, machine  # noqa: E402
-from benchmarks.training.systems import Case  # noqa: E402
+from benchmarks.training.systems import HOW, Case  # noqa: E402
 from model.config import LlamaConfig  # noqa: E402
 from model.memory import GB, Batch, Compute, memory_gb  # noqa: E402
 from model.sharding import Layout  # noqa: E402
@@ -88,7 +88,7 @@ def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict
     """{name: (limit in s, what `benchmarks.gpu.part` takes)}, the most wanted first.
 
     A GPU at its limit of power may be faster while it is cool: ours, which comes first, has a second turn after the
-    peers.
+    peers, at all lengths.
     """
     lengths, longest = list(scale.lengths), max(scale.lengths)
     case = Case(
@@ -121,8 +121,8 @@ def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict
         "ceiling": (40, kernels("ceiling", scale.seconds / 4, square=scale.square)),
         "training hoofprint": (130, train("hoofprint")),
         "training torchtitan": (110, train("torchtitan")),
-        "training transformers": (110, train("transformers")),
-        "training hoofprint again": (60, train("hoofprint", lengths[:1])),
+        "training transformers": (150, train("transformers")),
+        "training hoofprint again": (80, train("hoofprint")),
         "training float8": (80, train("hoofprint", lengths[:1], float8=True)),
         "generation": (130, generation),
         "metering": (45, {"part": "metering", "gpu": 0, "seconds": scale.seconds, "gpus": "visible"}),
@@ -191,6 +191,7 @@ def main() -> None:
         "machine": machine() | about,
         "wheels": fault or (None if packages is None else sorted(file.name for file in options.wheels.glob("*.whl"))),
         "tiny": options.tiny,
+        "how": HOW,
         "layers": layers,
         "why_layers": f"{layers} of {LAYERS}: "
         + ("as asked" if options.layers else "what fits beside master weights and moments, without checkpointing"),

@@ -7,7 +7,8 @@ that what else the machine does falls on all of them; each turn gives one ratio.
 C library settings (those of a hoofprint rank). Peak memory is that of one step in a fresh process with the C library
 as it comes. torchtitan is installed into .cache/peers, transformers is a development dependency.
 Written to benchmarks/results/training.json and training.md after each part, so that a run that is cut short leaves what
-it has; on two cores about 50 minutes, at most 8 with --quick. With --only the other parts stay as they were.
+it has; on two cores about 50 minutes, at most 8 with --quick. With --only the other parts stay as they were,
+if they are of the same machine, versions and settings.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ AT_ONCE = 3
 MEMORY_TARGET = 0.8
 STATE_BYTES = MASTER_BYTES * 2 + MOMENTS_BYTES  # of a parameter, in all systems: weight, gradient, two moments
 PARTS = (*SIZES, "memory", "scaling")
+HEAD = ("preset", "threads", "versions", "how", "cpu", "cores", "torch")  # what the page says once, of all its parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ class Bench:
             "first_loss": losses,
             "steps_of_a_turn": counts,
             "errors": errors,
-            **compare(case, seconds),
+            **compare(case, seconds, errors),
         }
 
     def memory(self, size: str, sequences: int, dtype: str) -> dict[str, Any]:
@@ -221,17 +223,23 @@ def parse(text: str) -> list[str]:
 
 
 def others(before: dict[str, Any], parts: Iterable[str], about: dict[str, Any]) -> dict[str, Any]:
-    """Of an earlier result of the same preset and threads, what is not measured again; nothing of any other."""
+    """Of an earlier result, what is not measured again; nothing of one that the page's head would not be true of."""
     kept: dict[str, Any] = {"speed": {}, "memory": {}, "scaling": {}, "left_out": [], "measured": {}}
-    if not before or any(before[key] != about[key] for key in ("preset", "threads")):
+    rest = set(PARTS) - set(parts)
+    if not before or not rest:
         return kept
-    for part in set(PARTS) - set(parts):
+    then, now = before | before["machine"], about | about["machine"]
+    if differ := [key for key in HEAD if then.get(key) != now[key]]:
+        print(f"{', '.join(sorted(rest))}: dropped, they were measured with other {', '.join(differ)}", flush=True)
+        return kept
+    for part in rest:
         where = "speed" if part in SIZES else part
         cells = before.get(where, {})
         kept[where] |= {name: cell for name, cell in cells.items() if where == part or name.split()[0] == part}
         begins = f"{where}, " if where == part else f"{where}, {part} "
         kept["left_out"] += [text for text in before.get("left_out", []) if text.startswith(begins)]
-        kept["measured"][part] = before.get("measured", {}).get(part, before["machine"])
+        when = before.get("measured", {}).get(part, {"date": then["date"]})
+        kept["measured"][part] = {"load_before": then.get("load_before")} | when
     return kept
 
 
@@ -239,7 +247,7 @@ def run(bench: Bench, parts: Iterable[str], result: dict[str, Any], keep: Callab
     """All that is wanted, in the order of the tables, until the time of the preset is used. `result`: of `others`. What
     there is goes to `keep` after each part."""
     parts, preset = list(parts), bench.preset
-    result = result | {"measured": result["measured"] | {part: machine() for part in parts}}
+    result = result | {"measured": dict(result["measured"])}
     began_s = time.monotonic()
 
     def measure(part: str, name: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -248,6 +256,7 @@ def run(bench: Bench, parts: Iterable[str], result: dict[str, Any], keep: Callab
             result["left_out"].append(f"{part}, {name}: no time left")
             return keep(result | {"met": targets_met(result)})
         print(f"{used_s:5.0f} s  {part}, {name}", flush=True)
+        result["measured"].setdefault(name.split()[0] if part == "speed" else part, {"date": machine()["date"]})
         try:
             result[part][name] = work()
         except Failed as error:
@@ -269,9 +278,9 @@ def run(bench: Bench, parts: Iterable[str], result: dict[str, Any], keep: Callab
     print(f"{time.monotonic() - began_s:5.0f} s  done", flush=True)
 
 
-def targets_met(result: dict[str, Any]) -> dict[str, bool]:
-    """Every target that was measured, by a name that says where."""
-    met: dict[str, bool] = {}
+def targets_met(result: dict[str, Any]) -> dict[str, bool | None]:
+    """Every target by a name that says where; None: not all that it is judged by was measured."""
+    met: dict[str, bool | None] = {}
     for part in ("speed", "scaling"):
         for name, cell in result[part].items():
             met |= {f"{name}: {key.removesuffix('_met')}": cell[key] for key in cell if key.endswith("_met")}

@@ -39,11 +39,13 @@ TITLES = {
     "torchtitan_compiled": "torchtitan, compiled",
 }
 HOW = {
-    "hoofprint": "as `hoofprint run`: float32 master weights, FSDP2 over several ranks; not compiled, the routines "
-    "in C of `model.native` (attention, norms, rotary turn, SwiGLU, softmax of the loss)",
-    "transformers": "LlamaForCausalLM with sdpa; bfloat16: autocast (as its Trainer); compiled: each decoder layer",
+    "hoofprint": "as `hoofprint run`: float32 master weights, FSDP2 over several ranks; not compiled: on a CPU the "
+    "routines in C of `model.native` (attention, norms, rotary turn, SwiGLU, softmax of the loss); compiled: each "
+    "block, on a GPU the loss too",
+    "transformers": "LlamaForCausalLM with sdpa; bfloat16: autocast (as its Trainer); compiled: the whole model with "
+    "its loss (as its Trainer); over several devices each layer, and the loss",
     "torchtitan": "its Llama 3 with its own scaled dot-product attention (others do not train on a CPU) and loss; "
-    "bfloat16: autocast on one device, its own FSDP over several; compiled: each block",
+    "bfloat16: autocast on one device, its own FSDP over several; compiled: each block, and the loss (as its trainer)",
 }
 
 
@@ -178,9 +180,12 @@ def huggingface(case: Case, compile: bool) -> Step:
                 config_dict(config) | {"use_cache": False, "attn_implementation": "sdpa"}
             )
         )
-    if compile:
+    if compile and case.fsdp:
         for layer in model.model.layers:
             layer.compile()
+        model.loss_function = torch.compile(model.loss_function)
+    elif compile:
+        model.compile()
     autocast = _autocast(case)
     if case.fsdp:
         policy = MixedPrecisionPolicy(param_dtype=case.torch_dtype, reduce_dtype=torch.float32)

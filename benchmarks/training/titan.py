@@ -44,6 +44,7 @@ if OLD:
 else:
     _without_expert_parallelism()
     import torchtitan.components.loss  # noqa: F811
+    from torchtitan.config import CompileConfig
     from torchtitan.distributed.fsdp import apply_fsdp_to_decoder as apply_fsdp  # noqa: F811
     from torchtitan.models import llama3  # noqa: F811
 
@@ -78,14 +79,15 @@ def draw_weights(model: Any, device: torch.device) -> None:
 def loss(
     model: Any, vocab_size: int, tokens: int, device: str, compile: bool
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """From what the model returns, and the targets, to nats a token."""
+    """From what the model returns, and the targets, to nats a token; `compile` as its trainer, which compiles the loss
+    with the blocks."""
     if OLD:
         summed: Any = torchtitan.components.loss.cross_entropy_loss
         summed = torch.compile(summed) if compile else summed
         return lambda logits, targets: summed(logits, targets) / tokens
     parts = torchtitan.components.loss
     wrapper = parts.ChunkedLossWrapper.Config(loss_fn=parts.CrossEntropyLoss.Config(global_vocab_size=vocab_size))
-    chunked = wrapper.build()
+    chunked = wrapper.build(compile_config=CompileConfig(enable=compile))
     chunked.set_lm_head(model.lm_head)
     model._skip_lm_head = True
     valid = torch.tensor(float(tokens), device=device)

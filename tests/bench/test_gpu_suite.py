@@ -13,6 +13,7 @@ from benchmarks import gpu_suite
 from benchmarks.gpu import part
 from benchmarks.gpu.compare import markdown, summary
 from benchmarks.gpu.process import PartProcess
+from benchmarks.training.systems import HOW
 from model.config import LlamaConfig
 from model.float8 import to_float8
 from model.transformer import Llama
@@ -100,9 +101,17 @@ def test_the_summary_holds_systems_side_by_side() -> None:
     assert cell["of_measured_ceiling"] == pytest.approx(0.75)
     assert list(cell["met"].values()) == [True, True, False]
     assert cell["ratio_of_a_second_turn"] == pytest.approx(1.08)
-    about = {"machine": {"device": "cuda", "date": "today"}, "why_layers": "12 of 32"}
+    about = {"machine": {"device": "cuda", "date": "today"}, "why_layers": "12 of 32", "how": HOW}
     page = markdown(about | {"parts": cells, "summary": summary(cells)})
     assert ">= 1.05 x the best peer | 2048 | 1.100 (torchtitan), 1.080 in a second turn | yes |" in page
+    assert "of the whole causal triangle are counted" in page.partition("| attention |")[0]
+    assert "MFU is of 990 TFLOP/s, the peak of dense bfloat16, for float8 too; FLOP by PaLM." in page
+    assert f"- transformers: {HOW['transformers']}." in page and "an earlier version" not in page
+    older = {key: value for key, value in about.items() if key != "how"}
+    assert "an earlier version of the suite" in markdown(older | {"parts": cells, "summary": summary(cells)})
+    # The first turn is that of a cool GPU: the slower one is judged.
+    slower = summary(cells | {"training hoofprint again": training(104.0)})["training"]["2048"]
+    assert slower["ratio_to_best_peer"] == pytest.approx(1.1) and slower["met"][">= 1.05 x the best peer"] is False
     # Where a peer could not be measured, nobody knows whether it is the best; and what failed is on the page.
     failed = {"found": {"2048": {"error": "OutOfMemoryError: no"}}, "error": None}
     tests = {"exit_status": 1, "ended": {"passed": 19, "failed": 1}, "failed": ["test_a: wrong"]}
@@ -114,6 +123,11 @@ def test_the_summary_holds_systems_side_by_side() -> None:
     assert summary({"training hoofprint": {"found": {"2048": {"error": "no"}}}})["training"]["2048"]["met"] == {
         "MFU >= 0.6": None, ">= 1.05 x the best peer": None, "float8 >= 1.25 x": None,
     }  # fmt: skip
+
+
+def test_ours_has_a_second_turn_at_all_lengths() -> None:
+    first, again = (PARTS[f"training hoofprint{which}"][1] for which in ("", " again"))
+    assert again == first
 
 
 def test_layers_are_as_many_as_fit() -> None:
@@ -145,7 +159,11 @@ def test_the_whole_command_writes_one_json(tmp_path: Path) -> None:
     command += ["--output", str(output), "--wheels", str(tmp_path / "wheels")]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     result = json.loads(output.read_text())
-    assert list(result["parts"]) == ["ceiling", "metering"] and result["parts"]["ceiling"]["error"] is None
+    assert (
+        result["how"] == HOW
+        and list(result["parts"]) == ["ceiling", "metering"]
+        and result["parts"]["ceiling"]["error"] is None
+    )
     assert "no GPU is measured" in result["parts"]["metering"]["error"]
     assert result["machine"]["device"] == "cpu" and "holds no wheels" in result["wheels"] and result["tiny"]
 

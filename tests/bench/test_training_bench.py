@@ -1,10 +1,17 @@
 """The training benchmark: what it compares computes the same, turns are fair, targets follow from the figures."""
 
+import importlib.metadata
 import json
+import runpy
+import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,6 +60,36 @@ def test_systems_learn_the_same_tokens(group: Any, dtype: str) -> None:
         assert losses[-1] < losses[0] - 0.01
 
 
+def test_transformers_is_compiled_whole_and_with_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    losses = {}
+    for name in ("transformers", "transformers_compiled"):
+        torch.manual_seed(1)
+        step = SYSTEMS[name](CASE)
+        losses[name] = [float(step()) for _ in range(3)]
+    assert losses["transformers_compiled"] == pytest.approx(losses["transformers"], abs=1e-5)
+    assert len(graphs) == 1 and "cross_entropy" in graphs[0].code and "rsqrt" in graphs[0].code
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_the_loss_of_torchtitan_is_compiled_as_by_its_trainer(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = MagicMock(__spec__="found")
+    for name in ("", ".components", ".components.loss", ".config", ".distributed", ".distributed.fsdp", ".models"):
+        monkeypatch.setitem(sys.modules, f"torchtitan{name}", package)
+    monkeypatch.setitem(sys.modules, "torchtitan.distributed.minimal_async_ep", package)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.3.0")
+    runpy.run_module("benchmarks.training.titan")["loss"](MagicMock(), 128, 64, "cpu", compile)
+    package.CompileConfig.assert_called_once_with(enable=compile)
+    build = package.components.loss.ChunkedLossWrapper.Config.return_value.build
+    build.assert_called_once_with(compile_config=package.CompileConfig.return_value)
+
+
 def test_a_process_works_when_told_and_says_why_it_cannot(tmp_path: Path) -> None:
     case = Case(config=CONFIG, sequences=1, fsdp=True)
     two = Runner("two", task("hoofprint", case, port=free_port()), tmp_path / "two.log", {}, ranks=2)
@@ -96,10 +133,10 @@ def test_every_second_turn_is_in_reverse() -> None:
     assert len(turns.take_turns(runners, counts, budget_s=0.0, least=2, most=9)["a"]) == 2
 
 
-def compared(ours: float, peer: float, other: float = 9.0) -> dict[str, Any]:
+def compared(ours: float, peer: float, other: float = 9.0, missing: tuple[str, ...] = ()) -> dict[str, Any]:
     """With products that take 6 s and attention 2 s."""
     seconds = {"hoofprint": ours, "transformers": other, "torchtitan": peer, "products": 6.0, "attention": 2.0}
-    return turns.compare(CASE, {name: [each, 2 * each, 1.1 * each] for name, each in seconds.items()})
+    return turns.compare(CASE, {name: [each, 2 * each, 1.1 * each] for name, each in seconds.items()}, missing)
 
 
 def test_targets_follow_from_the_figures() -> None:
@@ -115,11 +152,18 @@ def test_targets_follow_from_the_figures() -> None:
     near = compared(ours=8.4, peer=8.8)
     assert near["speed_target"].startswith(">= 0.95 of") and near["speed_met"]
     assert not compared(ours=8.6, peer=8.8)["speed_met"]
+    # Of a peer that was not measured nobody knows whether it is the best; what else is missing says nothing of peers.
+    unknown = compared(10.0, 13.0, 14.0, missing=("torchtitan_compiled", "hoofprint_compiled"))
+    assert unknown["speed_met"] is None and unknown["limit_met"] and unknown["best_peer"] == "torchtitan"
+    assert turns.compare(CASE, {"hoofprint": [1.0]}, ["torchtitan"])["speed_met"] is None
+    assert compared(10.0, 13.0, 14.0, missing=("hoofprint_compiled",))["speed_met"]
+    cells = {"10M float32": unknown}
+    assert run.targets_met({"speed": cells, "scaling": {}, "memory": {}})["10M float32: speed"] is None
 
 
 def test_the_page_shows_every_figure() -> None:
     speed = {"params": 1e7, "batch_tokens": 64, "errors": {"torchtitan_compiled": "no | compiler"}} | compared(
-        10.0, 13.0
+        10.0, 13.0, missing=("torchtitan_compiled",)
     )
     memory = {
         "bytes": {
@@ -137,7 +181,8 @@ def test_the_page_shows_every_figure() -> None:
                "communication_met": False}  # fmt: skip
     page = table.markdown(
         {
-            "machine": {"cpu": "a CPU", "torch": "2.13", "date": "today"},
+            "machine": {"cpu": "a CPU", "torch": "2.13", "date": "today", "load_before": 0.5},
+            "measured": {"10M": {"date": "then", "load_before": 2.0}, "memory": {"date": "now"}},
             "threads": 2,
             "preset": "quick",
             "versions": {"transformers": "5.0", "torchtitan": None},
@@ -156,22 +201,49 @@ def test_the_page_shows_every_figure() -> None:
         and "20.0% | **no** |" in page
         and "needs two cores" in page
     )
+    assert (
+        "Best peer: transformers. Target >= 1.2 x the best peer: not measured (without torchtitan, compiled)." in page
+    )
+    assert "Load of one minute before the run: 0.5." in page and page.count("0.5.") == 1
+    assert "Measured then, in an earlier run, before which the load was 2.0." in page and "Measured now." in page
     assert "- left out: memory, 100M float32: no time left" in page
     assert max(map(len, page.splitlines())) < 250
 
 
+HERE = {"cpu": "a CPU", "cores": 2, "torch": "2.13", "date": "now", "load_before": 0.5}
+ABOUT = {"preset": "full", "threads": 2, "versions": {"torchtitan": "0.3"}, "how": HOW, "machine": HERE}
+BEFORE = ABOUT | {
+    "machine": HERE | {"date": "then", "load_before": 2.0},
+    "speed": {"10M float32": {"a": 1}, "100M float32": {"a": 2}},
+    "memory": {"10M float32, 4,096 tokens": {}},
+    "scaling": {"10M": {"a": 3}},
+    "left_out": ["memory, 100M: no time left", "scaling, 100M: no time left"],
+    "measured": {"memory": {"date": "first", "load_before": 1.0}},
+}
+
+
 def test_what_is_not_measured_again_stays() -> None:
-    about = {"preset": "full", "threads": 2}
-    before = about | {
-        "machine": {"date": "then"},
-        "speed": {"10M float32": {"a": 1}, "100M float32": {"a": 2}},
-        "memory": {"10M float32, 4,096 tokens": {}},
-        "scaling": {"10M": {"a": 3}},
-        "left_out": ["memory, 100M: no time left", "scaling, 100M: no time left"],
-    }
-    kept = run.others(before, ["100M", "scaling"], about)
-    assert kept["speed"] == {"10M float32": {"a": 1}} and kept["memory"] == before["memory"] and not kept["scaling"]
+    kept = run.others(BEFORE, ["100M", "scaling"], ABOUT)
+    assert kept["speed"] == {"10M float32": {"a": 1}} and kept["memory"] == BEFORE["memory"] and not kept["scaling"]
     assert kept["left_out"] == ["memory, 100M: no time left"]
-    assert kept["measured"] == {"10M": {"date": "then"}, "memory": {"date": "then"}}
-    assert not any(run.others(before | {"threads": 1}, ["scaling"], about).values())
-    assert not any(run.others({}, ["scaling"], about).values())
+    then = {"date": "then", "load_before": 2.0}
+    assert kept["measured"] == {"10M": then, "memory": {"date": "first", "load_before": 1.0}}
+    assert not any(run.others({}, ["scaling"], ABOUT).values())
+
+
+@pytest.mark.parametrize("key", ["preset", "threads", "versions", "how", "cpu", "cores", "torch"])
+def test_what_one_head_is_not_true_of_is_dropped(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    other = BEFORE | {"machine": HERE | {key: "other"}} if key in HERE else BEFORE | {key: "other"}
+    assert not any(run.others(other, ["scaling"], ABOUT).values())
+    assert f"10M, memory: dropped, they were measured with other {key}" in capsys.readouterr().out
+
+
+def test_each_part_has_the_date_of_its_beginning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dates = iter(["Monday", "Tuesday"])
+    monkeypatch.setattr(run, "machine", lambda: HERE | {"date": next(dates)})
+    monkeypatch.setattr(run, "DTYPES", ("float32",))
+    preset = SimpleNamespace(total_s=1e9, scaling=(), memory=(("10M", 1),))
+    bench: Any = SimpleNamespace(preset=preset, work=tmp_path, speed=lambda *_: {}, memory=lambda *_: {"met": {}})
+    written: list[Any] = []
+    run.run(bench, ["10M", "memory"], run.others({}, ["10M", "memory"], ABOUT), written.append)
+    assert written[-1]["measured"] == {"10M": {"date": "Monday"}, "memory": {"date": "Tuesday"}}
