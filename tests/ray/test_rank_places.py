@@ -67,7 +67,7 @@ def test_a_node_is_filled_first_or_each_gets_one(
     found = {}
     for path in run.ledgers():
         [session] = read_sessions(path)[0]
-        [event] = [event for event in session.events if event["event"] == "ranks"]
+        *_, event = (event for event in session.events if event["event"] == "ranks")
         found[path.stem.rpartition("-")[2]] = event["ranks"]
     assert sorted(found[node] for node in NODES) == ranks, found
     assert ("the workers lie on 2 nodes, where 1 would hold them" in done.stderr) == busy
