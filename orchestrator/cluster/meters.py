@@ -28,6 +28,7 @@ from energy.runs import RunFolder, write_json
 
 LIVE_EVERY_S = 1.0  # how often a node's figures for screens are written
 PLACEMENT_EVERY_S = 2.0  # how often Ray is asked where the ranks are
+REPEAT_EVERY = 15  # times it was asked, meters are told what has not changed: one that Ray started again knows nothing
 TELL_LAST_S = 10.0
 DESCRIBE_S, STOP_S = 60.0, 10.0  # that all meters have to answer in
 RANK_CLASS = "RayTrainWorker"
@@ -122,6 +123,7 @@ class Meters(list[Any]):
         self.nodes: list[str] = []  # of each, its node's name
         self._meet()
         self._told: dict[str, int] | None = None
+        self._asked = 0
         self._stopped = threading.Event()
         self._teller = threading.Thread(target=self._tell, name="meter-placement", daemon=True)
         self._teller.start()
@@ -138,7 +140,8 @@ class Meters(list[Any]):
             ranks, told = rank_counts(), self._told or {}
             # A node that had a rank once keeps it: dead actors may be forgotten.
             ranks = {node: max(ranks.get(node, 0), told.get(node, 0)) for node in {*ranks, *told}}
-            if ranks != self._told or more or last:  # at last also those that were started again since
+            self._asked += 1
+            if ranks != self._told or more or last or self._asked % REPEAT_EVERY == 0:
                 self._told = ranks
                 noted = [meter.place.remote(ranks) for meter in self]
                 ray.wait(noted, num_returns=len(noted), timeout=5)

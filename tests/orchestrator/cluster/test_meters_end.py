@@ -75,3 +75,18 @@ def test_a_node_that_does_not_answer_is_named_and_the_others_figures_stand(monke
 def test_a_node_that_is_lost_was_metered_all_the_same() -> None:
     lost, old, new = {"node": "a", "n": 1}, {"node": "b", "n": 1}, {"node": "b", "n": 2}
     assert meters.of_all_nodes([lost, old], [new]) == [lost, new]
+
+
+def test_a_meter_that_was_started_again_is_told_where_the_ranks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(meters, "PLACEMENT_EVERY_S", 0.001)
+    monkeypatch.setattr(meters, "REPEAT_EVERY", 2)
+    monkeypatch.setattr(meters.ray, "nodes", lambda: [])
+    monkeypatch.setattr(meters.ray, "wait", lambda *_, **__: None)
+    monkeypatch.setattr(meters, "rank_counts", lambda: {"a": 1})
+    found = meters.Meters(lambda node_id, name: None)
+    found.append(Meter("a", asked))
+    until = threading.Event()
+    while len(asked) < 3:
+        until.wait(0.01)
+    assert found.tell_last() is None and set(asked) == {"place a"}
