@@ -1,6 +1,5 @@
 """On a cluster that was joined, each node's meter learns from Ray how many ranks its node has, those that ended too."""
 
-import json
 import time
 from pathlib import Path
 
@@ -48,10 +47,9 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
         ranks = [RayTrainWorker.options(scheduling_strategy=strategy).remote() for _ in range(2)]
         assert ray.get([rank.work.remote() for rank in ranks]) == [home, home]
         assert rank_counts() == {home: 2}
-        while not (live := list(run.path.glob("live/*.json"))):
+        while not list(run.path.glob("live/*.json")):
             assert time.monotonic() < until
             time.sleep(0.1)
-        shown_j = json.loads(live[0].read_bytes())["energy_j"]
         reserved = RunFolder(tmp_path / "reserved")  # `cluster.exclusive`
         reserved.write_run({"run_id": "reserved", "device_type": "cpu"})
         all_ours = start_meters(reserved.path, {"interval_s": 0.2, "attempt": 1, "declared": {}}, False)
@@ -73,7 +71,6 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
     assert {device.node for device in account.devices} == {own}
     assert any("no rank of this run was on that node" in text for text in account.warnings)
     assert account.other_nodes == list(noted)
-    assert 0 < shown_j <= account.energy_j  # both from the first rank on
     account = account_run(reserved)
     # All three nodes are this one machine: its CPU and memory are counted once, under one node's name.
     assert account.nodes == sorted([own, *noted]) and account.other_nodes == []

@@ -11,7 +11,7 @@ from energy_fakes import FakeSensor, reading
 
 from energy.accounting.account import account_run
 from energy.metering import meter as meter_module
-from energy.metering.live import live_figures
+from energy.metering.live import live_figures, since
 from energy.metering.meter import Meter
 from energy.runs import RunFolder, write_json
 from orchestrator.cluster.nodes_now import ASK_EVERY_S, FEW_DEVICES, HELD_S, SILENT_S, NodesNow
@@ -56,6 +56,18 @@ def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
     nodes.look(NOW + 1)
     assert nodes.power_w(NOW + 1) == 200.0
     assert nodes.power_w(NOW + 1 + SILENT_S) is None
+
+
+def test_what_a_node_read_while_it_was_others_is_not_shown() -> None:
+    """A GPU that came up later has nothing to take off; of one that nothing is known of nothing is said."""
+    before = live_figures("n1", NOW, [device("GPU-1", "gpu", 100.0, 1000.0), device("cpu@n1", "cpu", 50.0, 500.0)])
+    gpus = [device("GPU-1", "gpu", 300.0, 1600.0), device("GPU-2", "gpu", 200.0, 20.0)]
+    now = live_figures("n1", NOW + 2, [*gpus, device("cpu@n1", "cpu", 50.0, 600.0)])
+    now["devices"][1]["energy_j"] = None
+    told = since(now, before)
+    assert [each["energy_j"] for each in told["devices"]] == [600.0, None, 100.0]
+    assert (told["energy_j"], told["power_w"]) == (720.0, 550.0)
+    assert since(now, None) == now
 
 
 def test_a_node_that_measures_itself_is_not_counted_twice(tmp_path: Path) -> None:

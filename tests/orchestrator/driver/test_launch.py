@@ -80,7 +80,7 @@ def test_an_attempt_holds_no_machine_after_its_end_and_the_next_knows_when_it_do
         places.give_back()
         places = Places()
         assert places.held() is None  # what is left of the attempt before is none of this one's
-        busy = ray.remote(num_cpus=2)(time.sleep).remote(600)
+        busy = ray.remote(num_cpus=2)(lambda: time.sleep(600)).remote()
         while ray.available_resources().get("CPU"):
             time.sleep(0.05)
         wanted = placement_group([{"CPU": 1}] * 2)
