@@ -344,7 +344,7 @@ def _windows(session: Session) -> list[tuple[int, float, float]]:
     found = [(int(a), float(times[attempts == a][0]), float(times[attempts == a][-1])) for a in np.unique(attempts)]
     found[0] = (found[0][0], start, found[0][2])
     found[-1] = (found[-1][0], found[-1][1], max(found[-1][1], end))
-    return [(attempt, max(begun, start), ended) for attempt, begun, ended in found if ended >= start]
+    return [(attempt, max(begun, start), max(ended, start)) for attempt, begun, ended in found]
 
 
 def _phases(books: _Books, account: Account) -> dict[str, dict[str, Any]]:

@@ -19,8 +19,8 @@ from energy.runs import RunFolder
 
 RANKS = "ranks"
 IN_TURNS = (
-    "the run waited again for room on a shared cluster, or went on with other GPUs than before: each GPU that a rank "
-    "held at some time is counted from its node's first rank to the end, also while others may have had it"
+    "the run waited for room on a shared cluster, or went on with other GPUs than before: within a command each GPU "
+    "that a rank held at some time is counted from its node's first rank to the end, also while others may have had it"
 )
 
 
@@ -39,7 +39,9 @@ def held_by(run: RunFolder) -> tuple[set[str], bool]:
         attempts = run.read_run().get("attempts") or []
     except (OSError, ValueError):  # whoever makes a record of the run names it
         attempts = []
-    waited = any(each.get("waited_s") for each in attempts if int(each.get("attempt") or 1) > min(held, default=1))
+    since = min(held, default=1)  # what was waited for before that, nobody of the run held
+    numbers = [int(each.get("attempt") or 1) for each in attempts if each.get("waited_s")]
+    waited = len(attempts) > since and any(number >= since for number in numbers)
     return set().union(*held.values()), waited or len({frozenset(uuids) for uuids in held.values()}) > 1
 
 
@@ -48,13 +50,14 @@ def own_stretches(sessions: list[Session], ledger: str, warnings: list[str], in_
     in_turns: others may have had GPUs of the run in between."""
     own, others_j, others_s = [], [], []
     for session in sessions:
-        noted = _noted(session)
+        noted, (begun, end) = _noted(session), session.span()
         if noted is None or not noted["shared"] or noted["ranks"] > 0:
             own.append(session)
-            continue
-        start, end = session.span()
-        others_s.append(end - start)
-        others_j += [curve_of(place, session).energy_j for place in range(len(session.sensors))]
+            if not was_others(session):
+                continue
+            begun, end = float(session.times()[0]), begun
+        others_s.append(end - begun)
+        others_j += [curve_of(k, session).between(-math.inf, end).energy_j for k in range(len(session.sensors))]
     if in_turns and any((note := _noted(session)) and note["shared"] and note["on_gpus"] for session in own):
         warnings.append(IN_TURNS)
     if others_s:
@@ -72,6 +75,11 @@ def is_others(about: dict[str, Any], sessions: Collection[Session], used: Collec
     if about["kind"] != "gpu" or not noted or about["uuid"] in used:
         return False
     return bool(used) or not any(note["on_gpus"] for note in noted)
+
+
+def was_others(session: Session) -> bool:
+    """Whether the node was others' until the first rank of this stretch."""
+    return any(event.get("event") == RANKS and "from_monotonic_s" in event for event in session.events)
 
 
 def _noted(session: Session) -> dict[str, Any] | None:

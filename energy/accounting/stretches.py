@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from energy.accounting.curves import Curve, Gap, gap_between
+from energy.accounting.placement import was_others
 from energy.ledger.readings import Session
 from energy.metering.track import LONGEST_UPDATE_S
 from energy.sensors import device_key
@@ -48,7 +49,8 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
     """(description, curves, gaps) of a device in order of time; what was not plain is added to the warnings.
 
     A stretch is cut to its own start and end (Session.span), but not where a crash ended it and metering went on: there
-    the curve, the gap and the next curve meet at the counter's updates, and nothing lies between them.
+    the curve, the gap and the next curve meet at the counter's updates, and nothing lies between them. Where others had
+    the node meanwhile there is no gap: `energy.accounting.placement` says what is left out.
     """
     stretches.sort(key=lambda stretch: float(stretch[2].time_unix_s[0]))
     about = stretches[-1][0]
@@ -60,15 +62,17 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
         _, session, curve, ledger = stretch
         start, end = session.span()
         following = stretches[place + 1][2] if place + 1 < len(stretches) else None
-        goes_on = following is not None and (
-            not session.ended or float(following.time_unix_s[0]) < float(curve.time_unix_s[-1])
+        goes_on = (
+            following is not None
+            and not was_others(stretches[place + 1][1])
+            and (not session.ended or float(following.time_unix_s[0]) < float(curve.time_unix_s[-1]))
         )
         if last is not None and float(curve.time_unix_s[0]) < float(last[2].time_unix_s[-1]):
             warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once")
             start = max(start, float(last[2].time_unix_s[-1]))
             if start >= float(curve.time_unix_s[-1]):
                 continue
-        elif last is not None and not last[1].ended:
+        elif last is not None and not last[1].ended and not was_others(session):
             gap = gap_between(last[1], last[2], session, curve, about)
             gaps.append(gap)
             warnings.append(f"{named}: {gap.text}")
@@ -80,5 +84,8 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
             if lost_s > LONGEST_UPDATE_S:
                 warnings.append(f"{named}: the last {lost_s:.1f} s are missing, and their energy is not in the total")
         curves.append(curve.between(start, float(curve.time_unix_s[-1]) if goes_on else end))
+        if was_others(session):
+            # Rows may be a minute apart, and the attempt before have waited in vain since the last one.
+            curves[-1].attempt[:1] = curves[-1].attempt[1:2]
         last = stretch
     return about, curves, gaps

@@ -83,6 +83,7 @@ _WRITTEN = {
 # What a pickle raises that is refused, cut short or damaged, or that another version of Python wrote.
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError,
+    NotImplementedError,
 )  # fmt: skip
 
 

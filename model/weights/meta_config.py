@@ -131,7 +131,8 @@ def write_params(folder: Path, config: LlamaConfig) -> None:
         "multiple_of": multiple,
         **({} if multiplier is None else {"ffn_dim_multiplier": multiplier}),
         "norm_eps": config.norm_eps,
-        **({} if config.rope_theta == _THETA else {"rope_theta": config.rope_theta}),
+        # The code that scales takes another theta where none is said.
+        **({} if config.rope_theta == _THETA and scaling is None else {"rope_theta": config.rope_theta}),
     }
     if scaling is not None:
         raw |= {

@@ -81,7 +81,7 @@ def _is_whole(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             return all(True for _ in pickletools.genops(archive.read(name)))  # looks, and builds nothing
-    except (StopIteration, ValueError, zipfile.BadZipFile):
+    except (StopIteration, ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile):
         return False
 
 

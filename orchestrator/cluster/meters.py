@@ -2,11 +2,11 @@
 
 Whose joules: where the ranks will run is not known before they do, and the start-up is to be metered too, so that every
 node of the cluster is metered from the beginning. In a Ray of our own all of it is the run's, and so is a cluster that
-the spec says is reserved for it (`cluster.exclusive`). In any other that we joined, a node is the run's when a rank ran
-on it in that attempt, and a GPU when a rank held it; the node's CPUs, memory and what else its sensors cover then count
-whole, because nobody can tell whose they were. The meters are told where the ranks are as soon as Ray says so, and put
-it into their ledgers; the account leaves out the rest and says so (energy.accounting.placement). The meters of other
-nodes go on: a restart may move a rank there.
+the spec says is reserved for it (`cluster.exclusive`). In any other that we joined, a node is the run's from a
+command's first rank on it, and a GPU when a rank held it; the node's CPUs, memory and what else its sensors cover then
+count whole, because nobody can tell whose they were. The meters are told where the ranks are as soon as Ray says so,
+and put it into their ledgers; the account leaves out the rest and says so (energy.accounting.placement). The meters of
+other nodes go on: a restart may move a rank there.
 """
 
 import threading
@@ -59,6 +59,7 @@ class MeterActor:
         self._meter.start()
         self._run, self._shared = RunFolder(run_dir), shared
         self._ranks: int | None = None
+        self._placing = threading.Lock()
         self._before: dict[str, Any] | None = None  # of the screens' figures, what was read while the node was others'
         self._node_id = ray.get_runtime_context().get_node_id()
         self._live = Path(run_dir) / "live" / f"{name}.json"
@@ -75,17 +76,18 @@ class MeterActor:
 
     def place(self, ranks: dict[str, int]) -> None:
         """Notes how many ranks of the run were on this node so far; `ranks`: by Ray's node ids."""
-        own = ranks.get(self._node_id, 0)
-        if own == self._ranks:
-            return
-        begins_s = None
-        if self._left_out:
-            begins_s, self._before = time.monotonic(), self._meter.live()
-        self._ranks = own
-        on_gpus = self._run.read_run().get("device_type") == "cuda"
-        self._meter.note(ranks_event(own, shared=self._shared, on_gpus=on_gpus, from_monotonic_s=begins_s))
-        if self._left_out:
-            self._live.unlink(missing_ok=True)
+        with self._placing:  # of two calls that waited for the actor both run, in any order
+            own = max(ranks.get(self._node_id, 0), self._ranks or 0)
+            if own == self._ranks:
+                return
+            begins_s = None
+            if self._left_out:
+                begins_s, self._before = time.monotonic(), self._meter.live()
+            self._ranks = own
+            on_gpus = self._run.read_run().get("device_type") == "cuda"
+            self._meter.note(ranks_event(own, shared=self._shared, on_gpus=on_gpus, from_monotonic_s=begins_s))
+            if self._left_out:
+                self._live.unlink(missing_ok=True)
 
     @property
     def _left_out(self) -> bool:
@@ -220,9 +222,14 @@ def mark_attempt(meters: list[Any], attempt: int) -> None:
         meter.mark.remote(attempt)
 
 
-def describe_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What each meter has to read, and which did not say: a node that hangs or dies ends no run that can do without."""
-    return _answers(meters, "describe", DESCRIBE_S, "does not answer: if it does not come back, its energy is missing")
+def describe_meters(meters: list[Any]) -> list[dict[str, Any]]:
+    """What each meter has to read. A node that hangs or dies ends no run that can do without it: of that there is the
+    name and a warning, for the record to say what is missing. RuntimeError where none answers."""
+    silent = "does not answer: if it does not come back, its energy is missing"
+    described, faults = _answers(meters, "describe", DESCRIBE_S, silent)
+    if not described:
+        raise RuntimeError(f"no node is metered: {'; '.join(faults.values())}")
+    return [*described, *({"node": node, "sensors": [], "warnings": [fault]} for node, fault in faults.items())]
 
 
 def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -234,22 +241,22 @@ def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
     if isinstance(meters, Meters) and (fault := meters.tell_last()) is not None:
         faults.append(fault)
     described, more = _answers(meters, "stop", STOP_S, "could not be stopped in order")
-    return described, [*faults, *more]
+    return described, [*faults, *more.values()]
 
 
-def _answers(meters: list[Any], what: str, limit_s: float, else_: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """All are asked at once, and have so long together; a line for each that did not answer."""
+def _answers(meters: list[Any], what: str, limit_s: float, else_: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """All are asked at once, and have so long together; of those that did not answer {node: a line}."""
     nodes = meters.nodes if isinstance(meters, Meters) else []
     asked = [getattr(meter, what).remote() for meter in meters]
     until = time.monotonic() + limit_s
     answers: list[dict[str, Any]] = []
-    faults: list[str] = []
+    faults: dict[str, str] = {}
     for place, answer in enumerate(asked):
         try:
             answers.append(ray.get(answer, timeout=max(0.1, until - time.monotonic())))
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-            of_node = f" of {nodes[place]}" if place < len(nodes) else ""
-            faults.append(f"the meter{of_node} {else_} ({type(error).__name__})")
+            node = nodes[place] if place < len(nodes) else "a node"
+            faults[node] = f"the meter of {node} {else_} ({type(error).__name__})"
     return answers, faults
 
 

@@ -120,9 +120,9 @@ class NodesNow:
     def held_w(self, now: float) -> float | None:
         """W that `energy_until` grows by: what nodes draw, or drew last, that are not known to be dead."""
         known = [
-            node.power_w or 0.0
+            power_w
             for name, node in self.nodes.items()
-            if name not in self.dead and now - node.seen_unix_s < HELD_S
+            if (power_w := node.power_w) is not None and name not in self.dead and now - node.seen_unix_s < HELD_S
         ]
         return math.fsum(known) if known else None
 

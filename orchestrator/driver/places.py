@@ -6,20 +6,21 @@ from typing import Any
 
 
 class Places:
-    """Of the attempt that is about to be started."""
+    """Of the attempt that is about to be started; what one before it still holds is given back."""
 
     def __init__(self) -> None:
+        self.give_back()
         self._before = _groups()
 
     def give_back(self) -> None:
-        """At the attempt's end. Ray Train (2.60) keeps the placement group of ranks that died while they were started:
-        what frees it otherwise is told of it after the start. Nobody else could have these machines, nor would the next
-        attempt, as long as the driver lives."""
+        """Also at an attempt's end. Ray Train (2.60) keeps the placement group of ranks that died while they were
+        started: what frees it otherwise is told of it after the start. Nobody else could have these machines, nor would
+        the next attempt, as long as the driver lives."""
         from ray.util import remove_placement_group
         from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
         for place, state in _groups().items():
-            if place not in self._before and state != "REMOVED":
+            if state != "REMOVED":
                 remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(place)))
 
     def held(self) -> bool | None:

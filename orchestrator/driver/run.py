@@ -66,11 +66,11 @@ def run_experiment(
         weights = initial_weights(experiment, prepared.tokenizer_path, prepared.vocab_size)
     if resume:
         claim = Claim(existing, screen.note)
-        (existing.path / STOP_FILE).unlink(missing_ok=True)  # of the command before; what comes now is for this one
     else:
         claim = attempt_files.claim_new(path)
     try:
         if resume:
+            (claim.folder.path / STOP_FILE).unlink(missing_ok=True)  # of the command before; what comes now is for this
             attempt_files.require_same_data(claim.folder, prepared.tokenizer_path, prepared.description)
             if attempt_files.settle(claim.folder):
                 screen.note(f"the attempt before was lost: {attempt_files.LOST}")
@@ -198,11 +198,7 @@ def _train(
         workers, device = choose_workers(experiment)
         shared = joined() and not experiment.cluster.exclusive
         meters = start_meters(folder.path, _metering(experiment, ending.attempt), shared)
-        described, faults = describe_meters(meters)
-        if not described:
-            raise RuntimeError(f"no node is metered: {'; '.join(faults)}")
-        for fault in faults:
-            screen.note(fault)
+        described = describe_meters(meters)
         run = folder.update_run(device_type=device, **_metered(folder, described), **ending.held(workers))
         run |= {"meters": described}  # of those that are there now
         before_training(experiment, folder, device, screen)

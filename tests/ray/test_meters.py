@@ -29,8 +29,7 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
         ray.init(address=cluster.address, log_to_driver=False)
         assert joined()
         meters = start_meters(run.path, {"interval_s": 0.2, "attempt": 1, "declared": {}}, joined())
-        described, faults = describe_meters(meters)
-        assert len(described) == 2 and faults == []
+        assert [len(each["sensors"]) > 0 for each in describe_meters(meters)] == [True] * 2
         cluster.add_node(num_cpus=0, node_ip_address="127.0.0.3")  # it came later, and is metered from then on
         until = time.monotonic() + 60
         while not [path for path in run.ledgers() if path.stem.endswith("127.0.0.3")]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def metered(
     attempt: int = 1,
     start: int = 0,
     more: Sequence[FakeSensor] = (),
+    ended: bool = True,
+    marked: int | None = None,
 ) -> None:
     """Ten seconds of two GPUs of 100 W and a CPU of 10 W."""
     times = [float(n) for n in range(start, start + 11)]
@@ -40,7 +43,14 @@ def metered(
         if now[0] == times[5]:
             for event in events:
                 meter.note(event)
-        meter.sample(last=now[0] == times[-1])
+            if marked is not None:
+                meter.mark(marked)
+        meter.sample(last=ended and now[0] == times[-1])
+    if not ended:
+        assert meter._writer is not None
+        for appender in (meter._writer._main, meter._writer._raw, meter._writer._seconds):
+            assert appender is not None
+            os.close(appender._fd)  # as the kernel does
 
 
 def held(run: RunFolder, *uuids: str, attempt: int = 1) -> None:
@@ -64,16 +74,31 @@ def test_nodes_without_a_rank_are_left_out_and_named(run: RunFolder) -> None:
     assert merge([run]).energy_j == pytest.approx(2100)
 
 
-def test_what_a_node_used_before_its_first_rank_is_others(run: RunFolder) -> None:
-    came = ranks_event(2, shared=True, on_gpus=True, from_monotonic_s=6.0)
-    metered(run, "n1", [ranks_event(0, shared=True, on_gpus=True), came])
+@pytest.mark.parametrize(
+    ("fine", "killed"), [(False, False), (True, False), (True, True)], ids=["by the minute", "by the second", "killed"]
+)
+def test_what_a_node_used_before_its_first_rank_is_others(run: RunFolder, fine: bool, killed: bool) -> None:
+    """The command before had it, and was followed by a wait: nor is what lies between a gap."""
+    wait, came = (ranks_event(n, shared=True, on_gpus=True, from_monotonic_s=26.0 if n else None) for n in (0, 2))
+    metered(run, "n1", [], attempt=1, ended=not killed)
+    metered(run, "n1", [wait, came], attempt=2, start=20)
     held(run, "GPU-n1-0", "GPU-n1-1")
-    account = account_run(run)
-    assert account.energy_j == pytest.approx(4 * 210)
-    assert (account.start_unix_s, account.end_unix_s) == (6.0, 10.0)
-    assert merge([run]).energy_j == pytest.approx(4 * 210)
-    metered(run, "n1", [], attempt=2, start=20)
-    assert [attempt["energy_j"] for attempt in account_run(run).attempts] == pytest.approx([4 * 210, 2100])
+    account = account_run(run, fine=fine)
+    assert account.energy_j == pytest.approx(2100 + 4 * 210)
+    assert [attempt["energy_j"] for attempt in account.attempts] == pytest.approx([2100, 4 * 210])
+    assert (account.attempts[1]["start_unix_s"], account.end_unix_s) == (26.0, 30.0)
+    assert [text for text in account.warnings if "for 6 s: the 1260 J that its devices used" in text]
+    assert merge([run]).energy_j == pytest.approx(2100 + 4 * 210)
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_an_attempt_that_waited_in_vain_has_used_nothing(run: RunFolder, fine: bool) -> None:
+    came = ranks_event(2, shared=True, on_gpus=True, from_monotonic_s=6.0)
+    metered(run, "n1", [ranks_event(0, shared=True, on_gpus=True), came], marked=2)
+    held(run, "GPU-n1-0", "GPU-n1-1", attempt=2)
+    account = account_run(run, fine=fine)
+    assert [attempt["energy_j"] for attempt in account.attempts] == pytest.approx([0.0, 4 * 210])
+    assert [attempt["seconds"] for attempt in account.attempts] == [0.0, 4.0 if fine else 0.0]  # from its first row
 
 
 def test_gpus_of_others_on_a_node_of_ours_are_left_out_and_named(run: RunFolder) -> None:
@@ -92,18 +117,19 @@ def test_gpus_of_others_on_a_node_of_ours_are_left_out_and_named(run: RunFolder)
         (["GPU-n1-0", "GPU-n1-1"], 1, True, False),
         (["GPU-n1-0"], 1, True, True),
         (["GPU-n1-0", "GPU-n1-1"], 2, True, True),
+        (["GPU-n1-0", "GPU-n1-1"], 3, True, True),
         (["GPU-n1-0"], 2, False, False),
     ],
-    ids=["waited before it had any", "went on with fewer", "waited again", "its own cluster"],
+    ids=["waited before it had any", "went on with fewer", "waited after a loss", "waited again", "its own cluster"],
 )
 def test_gpus_that_were_not_held_throughout_are_counted_and_it_says_so(
     run: RunFolder, uuids: list[str], waited: int, shared: bool, said: bool
 ) -> None:
     for node in "n1", "n2":
         metered(run, node, [ranks_event(2, shared=shared, on_gpus=True)])
-    held(run, "GPU-n1-0", "GPU-n1-1")
-    held(run, *uuids, attempt=2)
-    run.write_run({"attempts": [{"attempt": number, "waited_s": 9.0 * (number == waited)} for number in (1, 2)]})
+    held(run, "GPU-n1-0", "GPU-n1-1", attempt=2)
+    held(run, *uuids, attempt=3)
+    run.write_run({"attempts": [{"attempt": number, "waited_s": 9.0 * (number == waited)} for number in (1, 2, 3)]})
     told = [text for text in account_run(run).warnings if text == IN_TURNS]
     assert len(told) == 2 * said  # of each node; a record has a warning once
 

@@ -49,7 +49,7 @@ def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
     assert [nodes.power_w(NOW), nodes.energy_j, nodes.energy_until(NOW), nodes.held_w(NOW)] == [None] * 4
     node(folder, "n1", device("GPU-1", "gpu", None, 0.0), device("GPU-2", "gpu", 300.0, 10.0, missing="GPU is lost"))
     nodes.look(NOW)
-    assert nodes.power_w(NOW) is None
+    assert nodes.power_w(NOW) is None and nodes.held_w(NOW) is None
     [told] = nodes.documents(NOW)
     assert told["power_w"] is None and told["missing"] == ["GPU-2"]
     node(folder, "n2", device("GPU-3", "gpu", 200.0, 20.0))
