@@ -45,7 +45,7 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
 
     Only tensors and containers are unpickled: a file that would call anything else is refused, uncalled.
     """
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         raise ValueError(
             f"{path}: cut short, or not a .pth file of torch 1.6 or later (a zip archive): older ones cannot be read "
             "piece by piece; load and save it once with torch"
@@ -73,6 +73,13 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
                 "tensors whose values are in the file can be imported"
             )
     return {str(name): tensor.detach() for name, tensor in found.items()}
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of one whose end has some sense and is wrong
+        return False
 
 
 def _is_whole(path: Path) -> bool:

@@ -21,6 +21,7 @@ from model.weights import meta
 from model.weights.meta import MetaFolder, half_split, interleaved, write_meta
 from model.weights.meta_config import _ffn, _hidden, read_params, write_params
 from model.weights.names import theirs
+from model.weights.pth import load_pth
 
 LENGTH = BASE["sequence_length"]
 
@@ -354,6 +355,24 @@ def test_parameters_of_other_models_are_refused(changes: dict[str, Any], said: s
     with pytest.raises(ValueError, match=said) as refusal:
         read_params(path, 100, False, None, None)
     assert str(path) in str(refusal.value)
+
+
+def test_a_file_with_a_changed_byte_is_read_or_refused_by_name(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.pth"
+    torch.save({"a": torch.ones(2), "b": torch.ones(2)}, whole)
+    content, draw, refused = whole.read_bytes(), random.Random(1), 0
+    broken = tmp_path / "broken.pth"
+    for _ in range(400):
+        changed = bytearray(content)
+        for _ in range(2):
+            changed[draw.randrange(len(content))] = draw.randrange(256)
+        broken.write_bytes(changed)
+        try:
+            load_pth(broken)
+        except ValueError as error:
+            refused += 1
+            assert str(broken) in str(error)
+    assert refused > 40
 
 
 def test_shards_that_cannot_share_are_refused(tmp_path: Path) -> None:
