@@ -74,7 +74,7 @@ def _recovery_row(part: Result) -> tuple[str, str]:
 def _recovery_page(part: Result) -> list[str]:
     lines = [f"{part['what']}. Medians of {part['times']}; a part ends with what it names.", ""]
     lines += ["| part | what it is | s |", "|---|---|---|"]
-    lines += [f"| {name} | {what} | {part['median_parts_s'][name]:.1f} |" for name, what in part["parts"].items()]
+    lines += [f"| {name} | {what} | {part['median_parts_s'][name]:z.1f} |" for name, what in part["parts"].items()]
     return [*lines, f"| all | | {part['median_seconds']:.1f} |"]
 
 
