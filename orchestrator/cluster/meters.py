@@ -146,7 +146,8 @@ class Meters(list[Any]):
             if ranks != self._told or more or last or self._asked % REPEAT_EVERY == 0:
                 self._told = ranks
                 noted = [meter.place.remote(ranks) for meter in self]
-                ray.wait(noted, num_returns=len(noted), timeout=5)
+                if noted:
+                    ray.wait(noted, num_returns=len(noted), timeout=5)
         except Exception as error:  # Ray raises many unrelated types here; all mean that it does not answer
             return f"Ray did not say where the ranks were ({type(error).__name__}): what it last said stands, else all"
         return None

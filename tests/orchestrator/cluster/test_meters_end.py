@@ -1,11 +1,13 @@
 """A cluster, or a node, that answers nothing any more does not hold a run's start or end."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from energy.runs import RunFolder
@@ -25,6 +27,13 @@ def test_the_end_does_not_wait_for_a_call_that_hangs(monkeypatch: pytest.MonkeyP
         assert said is not None and said.startswith("Ray did not say within")
     finally:
         answered.set()
+
+
+@pytest.fixture(autouse=True)
+def without_ray() -> Iterator[None]:
+    """Ray starts by itself for whoever asks it anything: in the process of all tests, which would end with it."""
+    yield
+    assert not ray.is_initialized()
 
 
 class Meter:
