@@ -32,6 +32,7 @@ class Choice:
 
     warn(text): told on every rank of what is damaged, left out or fetched. group: of CPU tensors, with a timeout longer
     than the slowest rank may take; None is the default one. beat(): called while a rank reads, fetches or waits.
+    fresh: of a run that has only begun; copies of its name are another run's.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Choice:
         *,
         group: Any = None,
         beat: Callable[[], None] = lambda: None,
+        fresh: bool = False,
     ):
+        self._fresh = fresh
         self._folder, self._warn, self._copies, self._group, self._beat = folder, warn, copies, group, beat
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
 
@@ -50,17 +53,19 @@ class Choice:
         """The newest checkpoint whose files are what was written, None where there is none at all. A collective.
 
         One that is damaged, or of which there is only a copy, is fetched; a damaged one that was passed over loses its
-        name. ValueError when none is whole, or when there is none here and the storage of the copies does not say what
-        it has.
+        name. ValueError when none is whole, when there is none here and the storage of the copies does not say what it
+        has, or when a run that has only begun would go on from another one's.
         """
         here, copied = self._there_are()
         passed_over: list[Path] = []
+        unread = False  # at least one, which may be whole
         for name in sorted(here | copied, key=lambda name: step_of(Path(name)), reverse=True):
             checkpoint = self._folder / name
             if name in here:
                 wrong = self._wrong(checkpoint)
                 if wrong is None:
                     return self._chosen(checkpoint, passed_over)
+                unread |= UNREAD in wrong
                 if UNREAD in wrong:  # a disk that fails for a moment: the next start looks again
                     self._warn(f"the checkpoint {name} is left out: {wrong}")
                 else:
@@ -71,7 +76,13 @@ class Choice:
                 if wrong is None:
                     self._warn(f"the checkpoint {name} was fetched from its copy in {self._copies.uri}")
                     return self._chosen(checkpoint, passed_over)
+                unread |= UNREAD in wrong
                 self._warn(f"the copy of the checkpoint {name} in {self._copies.uri} is left out: {wrong}")
+        if unread:
+            raise ValueError(
+                f"no checkpoint of {self._folder} could be read whole: see the warnings, and try again; deleting them "
+                "would lose those that a disk or a storage does not give now"
+            )
         if here | copied:
             raise ValueError(f"every checkpoint in {self._folder} is damaged; delete them to train from the start")
         return None
@@ -93,6 +104,11 @@ class Choice:
                     f"known ({refused}): try again when it answers; checkpoint.copy_to=null trains from the start"
                 )
             self._warn(f"copies of checkpoints in {copies.uri} are not looked at: {refused}")
+        if self._fresh and copied and copies is not None:
+            raise ValueError(
+                f"{copies.uri} has checkpoints of another run of this name ({len(copied)}): give another --name, or "
+                "take them away"
+            )
         return here, copied
 
     def _chosen(self, checkpoint: Path, passed_over: list[Path]) -> Path:
@@ -128,7 +144,7 @@ class Choice:
             folder.mkdir(parents=True)
         dist.barrier(self._group)
         refused = refusal_of(lambda: copies.fetch(final.name, folder, self._rank, self._world, self._beat))
-        wrong = self._first(refused) or self._wrong(folder)
+        wrong = self._first(refused and f"{UNREAD}: {refused}") or self._wrong(folder)
         if self._rank == 0 and wrong is None:
             if final.exists():
                 remove(final)

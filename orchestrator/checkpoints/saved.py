@@ -100,7 +100,8 @@ def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 def damage(checkpoint: Path, part: int = 0, parts: int = 1, beat: Callable[[], None] = lambda: None) -> str | None:
     """What is wrong with the files of a checkpoint, None if nothing is; of `parts` readers, each takes its own files.
 
-    One from before there were manifests cannot be checked, and passes. beat(): called before each file.
+    One from before there were manifests cannot be checked, and passes; one that lacks it beside others that have one
+    was moved here in part. beat(): called before each file.
     """
     manifest = checkpoint / MANIFEST
     try:
@@ -114,7 +115,8 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1, beat: Callable[[], N
             if digests(checkpoint, [name])[name]["sha256"] != told["sha256"]:
                 return f"{path} is not what was written: its SHA-256 differs from the manifest's"
     except FileNotFoundError as error:
-        return None if Path(error.filename) == manifest else f"{error.filename} is missing"
+        old = Path(error.filename) == manifest and not any(checkpoint.parent.glob(f"step-*/{MANIFEST}"))
+        return None if old else f"{error.filename} is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{checkpoint} {UNREAD}: {error}"
     return None

@@ -8,7 +8,9 @@ The next checkpoint waits for the copy of the one before, however slow its stora
 alive (`beat`). A storage that falls silent is given up by checkpoints.courier.
 """
 
+import contextlib
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -69,6 +71,7 @@ class CheckpointWriter:
         self._error: BaseException | None = None
         self._written: list[dict[str, Any]] = []
         self._copying = False
+        self._checked = 0
         self.beat: Callable[[], None] = lambda: None  # called by whoever waits, while a copy is being made
 
     def save(self, state: TrainState, step: int) -> None:
@@ -104,16 +107,31 @@ class CheckpointWriter:
         return self._error is not None
 
     def finish(self) -> None:
-        """Waits for the checkpoint that is being written. CheckpointNotSaved where it could not be."""
+        """Waits for the checkpoint that is being written. CheckpointNotSaved where it could not be.
+
+        Who waits says that it is alive as long as some rank's files grow: a large checkpoint takes longer than the
+        stall for any before it, and a disk that hangs is to be found.
+        """
         if self._thread is not None:
+            before = None
             while self._thread.is_alive():
                 self._thread.join(BEAT_EVERY_S)
-                if self._copying:
+                done = self._written_so_far()
+                if self._copying or done != before:
                     self.beat()
+                before = done
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def _written_so_far(self) -> tuple[int, int, int]:
+        """Files and bytes of the checkpoint that is being written, of all ranks; files that this one has checked."""
+        sizes: list[int] = []
+        with contextlib.suppress(OSError):  # it has its name now
+            for folder in self._folder.glob(".step-*.partial"):
+                sizes += [entry.stat().st_size for entry in os.scandir(folder)]
+        return len(sizes), sum(sizes), self._checked
 
     def give_up(self) -> None:
         """After a failure elsewhere: what is nearly written shall not be lost, and what hangs shall not hold."""
@@ -191,7 +209,7 @@ class CheckpointWriter:
         folder = partial_of(final)
         names = [path.name for path in folder.glob(f"__{self._rank}_*")]
         mine: dict[str, Any] = {}
-        reason = [self._refusal(lambda: mine.update(digests(folder, names)))]
+        reason = [self._refusal(lambda: self._check(folder, names, mine))]
         gathered: list[Any] = [None] * self._world
         dist.all_gather_object(gathered, mine, self.group)
         files = {name: told for each in gathered for name, told in each.items()}
@@ -201,6 +219,11 @@ class CheckpointWriter:
         if reason[0] is not None:
             self._refuse(reason[0], final, step)
         return names, sum(told["bytes"] for told in files.values())
+
+    def _check(self, folder: Path, names: list[str], into: dict[str, Any]) -> None:
+        for name in names:
+            into |= digests(folder, [name])
+            self._checked += 1
 
     def _name(self, folder: Path, final: Path, files: dict[str, Any]) -> None:
         write_manifest(folder, files | digests(folder, [".metadata"]))

@@ -119,10 +119,18 @@ class Rank:
         self.last_finite = ""  # for who must find out what went wrong
         self.skips_in_a_row = 0
 
-    def resume(self, recorder: "WatchedMetrics") -> int:
-        """Loads the newest whole checkpoint, else the initial weights, if any; the step to do next, from 1."""
+    def resume(self, recorder: "WatchedMetrics", fresh: bool) -> int:
+        """Loads the newest whole checkpoint, else the initial weights, if any; the step to do next, from 1. fresh: of a
+        run's first attempt, which has none."""
         folder = self.run_dir / "checkpoints"
-        choice = Choice(folder, recorder.warning, self.copies, group=self.writer.group, beat=recorder.beat)
+        choice = Choice(
+            folder,
+            recorder.warning,
+            self.copies,
+            group=self.writer.group,
+            beat=recorder.beat,
+            fresh=fresh,
+        )
         newest = choice.newest_whole()
         if newest is not None:
             checkpoint.load(self.state, newest)
@@ -316,7 +324,8 @@ def run_rank(job: Job) -> bool:
     try:
         training = rank.spec.training
         schedule = Schedule(rank.spec.total_steps, training.evaluate_every_steps, training.checkpoint_every_steps)
-        complete = train(schedule, rank.resume(recorder), step, partial(rank.evaluate, recorder), rank.save, recorder)
+        begin = rank.resume(recorder, fresh=attempt[0] == 1)
+        complete = train(schedule, begin, step, partial(rank.evaluate, recorder), rank.save, recorder)
         rank.writer.finish()
         for each in rank.writer.written():
             recorder.checkpoint(each)

@@ -23,7 +23,7 @@ def _unread(rank: int, folder: Path) -> None:
     told: list[str] = []
     if rank == 1:
         saved.digests = refuses  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="every checkpoint"):
+    with pytest.raises(ValueError, match="could be read whole: .* try again; deleting them would lose"):
         Choice(folder, told.append).newest_whole()
     assert "step-00000008 is left out" in told[0] and saved.complete(folder)
 
@@ -58,6 +58,15 @@ def _fetches(rank: int, folder: Path) -> None:
     choice = Choice(folder, print, _FarAway(), beat=lambda: beats.append((folder / "fetched").exists()))  # type: ignore[arg-type]
     assert choice.newest_whole() == folder / "step-00000008" and saved.damage(folder / "step-00000008") is None
     assert False in beats  # who fetches, and who waits for it, is no rank that hangs
+
+
+def _begins(rank: int, folder: Path) -> None:
+    with pytest.raises(ValueError, match="far://away has checkpoints of another run of this name .1.: give another"):
+        Choice(folder, print, _FarAway(), fresh=True).newest_whole()  # type: ignore[arg-type]
+
+
+def test_a_run_that_begins_does_not_go_on_from_another_one_s_copies(tmp_path: Path) -> None:
+    spawn(_begins, 2, tmp_path)
 
 
 def test_a_copy_that_comes_slowly_is_waited_for(tmp_path: Path, whole: tuple[Path, RunFolder]) -> None:

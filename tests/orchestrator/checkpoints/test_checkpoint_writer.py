@@ -197,6 +197,8 @@ def test_a_checkpoint_from_before_there_were_manifests_passes(tmp_path: Path, wh
     shutil.copytree(whole[1].path / "checkpoints" / path.name, path)
     (path / saved.MANIFEST).unlink()
     assert saved.damage(path) is None
+    shutil.copytree(whole[1].path / "checkpoints" / "step-00000016", tmp_path / "step-00000016")
+    assert "manifest.json is missing" in str(saved.damage(path))  # they are of one run: it was moved here in part
 
 
 def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, whole: tuple[Path, RunFolder]) -> None:
@@ -314,6 +316,42 @@ def _waits_for_the_manifest(rank: int, folder: Path) -> None:
     writer.finish()
     assert (folder / "manifest").exists() and False in beats  # it waited, and said that it was alive
     assert writer.written()[0]["not_copied"] == "Bucket is full"
+
+
+def _waits_for_the_bytes(rank: int, folder: Path) -> None:
+    checkpoint_writer.BEAT_EVERY_S = 0.01
+    writer = CheckpointWriter(folder, asynchronous=True)
+    beats: list[int] = []
+    writer.beat = lambda: beats.append(len(beats))
+    hangs, ends = threading.Event(), threading.Event()
+
+    def slow(state: Any, checkpoint_id: Path, **_: Any) -> None:
+        for number in range(20):
+            (checkpoint_id / f"__0_{number}.distcp").write_bytes(b"x")
+            time.sleep(0.03)
+        hangs.set()
+        ends.wait(60)
+        raise OSError("a disk that hung")
+
+    checkpoint_writer.dcp.save = slow  # type: ignore[assignment]
+    writer.save(_state(1.0)[1], 1)
+
+    def look() -> None:
+        hangs.wait(60)
+        time.sleep(0.3)
+        before = len(beats)
+        time.sleep(0.3)
+        beats.append(-1 if len(beats) == before else -2)
+        ends.set()
+
+    threading.Thread(target=look).start()
+    with pytest.raises(OSError, match="a disk that hung"):
+        writer.finish()
+    assert len(beats) > 10 and -1 in beats  # as long as bytes came, and no longer
+
+
+def test_a_large_checkpoint_that_is_waited_for_is_no_hang_and_a_disk_that_hangs_is(tmp_path: Path) -> None:
+    spawn(_waits_for_the_bytes, 1, tmp_path)
 
 
 def test_no_rank_begins_a_step_while_rank_0_ends_the_copy(tmp_path: Path) -> None:
