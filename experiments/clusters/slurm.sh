@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A Ray cluster of whole SLURM nodes for one run. Submit it again, or let SLURM requeue it, and the run goes on.
 #   sbatch --nodes=4 experiments/clusters/slurm.sh SPEC RUN [more options of hoofprint run]
+# in the root of the repository, or `sbatch slurm.sh ...` in this folder; elsewhere HOOFPRINT_CLUSTERS must name this folder.
 # Set HOOFPRINT_RUNS to a folder that every node reaches (default: ./runs), and activate an environment with hoofprint
 # before sbatch. SPEC counts its workers as GPUs: give --set cluster.nodes=4 with --nodes=4.
 #SBATCH --job-name=hoofprint
@@ -20,16 +21,25 @@ if [ "$#" -lt 2 ]; then
 fi
 spec=$1 run=$2
 shift 2
+# SLURM runs a copy of this file from its spool folder: the other script is found from where sbatch was typed.
+beside=${SLURM_SUBMIT_DIR:-$PWD}
+[ -x "$beside/run_or_resume.sh" ] || beside+=/experiments/clusters
+beside=${HOOFPRINT_CLUSTERS:-$beside}
+if [ ! -x "$beside/run_or_resume.sh" ]; then
+  echo "$beside has no run_or_resume.sh that can be run: type sbatch beside slurm.sh or in the root of the repository," \
+    "or set HOOFPRINT_CLUSTERS to the folder of both; nothing was started" >&2
+  exit 2
+fi
 runs=${HOOFPRINT_RUNS:-$PWD/runs}
 mkdir -p "$runs"
-# SLURM runs a copy of this file from its spool folder: the other script is found from where sbatch was typed.
-beside=${HOOFPRINT_CLUSTERS:-${SLURM_SUBMIT_DIR:-$PWD}/experiments/clusters}
 
 # Whoever reaches Ray's port can run code as you: a token of this job's own keeps the other users of the network out.
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$runs/.ray-token-$SLURM_JOB_ID"
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
+# Since SLURM 22.05 srun does not take it from sbatch, and may bind Ray, with all that it starts, to one CPU.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1; exit}'):6379

@@ -141,7 +141,7 @@ class CheckpointWriter:
     def written(self) -> list[dict[str, Any]]:
         """Once for each whole checkpoint: {step, waited_s, seconds, blocked_s, bytes}: how long it waited for the one
         before, then from its beginning until it was whole, and for how much of that the training stood still. With
-        copies also `copied_s`, or `not_copied`, which says why.
+        copies also `copied_s`, or `not_copied`, which says why; `not_pruned` says why older copies are still there.
         """
         done = []
         while self._written and "bytes" in self._written[0]:
@@ -185,15 +185,17 @@ class CheckpointWriter:
     def _copy(self, copies: "Courier", final: Path, mine: list[str]) -> dict[str, Any]:
         """Copies the checkpoint; a storage that refuses costs the copy and not the training."""
         began_s = time.monotonic()
-        refused = [self._refusal(lambda: copies.put(final, mine))]
+        refused = [self._refusal(lambda: copies.put(final, mine)), None]  # of the copy, and of taking older ones away
         if self._rank == 0 and refused[0] is None:
-            refused = [
-                refusal_of(lambda: copies.put(final, [".metadata", MANIFEST]))
-                or refusal_of(lambda: copies.prune(step_of(final), *self._keep))
-            ]
+            refused[0] = refusal_of(lambda: copies.put(final, [".metadata", MANIFEST]))
+            if refused[0] is None:
+                refused[1] = refusal_of(lambda: copies.prune(step_of(final), *self._keep))
         # All wait for rank 0: in a step without it they could not say that they are alive.
         dist.broadcast_object_list(refused, group=self.group)
-        return {"not_copied": refused[0]} if refused[0] is not None else {"copied_s": time.monotonic() - began_s}
+        if refused[0] is not None:
+            return {"not_copied": refused[0]}
+        copied = {"copied_s": time.monotonic() - began_s}
+        return copied if refused[1] is None else copied | {"not_pruned": refused[1]}
 
     def _refusal(self, work: Callable[[], Any]) -> str | None:
         """Why the work of some rank was refused, the same on every rank; None where all did theirs."""

@@ -83,6 +83,8 @@ class MetricsFile:
             self._write(event="checkpoint", time_unix_s=time.time(), **written)
         if "not_copied" in written:
             self.warning(f"the checkpoint of step {written['step']} was not copied: {written['not_copied']}")
+        if "not_pruned" in written:
+            self.warning(f"copies older than step {written['step']} could not be taken away: {written['not_pruned']}")
 
     def warning(self, said: str) -> None:
         """Notes what a person should hear of."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
@@ -101,7 +102,10 @@ def test_the_pods_of_the_ray_job_are_pods() -> None:
 
 
 def test_the_ray_job_runs_what_the_image_has_and_stops_in_order() -> None:
+    from ray.job_submission import JobDetails
+
     from orchestrator.jobs.inside import STOP_WAIT, STOP_WAIT_S
+    from orchestrator.jobs.server import find
     from orchestrator.spec.file import load_experiment
 
     job = load("rayjob.yaml")
@@ -109,6 +113,10 @@ def test_the_ray_job_runs_what_the_image_has_and_stops_in_order() -> None:
     script, spec, runs, run, *options = job["spec"]["entrypoint"].split()
     here = [Path(path.replace("/opt/hoofprint", str(ROOT))) for path in (script, spec)]
     assert os.access(here[0], os.X_OK) and runs == "/shared/runs" and run
+    submitted = {key: job["spec"][key] for key in ("entrypoint", "metadata")}  # as KubeRay hands them on to Ray
+    details = JobDetails(type="SUBMISSION", submission_id="llama-7b-x2k9p", status="RUNNING", **submitted)
+    server: Any = SimpleNamespace(list_jobs=lambda: [details], get_address=lambda: "http://head:8265")
+    assert find(server, run).runs_dir == runs
     experiment = load_experiment(here[1], [option for option in options if option != "--set"])
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = [group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in workers]
@@ -124,6 +132,10 @@ def test_the_cluster_launcher_takes_the_file() -> None:
     nodes = config["available_node_types"]
     assert config["max_workers"] == sum(node["max_workers"] for name, node in nodes.items() if name != "head")
     assert nodes["a100x8"]["resources"]["GPU"] == 8
+    assert {node["node_config"]["ImageId"] for node in nodes.values()} == {"YOUR_AMI"}  # else Ray takes an old one
+    before = "; ".join(config["initialization_commands"])
+    assert before.index("sudo mount") < before.index("sudo install -d -o 1000 -g 100 /shared")
+    assert "chmod -R a+rX /sys/devices/" in before  # -R does not follow the links of /sys/class
     with pytest.raises(Exception, match="initialisation_commands"):
         validate_config(prepare_config(load("ray_cluster.yaml") | {"initialisation_commands": []}))
 
@@ -179,7 +191,7 @@ echo "$(basename "$0") $*" >> "$LOG"
 {does}
 """
 STAND_INS = {
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    "srun": '[ "$SRUN_CPUS_PER_TASK" = 64 ] || exit 9; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "scontrol": '[ "$1" != show ] || printf "node-a\\nnode-b\\n"',
     "hostname": "echo 10.0.0.1 fe80::1",
     "ray": "trap 'exit 0' TERM; while :; do sleep 0.1; done",
@@ -214,6 +226,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "node-[a-b]",
         "SLURM_SUBMIT_DIR": str(ROOT),
         "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_CPUS_PER_TASK": "64",
     }
 
 
@@ -227,8 +240,9 @@ def slurm(environment: dict[str, str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_slurm_starts_a_cluster_and_the_run_in_it(environment: dict[str, str]) -> None:
-    process = slurm(environment)
+@pytest.mark.parametrize("typed_in", [ROOT, CLUSTERS])
+def test_slurm_starts_a_cluster_and_the_run_in_it(typed_in: Path, environment: dict[str, str]) -> None:
+    process = slurm(environment | {"SLURM_SUBMIT_DIR": str(typed_in)})
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     runs = environment["HOOFPRINT_RUNS"]
@@ -243,6 +257,14 @@ def test_slurm_starts_a_cluster_and_the_run_in_it(environment: dict[str, str]) -
     assert any("--nodes=1 --ntasks=1 --exclude=node-a" in line for line in on)
     assert not list(Path(runs).glob(".ray-token-*"))  # of the job, and gone with it
     assert [line.split()[1] for line in called(environment, "scontrol")] == ["show"]
+
+
+@pytest.mark.parametrize("wrong", ["SLURM_SUBMIT_DIR", "HOOFPRINT_CLUSTERS"])
+def test_slurm_starts_nothing_without_its_other_script(wrong: str, environment: dict[str, str], tmp_path: Path) -> None:
+    process = slurm(environment | {wrong: str(tmp_path)})
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and str(tmp_path) in said and "nothing was started" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"bin"}  # no folder of runs, no command called
 
 
 def test_slurm_stops_the_run_before_its_time_is_over_and_goes_on_with_it(environment: dict[str, str]) -> None:
