@@ -11,7 +11,7 @@ from benchmarks.resilience.stand_in import StandIn, percent_of_truth
 from energy.ledger.readings import read_sessions
 from energy.records.verify import verify_run
 from energy.runs import RunFolder
-from orchestrator.checkpoints.saved import complete, damage
+from orchestrator.checkpoints.saved import complete, damage, newest_complete, step_of
 
 INTERVAL_STEPS = 25
 ENERGY_PERCENT = 0.5
@@ -19,12 +19,18 @@ ENERGY_PERCENT = 0.5
 
 @dataclass(frozen=True)
 class Kill:
-    """A kill as it came. step: the newest one that was trained before it."""
+    """A kill as it came. moment: the one that was drawn.
+
+    Seen just before it: `step`, the newest one that was trained; `whole_step`, that of the newest whole checkpoint, 0
+    where there is none; `partial`, whether one was being written.
+    """
 
     kind: str
     moment: str
     at_unix_s: float
     step: int
+    whole_step: int
+    partial: bool
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,7 @@ def judge(run: RunFolder, kills: Sequence[Kill], reference: Reference, nodes: Se
     wrong += [said for path in complete(run.path / "checkpoints") if (said := damage(path)) is not None]
     resumed = [kill for kill in kills if _went_on(run, kill)]
     wrong += [f"after the kill of a {kill.kind} nothing went on" for kill in kills if kill not in resumed]
-    lost = steps_lost(run, INTERVAL_STEPS)
-    wrong += [
-        f"attempt {each['attempt']} lost {each['steps']} steps" for each in lost if not few_lost(each, INTERVAL_STEPS)
-    ]
+    wrong += resumed_wrongly(run, kills, INTERVAL_STEPS)
     attempts = run.read_run()["attempts"]
     if any(attempt["status"] == "running" for attempt in attempts) or attempts[-1]["status"] != "completed":
         wrong.append(f"its attempts are {[attempt['status'] for attempt in attempts]}")
@@ -63,28 +66,66 @@ def judge(run: RunFolder, kills: Sequence[Kill], reference: Reference, nodes: Se
         "verified": verified.ok,
         "resumed": len(resumed),
         "attempts": [attempt["status"] for attempt in attempts],
-        "steps_lost": lost,
+        "steps_lost": steps_lost(run, kills),
         "wrong": wrong,
     }
 
 
-def steps_lost(run: RunFolder, interval_steps: int) -> list[dict[str, Any]]:
-    """Of each attempt that another followed: how many of its steps were done again, and whether the checkpoint that
-    would have saved the most of them was still being written when it ended."""
-    by_attempt: dict[int, list[int]] = {}
-    for step in run.steps():
-        by_attempt.setdefault(step["attempt"], []).append(step["step"])
-    numbers = sorted(by_attempt)
+def seen_of_checkpoints(run: RunFolder) -> dict[str, Any]:
+    """`partial` and `whole_step` of a kill that comes now. The partial one first: it may become whole in between."""
+    folder = run.path / "checkpoints"
+    partial = any(folder.glob(".step-*.partial"))
+    newest = newest_complete(folder)
+    return {"partial": partial, "whole_step": step_of(newest) if newest is not None else 0}
+
+
+def resumed_wrongly(run: RunFolder, kills: Sequence[Kill], interval_steps: int) -> list[str]:
+    """Attempts that overlooked a checkpoint which was whole at a kill before them, and kills that cost too much."""
+    wrong = []
+    for attempt, (first, *_) in _steps_by_attempt(run).items():
+        whole = max((kill.whole_step for kill in kills if kill.at_unix_s < first["time_unix_s"]), default=0)
+        if first["step"] <= whole:
+            wrong.append(f"attempt {attempt} began at step {first['step']}, though checkpoint step-{whole} was whole")
+    return wrong + [
+        f"attempt {each['attempt']} lost {each['steps']} steps"
+        for each in steps_lost(run, kills)
+        if not _few(each, interval_steps)
+    ]
+
+
+def steps_lost(run: RunFolder, kills: Sequence[Kill]) -> list[dict[str, Any]]:
+    """Of each attempt that another followed: how many of its steps were done again, how many of these there were when
+    the kill came (ranks whose driver is killed train on for a moment), and whether a checkpoint was seen being written.
+    """
+    by_attempt = _steps_by_attempt(run)
     found = []
-    for number, following in zip(numbers, numbers[1:], strict=False):
-        last, from_step = by_attempt[number][-1], by_attempt[following][0] - 1
-        found.append({"attempt": number, "steps": last - from_step, "writing": last - from_step >= interval_steps})
+    for (number, own), following in zip(by_attempt.items(), list(by_attempt.values())[1:], strict=False):
+        times = own[0]["time_unix_s"], following[0]["time_unix_s"]
+        kill = next((kill for kill in kills if kill.kind != "meter" and times[0] <= kill.at_unix_s < times[1]), None)
+        last, from_step = own[-1]["step"], following[0]["step"] - 1
+        found.append(
+            {
+                "attempt": number,
+                "steps": last - from_step,
+                "when_killed": (min(last, kill.step) if kill else last) - from_step,
+                "writing": kill is not None and kill.partial,
+            }
+        )
     return found
 
 
-def few_lost(lost: dict[str, Any], interval_steps: int) -> bool:
+def _few(lost: dict[str, Any], interval_steps: int) -> bool:
     """At most an interval; what was trained while the checkpoint at its end was being written may come on top."""
-    return 0 <= lost["steps"] < (2 if lost["writing"] else 1) * interval_steps
+    most = 2 * interval_steps - 1 if lost["writing"] else interval_steps
+    return lost["steps"] >= 0 and lost["when_killed"] <= most
+
+
+def _steps_by_attempt(run: RunFolder) -> dict[int, list[dict[str, Any]]]:
+    """The steps of each attempt that trained, in order."""
+    by_attempt: dict[int, list[dict[str, Any]]] = {}
+    for step in run.steps():
+        by_attempt.setdefault(step["attempt"], []).append(step)
+    return dict(sorted(by_attempt.items()))
 
 
 def _near(percent: float) -> bool:

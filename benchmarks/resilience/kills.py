@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from tiny import losses, train, write_spec
 
-from benchmarks.resilience.judge import INTERVAL_STEPS, Kill, Reference, judge
+from benchmarks.resilience.judge import INTERVAL_STEPS, Kill, Reference, judge, seen_of_checkpoints
 from benchmarks.resilience.places import METER, RANK, OwnRay, Place, Run, TwoNodes, wait_until
 
 KINDS = {"worker": 3, "meter": 4, "driver": 2}  # drawn so often; a meter's death stops nobody
@@ -65,14 +65,15 @@ class Victim:
     """Kills what is planned for one run."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._step = run, 0
+        self._run = run
         self._since = (0, 0)  # the attempt and step after which the training goes on
 
     def kill(self, planned: Planned) -> Kill | None:
         """Waits for the moment, kills, and sees to it that the run can go on; None where the run ended before."""
-        if not self._await(planned) or not self._strike(planned):
+        seen = self._strike(planned) if self._await(planned) else None
+        if seen is None:
             return None
-        kill = Kill(planned.kind, planned.moment, time.time(), self._step)
+        kill = Kill(planned.kind, planned.moment, time.time(), **seen)
         if planned.kind == "driver":
             self._run.start()
         elif planned.kind == "node":
@@ -93,9 +94,9 @@ class Victim:
             if planned.moment == "checkpoint":
                 folder = run.folder.path / "checkpoints"
                 wait_until(lambda: run.exit_code is not None or any(folder.glob(".step-*.partial")), GOES_ON_S, 5e-4)
-        attempt, self._step = run.newest_step()
+        attempt, step = run.newest_step()
         # A step may still be written down after the kill that ends its attempt.
-        self._since = (attempt, self._step) if planned.kind == "meter" else (attempt + 1, 0)
+        self._since = (attempt, step) if planned.kind == "meter" else (attempt + 1, 0)
         return ready and run.exit_code is None
 
     def _there(self, planned: Planned) -> bool:
@@ -103,24 +104,32 @@ class Victim:
             return bool(self._run.attempts())
         return bool(self._run.processes(METER if planned.kind == "meter" else RANK))
 
-    def _strike(self, planned: Planned) -> bool:
+    def _look(self) -> dict[str, Any]:
+        """What a kill has of the moment just before it."""
+        return {**seen_of_checkpoints(self._run.folder), "step": self._run.newest_step()[1]}
+
+    def _strike(self, planned: Planned) -> dict[str, Any] | None:
+        """What was seen just before the kill; None where there was nobody to kill."""
         run = self._run
         if planned.kind == "driver":
+            seen = self._look()
             run.kill_driver()
-            return True
+            return seen
         if planned.kind == "node":
             assert isinstance(run.place, TwoNodes)
+            seen = self._look()
             run.place.kill_second()
-            return True
+            return seen
         processes = sorted(run.processes(METER if planned.kind == "meter" else RANK), key=lambda each: each.pid)
         if not processes:
-            return False
+            return None
+        seen = self._look()
         chosen = processes[int(planned.victim * len(processes))]
         try:
             chosen.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:
-            return False
-        return True
+            return None
+        return seen
 
 
 def uninterrupted(work: Path, steps: int) -> Reference:
@@ -204,9 +213,6 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "percent_of_truth": [min(percents), max(percents)],
         "checkpoint_interval_steps": INTERVAL_STEPS,
         "most_steps_lost": max((each["steps"] for each in lost), default=0),
-        "most_steps_lost_after_a_whole_checkpoint": max(
-            (each["steps"] for each in lost if not each["writing"]), default=0
-        ),
         "met": bool(runs) and all(not run["wrong"] for run in runs),
     }
 

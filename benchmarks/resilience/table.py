@@ -38,34 +38,65 @@ def _parts(result: Result) -> list[str]:
 
 def _kills_row(part: Result) -> tuple[str, str]:
     low, high = part["percent_of_truth"]
+    overlooked = "" if _unseen(part) else "no whole checkpoint overlooked, "
     return (
         f"{part['target_kills']} kills: all resumed, losses equal bit for bit, energy within 0.5 % of the truth, every "
-        "record verifies, steps lost at most a checkpoint interval",
+        f"record verifies, {overlooked}steps lost at most a checkpoint interval and what is trained while one is "
+        "written",
         f"{part['kills']} kills over {part['run_count']} runs: {part['resumed']} resumed; losses equal in "
         f"{part['runs_with_equal_losses']} runs; energy {low:.2f} to {high:.2f} % of the truth; "
-        f"{part['runs_verified']} verify; at most {part['most_steps_lost_after_a_whole_checkpoint']} of "
-        f"{part['checkpoint_interval_steps']} steps lost",
+        f"{part['runs_verified']} verify; {_most_lost(part)}",
     )
+
+
+def _most_lost(part: Result) -> str:
+    most, interval, unseen = part["most_steps_lost"], part["checkpoint_interval_steps"], len(_unseen(part))
+    notes = ["what is trained while a checkpoint is written comes on top"] if most > interval else []
+    notes += [f"whether one was whole was not looked at in {unseen} of the kills"] if unseen else []
+    return f"at most {most} of {interval} steps lost" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _unseen(part: Result) -> list[Result]:
+    """Kills of before it was noted which checkpoint was whole, and whether one was being written."""
+    return [kill for kill in _kills(part) if "partial" not in kill]
+
+
+def _kills(part: Result) -> list[Result]:
+    return [kill for run in part["runs"] for kill in run["kills"]]
 
 
 def _kills_page(part: Result) -> list[str]:
     kinds = ", ".join(f"{count} of a {kind}" for kind, count in sorted(part["by_kind"].items()))
     moments = ", ".join(f"{count} {MOMENTS[moment]}" for moment, count in sorted(part["by_moment"].items()))
+    unseen, seen = _unseen(part), [kill for kill in _kills(part) if "partial" in kill]
     lines = [
-        f"kill -9 at random moments (seed {part['seed']}): {kinds}; {moments}. Runs take turns between a Ray of their "
-        "own and an emulated cluster of two nodes; each node has two GPUs of the NVML stand-in. A killed driver is "
-        f"resumed by `hoofprint run --resume`, all else by itself. {part['minutes']:.0f} minutes, in "
+        f"kill -9 at random moments (seed {part['seed']}): {kinds}; drawn were {moments}. Runs take turns between a "
+        "Ray of their own and an emulated cluster of two nodes; each node has two GPUs of the NVML stand-in. A killed "
+        f"driver is resumed by `hoofprint run --resume`, all else by itself. {part['minutes']:.0f} minutes, in "
         f"{part.get('sittings', 1)} sittings.",
         "",
-        "Where the newest checkpoint was still being written when the kill came, what was trained meanwhile is lost "
-        f"on top of the interval: at most {part['most_steps_lost']} steps.",
+        "Where the newest checkpoint is still being written when the kill comes, what is trained meanwhile is lost on "
+        f"top of the interval: at most {part['most_steps_lost']} steps were lost.",
     ]
+    if seen:
+        inside = sum(kill["partial"] and kill["kind"] != "meter" for kill in seen)
+        lines[-1] += (
+            f" {inside} of the kills came inside a checkpoint: one was seen half written just before, and it was not a "
+            "meter that was killed."
+        )
+    if unseen:
+        meters = sum(kill["moment"] == "checkpoint" and kill["kind"] == "meter" for kill in unseen)
+        lines[-1] += (
+            f" In {len(unseen)} of the kills it was not looked at just before them whether a checkpoint was whole or "
+            "half written: an attempt that lost an interval or more, and less than two, counts as one that was writing "
+            f"a checkpoint. {meters} of those that were to come in a checkpoint were of a meter, which stops nobody."
+        )
     wrong = [f"- run {run['run']} ({run['place']}): {text}" for run in part["runs"] for text in run["wrong"]]
     return lines + (["", "Not as it should be:", "", *wrong] if wrong else [])
 
 
 def _recovery_row(part: Result) -> tuple[str, str]:
-    lost = max((each["steps"] for each in part["steps_lost"] if not each["writing"]), default=0)
+    lost = max((each["steps"] for each in part["steps_lost"]), default=0)
     interval, seconds = part["checkpoint_interval_steps"], part["seconds"]
     said = f"{min(seconds):.1f} to {max(seconds):.1f} s; at most {lost} of {interval} steps lost"
     return f"<= {part['target_s']:.0f} s, steps lost <= {interval}", said
@@ -75,7 +106,8 @@ def _recovery_page(part: Result) -> list[str]:
     lines = [f"{part['what']}. Medians of {part['times']}; a part ends with what it names.", ""]
     lines += ["| part | what it is | s |", "|---|---|---|"]
     lines += [f"| {name} | {what} | {part['median_parts_s'][name]:z.1f} |" for name, what in part["parts"].items()]
-    return [*lines, f"| all | | {part['median_seconds']:.1f} |"]
+    lines.append(f"| all | | {part['median_seconds']:.1f} |")
+    return lines + [line for wrong in part.get("wrong", []) for line in ("", f"Not as it should be: {wrong}.")]
 
 
 def _checkpoints_row(part: Result) -> tuple[str, str]:
@@ -108,13 +140,23 @@ def _meters_row(part: Result) -> tuple[str, str]:
 
 def _meters_page(part: Result) -> list[str]:
     driver, readings = part["driver"], part["readings"]
+    what = part["what"].partition(". ")[0]  # results of before go on in words that claim too much
     return [
-        f"{part['what']}. All up after {driver['start_s']:.0f} s; the driver has {driver['memory_mb']['end']:.0f} MB, "
-        f"the meters {driver['meters_memory_mb']['end']:.0f} MB together; the longest pause between two readings of a "
-        f"node was {readings['longest_pause_s']:.1f} s.",
+        f"{what}. {LOOKED_AT} All up after {driver['start_s']:.0f} s; the driver has "
+        f"{driver['memory_mb']['end']:.0f} MB, the meters {driver['meters_memory_mb']['end']:.0f} MB together; the "
+        f"longest pause between two readings of a node was {readings['longest_pause_s']:.1f} s.",
     ]
 
 
-MOMENTS = {"training": "while it trained", "checkpoint": "inside a checkpoint", "starting": "while an attempt started"}
+MOMENTS = {
+    "training": "while it trained",
+    "checkpoint": "when a checkpoint began to be written",
+    "starting": "while an attempt started",
+}
+LOOKED_AT = (
+    "Twice a second the driver reads the power and energy of all nodes from what their meters wrote (`NodesNow`); the "
+    "rest of what it does in a run, with the ranks' files, the budget and `live.json`, is not in these figures. Not "
+    "emulated: 64 raylets, whose CPU and memory (a core, 9 GB) would be those of 64 machines."
+)
 ROWS = {"kills": _kills_row, "recovery": _recovery_row, "checkpoints": _checkpoints_row, "meters": _meters_row}
 PAGES = {"kills": _kills_page, "recovery": _recovery_page, "checkpoints": _checkpoints_page, "meters": _meters_page}
