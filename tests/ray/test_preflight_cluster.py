@@ -198,16 +198,25 @@ def stop(process: psutil.Process) -> None:
 
 def test_ranks_that_die_or_hang_are_named_and_hold_nothing(nodes: Nodes, joined: None, tmp_path: Path) -> None:
     """One node's rank is killed at work and its disk is full, another's stops in the middle of an all-reduce."""
-    wait_for_free_cpus(len(GPUS))
+    killed: list[int] = []
+
+    def kill(process: psutil.Process) -> None:
+        process.kill()
+        killed.append(process.pid)
+
     raylet = nodes.raylet(AWAY)
     for process in (raylet, *raylet.children(recursive=True)):
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**24, resource.RLIM_INFINITY))
     try:
-        with (
-            whenever(nodes, AWAY, "ray::Rank.matmul", psutil.Process.kill),
-            whenever(nodes, HANGING, "ray::Rank.all_reduce", stop),
-        ):
-            result = preflight(tmp_path, lambda done, total, text: None, limit_s=LIMIT_S)
+        for _ in range(3):  # on a busy machine a second's work may be over before it is seen
+            wait_for_free_cpus(len(GPUS))
+            with (
+                whenever(nodes, AWAY, "ray::Rank.matmul", kill),
+                whenever(nodes, HANGING, "ray::Rank.all_reduce", stop),
+            ):
+                result = preflight(tmp_path, lambda done, total, text: None, limit_s=LIMIT_S)
+            if killed:
+                break
         assert list(tmp_path.iterdir()) == []
         names = {node["address"] if node["address"] in GPUS else "head": node["node"] for node in result["nodes"]}
         said = [(each["node"], each["said"]) for each in result["findings"] if each["check"] == "not measured"]
