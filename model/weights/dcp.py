@@ -7,6 +7,7 @@ readers, which are the documented way to extend them, do not.
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 from model.config import LlamaConfig
 from model.weights.tensors import Progress, TensorInfo, WeightSource, counted, model_shapes, require_shapes
@@ -30,8 +32,8 @@ class CheckpointWeights:
 
     def __init__(self, path: Path, config: LlamaConfig) -> None:
         self.path, self.config = path, config
-        self._reader = FileSystemReader(path)
-        self._metadata = _read_metadata(path)
+        self._reader = PlainReader(path)
+        self._metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         found = {
             key.removeprefix(PREFIX): TensorInfo(tuple(entry.size), entry.properties.dtype)
@@ -46,7 +48,7 @@ class CheckpointWeights:
     def read(self, name: str) -> torch.Tensor:
         info = self.tensors[name]
         tensor = torch.empty(info.shape, dtype=info.dtype)
-        planner = DefaultLoadPlanner()
+        planner = PlainPlanner()
         planner.set_up_planner({PREFIX + name: tensor}, self._metadata, is_coordinator=True)
         try:
             plan = self._reader.prepare_local_plan(planner.create_local_plan())
@@ -97,15 +99,27 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(f"refused: it would call {module}.{name}")
 
 
-def _read_metadata(checkpoint: Path) -> Metadata:
-    try:
-        with (checkpoint / ".metadata").open("rb") as stream:
-            found: Any = _Plain(stream).load()
-        if not isinstance(found, Metadata):
-            raise TypeError(f"it holds {type(found).__name__}, not what torch writes")
-    except _BROKEN as error:
-        raise ValueError(f"{checkpoint}: its .metadata is broken: {error}") from error
-    return found
+class PlainReader(FileSystemReader):
+    """torch's reader of a checkpoint, but nothing in its `.metadata` runs. ValueError where that is broken."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as stream:
+                found: Any = _Plain(stream).load()
+            if not isinstance(found, Metadata):
+                raise TypeError(f"it holds {type(found).__name__}, not what torch writes")
+        except _BROKEN as error:
+            raise ValueError(f"{self.path}: its .metadata is broken: {error}") from error
+        return found
+
+
+class PlainPlanner(DefaultLoadPlanner):
+    """torch's planner of what to read, but what is no tensor (a step, a learning rate) is data, and runs nothing."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        torch.load(value, weights_only=True)  # refuses, before torch's own reading, which refuses nothing
+        value.seek(0)
+        super().load_bytes(read_item, value)
 
 
 class _ReadWhenWritten(DefaultSavePlanner):

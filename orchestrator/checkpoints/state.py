@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.stateful import Stateful
 
 from model.config import LlamaConfig
-from model.weights.dcp import CheckpointWeights
+from model.weights.dcp import CheckpointWeights, PlainPlanner, PlainReader
 
 PROBE_BYTES = 2**20
 
@@ -41,8 +41,11 @@ class TrainState(Stateful):
 
 
 def load(state: TrainState, path: Path) -> None:
-    """Fills model, optimiser and progress from `path`, whatever number of ranks wrote it. A collective."""
-    dcp.load({"app": state}, checkpoint_id=path)
+    """Fills model, optimiser and progress from `path`, whatever number of ranks wrote it. A collective.
+
+    Nothing in it runs; CheckpointException where something would.
+    """
+    dcp.load({"app": state}, storage_reader=PlainReader(path), planner=PlainPlanner())
 
 
 def load_weights(model: torch.nn.Module, config: LlamaConfig, path: Path) -> None:
@@ -52,7 +55,7 @@ def load_weights(model: torch.nn.Module, config: LlamaConfig, path: Path) -> Non
     """
     CheckpointWeights(path, config)  # looks, and reads nothing
     weights = get_model_state_dict(model)
-    dcp.load({"app": {"model": weights}}, checkpoint_id=path)
+    dcp.load({"app": {"model": weights}}, storage_reader=PlainReader(path), planner=PlainPlanner())
     set_model_state_dict(model, weights)
 
 
