@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from energy.accounting.curves import Array, Curve, Gap, curve_of, power_of
-from energy.accounting.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay
+from energy.accounting.lost_meters import mark_lost
+from energy.accounting.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay, union_s
 from energy.accounting.placement import held_by, is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.uncertainty import Part, share_of
@@ -100,6 +101,7 @@ class _Books:
     gaps: list[Gap] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # the ledger that each device was found in
     slots: dict[int, list[float]] = field(default_factory=dict)  # J by slot of SLOT_S since 1970
+    metered: list[tuple[DeviceEnergy, list[Session]]] = field(default_factory=list)
     nodes: dict[str, bool] = field(default_factory=dict)  # those that were metered, and whether they were the run's
     machines: Machines = field(default_factory=Machines)
 
@@ -143,6 +145,7 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
         return account
     account.start_unix_s = min(start for _, start, _ in books.windows)
     account.end_unix_s = max(end for _, _, end in books.windows)
+    account.warnings += mark_lost(books.metered, books.windows, run.devices_by_attempt(), fine)
     account.attempts = _attempts(books)
     account.phases = _phases(books, account)
     account.curve = _curve(books) if books.slots else None
@@ -235,6 +238,7 @@ def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], use
         _book(books, curves, gaps, bool(used) and about["kind"] == "gpu" and about["uuid"] not in used)
         account.devices.append(device)
         account.power.append((about["uuid"], *power_of(curves)))
+        books.metered.append((device, sessions))
     if others:
         account.warnings.append(
             f"{node}: {len(others)} GPUs of this shared node were held by no rank of this run: their "
@@ -357,7 +361,7 @@ def _phases(books: _Books, account: Account) -> dict[str, dict[str, Any]]:
             seconds.setdefault(phase, []).append(inside_s)
     if books.gaps:
         # Devices of several nodes have the same gap at slightly different times: their union stands for it.
-        seconds[GAP] = [_union_s([(gap.start_unix_s, gap.end_unix_s) for gap in books.gaps])]
+        seconds[GAP] = [union_s([(gap.start_unix_s, gap.end_unix_s) for gap in books.gaps])]
     known_s = math.fsum(part for parts in seconds.values() for part in parts)
     seconds[UNATTRIBUTED] = [max(0.0, account.end_unix_s - account.start_unix_s - known_s)]
     names = sorted(set(books.phases) | set(seconds))
@@ -371,14 +375,6 @@ def _phases(books: _Books, account: Account) -> dict[str, dict[str, Any]]:
         }
         for name in names
     }
-
-
-def _union_s(windows: list[tuple[float, float]]) -> float:
-    total_s, reached = 0.0, -math.inf
-    for start, end in sorted(windows):
-        total_s += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total_s
 
 
 def _attempts(books: _Books) -> list[dict[str, float]]:

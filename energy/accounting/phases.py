@@ -220,3 +220,12 @@ def _regress(
         if wanted[k] and found_w[place] > -2 * error_w:
             power_w[k], errors_j[k], told[k] = max(0.0, float(found_w[place])), error_w * seconds[k], True
     return told
+
+
+def union_s(windows: list[tuple[float, float]]) -> float:
+    """Length in s of what spans of time cover together."""
+    total_s, reached = 0.0, -math.inf
+    for start, end in sorted(windows):
+        total_s += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total_s
