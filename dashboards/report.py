@@ -14,6 +14,7 @@ from dashboards.templating import template_environment, utc
 from energy import human
 from energy.accounting.account import account_run
 from energy.boundaries import METHODS, boundary_text
+from energy.export.facts import lacking_carbon, share_text
 from energy.records.record import FILE_NAME, series_of, write_record
 from energy.runs import MEASURE, RunFolder, replace_file
 
@@ -47,16 +48,16 @@ def headline(record: dict[str, Any]) -> list[dict[str, str]]:
 
     facility, mfu = energy["energy_facility_kwh"], compute["mfu"]
     shares = [(energy[f"share_{kind}"], kind) for kind in ("measured", "modelled", "assumed")]
-    covered = ", ".join(f"{100 * share:.0f} % {kind}" for share, kind in shares if share)
+    covered = ", ".join(f"{share_text(share)} {kind}" for share, kind in shares if share)
     device_hours, rate = f"{human.digits(time['device_hours'])} device-hours", compute["tokens_per_s"]
     used = card(
         "IT energy",
         human.human_energy(energy["energy_it_kwh"], *bounds("energy_it_kwh")),
         covered or "not measured",
     )
-    of_facility = "needs PUE and grid intensity"
-    if facility is not None:
-        of_facility = f"of {human.human_energy(facility)} at the facility"
+    lacking = lacking_carbon(record)
+    at_facility = None if facility is None else f"{human.human_energy(facility)} at the facility"
+    of_facility = "; ".join(filter(None, (f"needs {lacking}", at_facility))) if lacking else f"of {at_facility}"
     emitted_text = human.human_carbon(carbon["carbon_tco2eq"], *bounds("carbon_tco2eq"))
     emitted = card("Carbon", emitted_text, of_facility)
     took = human.human_time(time["duration_s"])
@@ -157,6 +158,7 @@ def report_environment() -> Environment:
         "origin": _origin,
         "label": lambda key: LABELS.get(key, str(key).replace("_", " ")),
         "joule": human.human_joule,
+        "share": lambda share: "–" if share is None else human.percent(share),
         "ratio": lambda value: "–" if value is None else f"{value:.3g}",
         "cell": lambda text: str(text).replace("|", "\\|"),
     }
@@ -246,6 +248,7 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "record": record,
         "headline": headline(record),
         "state": state_line(record),
+        "phases": sorted(record["energy"]["phases"], key=lambda part: -(part["energy_kwh"] or 0.0)),
         "boundary": boundary_text(
             record["energy"]["boundary"], {device["kind"] for device in record["hardware"]["devices"]}
         ),

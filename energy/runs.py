@@ -90,8 +90,9 @@ class RunFolder:
         told = [event for event in self.events() if event.get("event") == "devices"]
         return {int(event.get("attempt") or 1): set(event.get("uuids", [])) for event in told}
 
-    def live_power(self) -> dict[str, float] | None:
-        """{power_w, energy_j, time_unix_s} over all devices as the meters wrote them last; None before they did.
+    def live_power(self) -> dict[str, float | None] | None:
+        """{power_w, energy_j, time_unix_s} over all devices as the meters wrote them last; None before they did, and
+        power and energy where no device was read.
 
         Of a node with a sensor of its own that one counts, and not its parts a second time.
         """
@@ -102,9 +103,9 @@ class RunFolder:
                 newest.append(document)
         if not newest:
             return None
+        known = {key: [each[key] for each in newest if each[key] is not None] for key in ("power_w", "energy_j")}
         return {
-            "power_w": sum(each["power_w"] for each in newest),
-            "energy_j": sum(each["energy_j"] for each in newest),
+            **{key: sum(values) if values else None for key, values in known.items()},
             "time_unix_s": max(each["time_unix_s"] for each in newest),
         }
 

@@ -8,8 +8,9 @@ parts of it beside each other: there the shares add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,10 @@ class _Piece:
         return float(np.interp(end, self.times, self.energy_j) - before_j)
 
 
-def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
+def merge(runs: Iterable[RunFolder], *, fine: bool = True, until_unix_s: Mapping[Path, float] | None = None) -> Merged:
     """The devices of several runs, each joule once. What is damaged in a ledger is named.
+
+    until_unix_s: of a run by its folder, the moment after which nothing of it counts.
 
     Runs on several MIG instances of one GPU each stand for their share of it: together they have the sum of the shares
     of the instances that were metered at a time, at most the whole GPU.
@@ -117,14 +120,18 @@ def merge(runs: Iterable[RunFolder], *, fine: bool = True) -> Merged:
     about: dict[str, dict] = {}
     nodes: dict[str, _Machine] = {}
     for run in runs:
+        end_unix_s = (until_unix_s or {}).get(run.path, math.inf)
         for group in with_shared_devices(run.ledgers()):
             stretches: dict[str, list[Stretch]] = {}
             for path in group:
                 sessions, damaged = read_sessions(path, fine=fine)
                 merged.damaged += [f"{run.path.name}/{text}" for text in damaged]
                 for session in own_stretches(sessions, path.stem, []):
+                    if session.span()[0] >= end_unix_s:
+                        continue
                     for place, sensor in enumerate(session.sensors):
-                        stretch = (sensor, session, curve_of(place, session), path.name)
+                        curve = curve_of(place, session).between(-math.inf, end_unix_s)
+                        stretch = (sensor, session, curve, path.name)
                         stretches.setdefault(machines.key(sensor, session.header), []).append(stretch)
             for key, sensor, own, is_own in _devices(run, stretches, machines, nodes):
                 if is_own:

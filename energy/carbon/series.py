@@ -104,8 +104,11 @@ def _pieces(
         start, end, used = times[i - 1], times[i], energy[i] - energy[i - 1]
         if end < start:
             raise ValueError(f"the energy curve goes back in time at row {i + 1}: {end!r} after {start!r}")
-        if used < 0 or not math.isfinite(used):
-            raise ValueError(f"the energy curve falls at row {i + 1}: {energy[i]!r} J after {energy[i - 1]!r} J")
+        # It may fall: of a node's sensor counts what it has beyond its parts, and for five minutes that may be less.
+        if not math.isfinite(used):
+            raise ValueError(
+                f"the energy curve is not finite at row {i + 1}: {energy[i]!r} J after {energy[i - 1]!r} J"
+            )
         if start == end:  # energy booked at one moment, such as a counter's growth over a restart
             found.append((start, end, used, series.at(start)))
             continue
@@ -131,7 +134,7 @@ def carbon(
 
     The energy is that to which the intensity applies: multiply the curve by PUE first for a facility. What the series
     does not cover is missing and named, and takes `fallback` (g/kWh) only when that was declared. Sums by math.fsum.
-    ValueError for a curve that falls, goes back in time or holds NaN.
+    ValueError for a curve that goes back in time or holds NaN.
     """
     times, energy = [float(t) for t in times_unix_s], [float(e) for e in cumulative_j]
     assert len(times) == len(energy) >= 2, (len(times), len(energy))
@@ -142,7 +145,7 @@ def carbon(
     unknown = [(start, end, joules) for start, end, joules, g in pieces if g is None]
     covered_g = math.fsum(joules * g for _, joules, g in known) / JOULE_PER_KWH
     missing_j = math.fsum(joules for *_, joules in unknown)
-    spans = _joined([(start, end) for start, end, joules in unknown if joules > 0])
+    spans = _joined([(start, end) for start, end, joules in unknown if joules])
     notes: list[str] = []
     fallback_g: float | None = None
     if spans:

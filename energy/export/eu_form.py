@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from energy.export.facts import SECONDS_PER_DAY, Facts, facts_of, figure, utc
+from energy.export.facts import SECONDS_PER_DAY, Facts, facts_of, figure, share_text, utc
 
 GENERAL_PURPOSE_FLOP = 1e23  # indicative: Commission guidelines on general-purpose models, July 2025
 SYSTEMIC_RISK_FLOP = 1e25  # presumption: Article 51(2)
@@ -72,7 +72,7 @@ def _energy(facts: Facts) -> tuple[str, str]:
 def _methodology(facts: Facts, pue: float | None) -> str:
     if facts.energy_it_kwh is None:
         return "Energy was neither measured nor estimated for this training."
-    share = "" if facts.share_measured is None else f" ({100 * facts.share_measured:.0f} % of it measured)"
+    share = "" if facts.share_measured is None else f" ({share_text(facts.share_measured)} of it measured)"
     unread = f"; not in it, because no sensor told: {facts.unread}" if facts.unread else ""
     facility = (
         "No PUE is known: facility energy is not stated."

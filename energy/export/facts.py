@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from energy.boundaries import METHODS, boundary_text
+from energy.human import percent
 from energy.runs import MEASURE
 
 SECONDS_PER_DAY = 86400.0
@@ -51,6 +52,7 @@ class Facts:
     boundary_text: str
     methods: str
     share_measured: float | None
+    lacking_carbon: str  # what the carbon would need; '' where it is known
     region: str | None
     provider: str | None
     relative_error: float | None  # of the IT energy
@@ -101,6 +103,7 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         boundary_text=boundary_text(energy["boundary"], {device["kind"] for device in energy["devices"]}),
         methods=", ".join(METHODS[name] for name in METHODS if any(d["method"] == name for d in energy["devices"])),
         share_measured=energy["share_measured"],
+        lacking_carbon=lacking_carbon(record),
         region=carbon.get("region"),
         provider=carbon.get("provider"),
         relative_error=record["uncertainty"]["relative"],
@@ -124,6 +127,28 @@ def _unread(devices: Sequence[Mapping[str, Any]]) -> str:
     names = [f"{device['name']} ({device['uuid']})" for device in devices if not device["samples"]]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def share_text(share: float) -> str:
+    """A share (1 is all) in per cent, with a decimal where it is neither all nor nothing: less than all is no 100 %."""
+    if share == 0 or math.isclose(share, 1.0, rel_tol=1e-9):
+        return f"{100 * share:.0f} %"
+    return percent(min(share, 0.999) if share < 1 else share)
+
+
+def lacking_carbon(record: Mapping[str, Any]) -> str:
+    """What a record lacks for its carbon: 'a measurement, PUE and grid intensity', '' where it is known."""
+    energy, carbon = record["energy"], record["carbon"]
+    if carbon["carbon_tco2eq"] is not None:
+        return ""
+    by_hour = carbon.get("series_sha256") is not None
+    lacking = [
+        ("a measurement", energy["energy_it_kwh"] is None),
+        ("PUE", energy["pue"] is None),
+        ("grid intensity", carbon["intensity_g_per_kwh"] is None and not by_hour),
+    ]
+    names = [name for name, is_lacking in lacking if is_lacking] or ["grid intensity for all of its time"]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def utc(unix_s: float) -> str:

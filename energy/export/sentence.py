@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from energy.export.facts import Facts, facts_of, figure
+from energy.export.facts import Facts, facts_of, figure, share_text
 from energy.human import digits, human_carbon, human_count, human_energy
 
 
@@ -23,12 +23,12 @@ def say(facts: Facts) -> str:
     if facts.energy_it_kwh is None:
         parts.append("its energy was not measured")
     else:
-        measured = "" if facts.share_measured is None else f", {100 * facts.share_measured:.0f} % of it measured"
+        measured = "" if facts.share_measured is None else f", {share_text(facts.share_measured)} of it measured"
         parts.append(f"{human_energy(facts.energy_it_kwh)} of IT energy ({facts.boundary_text}{measured})")
     if facts.energy_facility_kwh is not None and facts.pue is not None:
         parts.append(f"{human_energy(facts.energy_facility_kwh)} at the facility (PUE {facts.pue:g})")
     if facts.location_tco2eq is None:
-        parts.append("its carbon is not known, because no PUE or no grid intensity was given")
+        parts.append(f"its carbon is not known: it needs {facts.lacking_carbon}")
     else:
         region = f" in {facts.region}" if facts.region else ""
         parts.append(

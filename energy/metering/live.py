@@ -53,7 +53,8 @@ def since(figures: dict[str, Any], before: dict[str, Any] | None) -> dict[str, A
         | {"energy_j": None if device["energy_j"] is None else device["energy_j"] - then_j.get(device["uuid"], 0.0)}
         for device in figures["devices"]
     ]
-    return figures | {"energy_j": figures["energy_j"] - before["energy_j"], "devices": devices}
+    energy_j = None if figures["energy_j"] is None else figures["energy_j"] - (before["energy_j"] or 0.0)
+    return figures | {"energy_j": energy_j, "devices": devices}
 
 
 def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -61,22 +62,26 @@ def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]
     node's own sensor in place of its parts (not one that shows less than half of its GPUs), and of a GPU that is
     metered for MIG instances their share.
 
+    power_w is None where of none of them the power is known, and energy_j where none was ever read; so it is of each.
+
     devices: {uuid, name, kind, power_w, energy_j, missing, counted} of each, `counted` where it is in the node's sums,
     and counter_mj, range_mj and share where it has them.
     """
     whole = [device for device in devices if device["kind"] == "node" and not device["missing"]]
     parts = [device for device in devices if device["kind"] != "node"]
-    gpus_w = sum(_share(device, "power_w") or 0.0 for device in parts if device["kind"] == "gpu")
+    gpus_w = sum(_power_w(device) or 0.0 for device in parts if device["kind"] == "gpu")
     broken = bool(whole) and (whole[0]["power_w"] or 0.0) < NODE_LEAST * gpus_w
     counted = parts if broken else whole[:1] or parts  # of several sensors of a node one
+    powers_w = [w for device in counted if (w := _power_w(device)) is not None]
     # What a sensor of the node could not read is not in its sum, which never falls below that of the parts.
-    sums_j = [_share(device, "energy_j") or 0.0 for device in devices if device["kind"] == "node"]
-    sums_j.append(sum(_share(device, "energy_j") or 0.0 for device in parts))
+    sums_j = [_energy_j(device) for device in devices if device["kind"] == "node"]
+    parts_j = [j for device in parts if (j := _energy_j(device)) is not None]
+    sums_j.append(sum(parts_j) if parts_j else None)
     shown = [
         {key: device[key] for key in ("uuid", "name", "kind", "missing")}
         | {
-            "power_w": None if device["missing"] else _share(device, "power_w"),
-            "energy_j": _share(device, "energy_j"),
+            "power_w": _power_w(device),
+            "energy_j": _energy_j(device),
             "counted": any(device is each for each in counted),
         }
         | {key: device[key] for key in COUNTER if device.get(key) is not None}
@@ -86,16 +91,21 @@ def live_figures(node: str, time_unix_s: float, devices: Sequence[dict[str, Any]
         "node": node,
         "meter_pid": os.getpid(),  # another one counts energy_j from 0 again
         "time_unix_s": time_unix_s,
-        "power_w": sum(_share(device, "power_w") or 0.0 for device in counted),
-        "energy_j": max(sums_j),
+        "power_w": sum(powers_w) if powers_w else None,
+        "energy_j": max((each for each in sums_j if each is not None), default=None),
         "missing": [device["uuid"] for device in devices if device["missing"]],
         "devices": shown,
     }
 
 
-def _share(device: dict[str, Any], key: str) -> float | None:
-    value = device[key]
-    return None if value is None else value * device.get("share", 1.0)
+def _power_w(device: dict[str, Any]) -> float | None:
+    return None if device["missing"] or device["power_w"] is None else device["power_w"] * device.get("share", 1.0)
+
+
+def _energy_j(device: dict[str, Any]) -> float | None:
+    """None of one that was never read, which has used 0 J by its curve."""
+    told = device["energy_j"] or device["power_w"] is not None or device.get("counter_mj") is not None
+    return device["energy_j"] * device.get("share", 1.0) if told else None
 
 
 PROCESS, THREADS = "all of the meter's process", "the threads that the meter started"

@@ -333,6 +333,10 @@ def _energy_block(
     status = {attempt.get("attempt"): attempt.get("status") for attempt in run.get("attempts") or []}
     useful_j = None if it_kwh is None or run.get("kind") == MEASURE else account.useful_j  # a command trains nothing
     keys = ("uuid", "name", "node", "kind", "boundary", "method", "samples", "gap_s")
+
+    def kwh(joules: float) -> float | None:
+        return None if it_kwh is None else joules / JOULE_PER_KWH  # where nothing was read no part is known either
+
     further = ("doubt_j", "integrated_j", "counter_to_power")
     return {
         "energy_it_kwh": it_kwh,
@@ -346,11 +350,11 @@ def _energy_block(
         "phases": [
             {
                 "phase": name,
-                "energy_kwh": part["energy_j"] / JOULE_PER_KWH,
-                "standard_error_kwh": part["standard_error_j"] / JOULE_PER_KWH,
+                "energy_kwh": kwh(part["energy_j"]),
+                "standard_error_kwh": kwh(part["standard_error_j"]),
                 "seconds": part["seconds"],
                 "method": part["method"],
-                "share": part["energy_j"] / total_j if total_j else None,
+                "share": part["energy_j"] / total_j if it_kwh is not None and total_j else None,
             }
             for name, part in account.phases.items()
         ],
@@ -358,7 +362,7 @@ def _energy_block(
             {
                 "attempt": int(part["attempt"]),
                 "status": status.get(int(part["attempt"])),
-                "energy_kwh": part["energy_j"] / JOULE_PER_KWH,
+                "energy_kwh": kwh(part["energy_j"]),
                 "seconds": part["seconds"],
             }
             for part in account.attempts

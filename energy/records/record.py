@@ -4,6 +4,8 @@
     records.jsonl    a line for each record that the run has had: its hash, the one before, when it was written and why
     records/         the records that were replaced, whole, each by the first digits of its hash
 
+Of two that write at once one waits for the other: a record is written under a lock on records.jsonl.
+
 A record whose source is missing is not replaced without a reason: the files that a figure came from may be lost, the
 figure must not go with them.
 
@@ -34,6 +36,7 @@ from energy.carbon.series import IntensitySeries
 from energy.factors import table_versions
 from energy.factors.model import Basis
 from energy.records.footprint import SCHEMA, make_footprint
+from energy.records.turns import alone
 from energy.runs import SERIES, RunFolder, replace_file
 
 FILE_NAME = "footprint.json"
@@ -42,6 +45,7 @@ SPEC = "experiment.yaml"
 SOURCES = ("energy/*.ledger", "energy/*.seconds", "energy/*.raw", "energy/*.raw.old", "metrics/*.jsonl", SERIES, SPEC)
 KEPT = "records"
 FIRST = "first record"
+CUT_OFF = "the writing of its entry had been cut off"
 MOST_CHANGES = 12  # listed in an entry; the rest is counted
 BLOCK = 1 << 20
 ALGORITHM = "sha256"
@@ -193,6 +197,11 @@ def write_record(run: RunFolder, reason: str | None = None) -> dict[str, Any]:
     sources; the one that it replaces is kept whole under records/. ValueError, without a reason, when a source of the
     last record is missing. Raises OSError when the folder cannot be written; it is never left with half a record.
     """
+    with alone(Path(run.path) / ENTRIES):
+        return _write(run, reason)
+
+
+def _write(run: RunFolder, reason: str | None) -> dict[str, Any]:
     folder = Path(run.path)
     path = folder / FILE_NAME
     entries, _ = read_entries(folder)
@@ -223,15 +232,27 @@ def write_record(run: RunFolder, reason: str | None = None) -> dict[str, Any]:
     if last is not None:
         record["chain"]["previous_sha256"] = last["record_sha256"]
         text = canonical(record)
+    cut_off = last is not None and old_data == text.encode()
+    if last is not None and cut_off:  # what it replaced was kept before: the entry tells what changed since then
+        kept = kept_file(folder, last["record_sha256"])
+        old_data = kept.read_bytes() if kept.exists() else None
+        old = _parsed(old_data) if old_data is not None else {}
     told = reason or ("computed again" if same else _what_changed(old, record) if old or last else FIRST)
     if foreign:
-        told += f"; the {FILE_NAME} that lay here " + ("had been changed" if last else "had no entry")
+        how = "had no entry" if last is None else "had been changed"
+        told += f"; {CUT_OFF}" if cut_off else f"; the {FILE_NAME} that lay here {how}"
     if old_data is not None:
         _keep(folder, old_data)
     replace_file(path, text)
     replaced = {"replaced_sha256": None if old_data is None else _digest(old_data), "missing_sources": missing}
     _append(folder, last, record, text, told, old, replaced)
     return record
+
+
+def is_cut_off(run: RunFolder, text: str, last: Mapping[str, Any]) -> bool:
+    """Whether a footprint.json that is not the record of the last entry is the next one, whose entry a crash cut off:
+    what the sources give now, after the record of that entry."""
+    return canonical(compute_record(run, last["record_sha256"])) == text
 
 
 def kept_file(folder: Path, sha256: str) -> Path:

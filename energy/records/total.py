@@ -37,7 +37,8 @@ class Entry:
     """One run as its files tell of it, without computing anything. Figures that are not known are None.
 
     start_unix_s and end_unix_s bound its time; `devices` are the UUIDs that it metered. boundary, shares: of its energy
-    (energy.boundaries). `note` says what is wrong.
+    (energy.boundaries). went_on: since its record was written, which knows it up to end_unix_s. `note` says what is
+    wrong.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Entry:
     boundary: str | None = None
     shares: Mapping[str, float | None] = field(default_factory=dict)
     has_record: bool = False
+    went_on: bool = False
     note: str = ""
 
     @property
@@ -120,6 +122,7 @@ def read_entry(path: Path) -> Entry:
             raise record
         require_known(record)
         _take(entry, record)
+        entry.went_on = run.get("ended_unix_s") != entry.end_unix_s
     except FileNotFoundError:
         entry.note = "no record"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -240,7 +243,7 @@ class Together:
                 summed = [entry for entry in cluster if getattr(entry, key) is not None]
                 if len(summed) < 2:
                     continue  # the sum has one of them alone, and nothing twice
-                which = tuple((str(entry.path), entry.energy_it_kwh, entry.end_unix_s) for entry in summed)
+                which = tuple((str(e.path), e.energy_it_kwh, e.end_unix_s, e.went_on) for e in summed)
                 if which not in merged:
                     merged[which] = self._merged[which] if which in self._merged else _overlap_kwh(summed)
                 parts = _sum(summed)
@@ -303,7 +306,9 @@ def _at_once(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _overlap_kwh(entries: Sequence[Entry]) -> float:
-    return merge(RunFolder(entry.path) for entry in entries).overlap_j / JOULE_PER_KWH
+    # Of a run that went on the sum has what its record knew, and its ledgers more.
+    until = {entry.path: entry.end_unix_s for entry in entries if entry.went_on and entry.end_unix_s is not None}
+    return merge((RunFolder(entry.path) for entry in entries), until_unix_s=until).overlap_j / JOULE_PER_KWH
 
 
 def clusters(entries: Iterable[Entry]) -> list[list[Entry]]:

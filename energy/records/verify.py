@@ -42,6 +42,7 @@ from energy.units import JOULE_PER_KWH
 
 TOLERANCE = 1e-9  # relative: of sums inside a record (J to kWh, device by device), and of what is computed again
 Found = tuple[list[str] | None, str]  # what does not hold (None: could not be looked at), a note
+ODD = (OSError, ValueError, LookupError, TypeError, AttributeError)  # whatever an altered file may lead to
 MOST_FAULTS = 20  # named of each check; the rest is counted
 
 
@@ -105,7 +106,7 @@ def verify_run(run: RunFolder) -> Verification:
         raise ValueError(f"{folder} has no ledger (energy/*.ledger): nothing was metered, so nothing can be verified")
     looks: list[tuple[str, Callable[[], Found]]] = [
         ("the record fits its schema", lambda: (schema_faults(record), record["schema"])),
-        ("the record is the one entered last", lambda: _entered(folder, text, chain)),
+        ("the record is the one entered last", lambda: _entered(run, text, chain)),
         ("the records before it are kept", lambda: _kept(folder)),
         ("its sources are as they were", lambda: _sources(run, chain)),
         ("its factors are as they were", lambda: _factors(record)),
@@ -122,7 +123,7 @@ def _look(name: str, look: Callable[[], Found]) -> Check:
     """One check. In a record that was tampered with anything may stand anywhere: that too is a finding."""
     try:
         faults, note = look()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except ODD as error:
         return Check(name, False, faults=[f"cannot be looked at: {type(error).__name__}: {error}"])
     if faults is None:
         return Check(name, None, note)
@@ -143,17 +144,28 @@ def _read(folder: Path) -> tuple[dict[str, Any] | str, str]:
     return (record, text) if isinstance(record, dict) else (f"{FILE_NAME}: not a JSON object", "")
 
 
-def _entered(folder: Path, text: str, chain: Mapping[str, Any]) -> Found:
+def _entered(run: RunFolder, text: str, chain: Mapping[str, Any]) -> Found:
+    folder = Path(run.path)
     entries, faults = records.read_entries(folder)
     if not entries:
         return [*faults, f"{ENTRIES}: no entry for this record; write it again: hoofprint report {folder}"], ""
     last = entries[-1]
     if last["record_sha256"] != records.hash_of_text(text):
+        if _is_cut_off(run, text, last):
+            told = f"what its sources give, without an entry in {ENTRIES}, the writing of which was cut off"
+            return [*faults, f"{FILE_NAME}: {told}; write it again: hoofprint report {folder}"], ""
         faults.append(f"{FILE_NAME}: changed after it was written (its hash is not that of the last line of {ENTRIES})")
     if chain.get("previous_sha256") != last.get("previous_sha256"):
         faults.append(f"{FILE_NAME}: chain.previous_sha256 is not what {ENTRIES} says")
     many = "" if len(entries) == 1 else f", after {len(entries) - 1} before it"
     return faults, f"{last['time']}: {last['reason']}{many}"
+
+
+def _is_cut_off(run: RunFolder, text: str, last: Mapping[str, Any]) -> bool:
+    try:
+        return records.is_cut_off(run, text, last)
+    except ODD:  # it cannot be computed again, as a check below says
+        return False
 
 
 def _kept(folder: Path) -> Found:
@@ -284,9 +296,12 @@ def _near(left: float, right: float, size: float) -> bool:
 def _sums(record: Mapping[str, Any]) -> Found:
     energy, carbon = record.get("energy") or {}, record.get("carbon") or {}
     total = energy.get("energy_it_kwh")
-    if total is None:
-        return [], "no energy was measured: nothing to sum up"
     faults: list[str] = []
+    if total is None:
+        for name, key in (("phases", "phase"), ("attempts", "attempt")):
+            told = [part for part in energy[name] if part["energy_kwh"] is not None]
+            faults += [f"{FILE_NAME}: energy.{name}[{part[key]}] has {part['energy_kwh']!r} kWh" for part in told]
+        return faults, "no energy was measured: nothing to sum up"
 
     def compare(what: str, found: float, expected: float, how: str = "energy_it_kwh") -> None:
         if not _near(found, expected, total):

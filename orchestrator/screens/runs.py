@@ -179,7 +179,7 @@ def total_notes(total: Mapping[str, Any], columns: Sequence[Column], name_width:
     if any("+" in cell for column in columns for cell in column.cells):
         notes.append(("", "+ at least: not every run knows this figure"))
     times = total["total_to_final"]["energy_it_kwh"]
-    if times is not None and f"{times:.3g}" != "1":
+    if times is not None and f"{times:.3g}" != "1" and not whole["energy_it_kwh_unknown_runs"]:
         notes.append(("", f"all runs together took {times:.3g} times the energy of the final ones"))
     for gap in total["missing"]:
         names = ", ".join(cut(name, name_width) for name in gap["runs"][:NAMED])

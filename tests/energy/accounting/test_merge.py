@@ -24,6 +24,7 @@ def test_overlapping_runs_count_a_device_once(tmp_path: Path) -> None:
     assert merged.energy_j == pytest.approx(10000)
     assert merged.overlap_j == pytest.approx(2500)
     assert merged.devices[0].runs == ["a", "b", "c"]
+    assert merge(runs, until_unix_s={tmp_path / "a": 45.5}).overlap_j == pytest.approx(550 + 500)
 
 
 def test_runs_apart_and_other_devices_add_up(tmp_path: Path) -> None:
@@ -35,7 +36,9 @@ def test_a_gap_that_another_run_covered_is_not_counted_again(tmp_path: Path) -> 
     crashed = metered(tmp_path / "a", 0, 10, stop=False)
     metered(tmp_path / "a", 30, 40)
     assert merge([crashed]).energy_j == pytest.approx(4000)
-    assert merge([crashed, metered(tmp_path / "b", 5, 35)]).energy_j == pytest.approx(4000)
+    both = [crashed, metered(tmp_path / "b", 5, 35)]
+    assert merge(both).energy_j == pytest.approx(4000)
+    assert merge(both, until_unix_s={crashed.path: 10.0}).overlap_j == pytest.approx(500)
 
 
 def instance(path: Path, parts: dict[str, float], first: int = 0, last: int = 10, stop: bool = True) -> RunFolder:

@@ -12,7 +12,7 @@ from energy.accounting.merge import merge
 from energy.accounting.placement import ranks_event
 from energy.accounting.uncertainty import half_width, parts_of
 from energy.accounting.whole_node import beyond
-from energy.metering.live import live_figures
+from energy.metering.live import live_figures, since
 from energy.metering.meter import Meter
 from energy.runs import RunFolder
 from energy.sensors import Reading
@@ -149,8 +149,15 @@ def test_a_controller_that_says_0_w_takes_no_energy_away(run: RunFolder) -> None
     assert any("shows 0 J where 6000 J were measured" in text and "left out" in text for text in account.warnings)
 
 
-def test_live_figures_of_nothing() -> None:
-    assert live_figures("n1", 0.0, [])["energy_j"] == 0
+def test_live_figures_of_what_was_not_read_are_not_zero() -> None:
+    about = {"uuid": "GPU-1", "name": "GPU", "kind": "gpu", "power_w": None, "energy_j": 0.0, "counter_mj": None}
+    lost, began = about | {"missing": "GPU is lost"}, about | {"missing": None, "counter_mj": 7}
+    for devices, energy_j in (([], None), ([lost], None), ([lost, began], 0.0), ([lost | {"energy_j": 5.0}], 5.0)):
+        found = live_figures("n1", 0.0, devices)
+        assert (found["power_w"], found["energy_j"]) == (None, energy_j) and since(found, None) == found
+    nothing = live_figures("n1", 0.0, [lost])
+    assert nothing["devices"][0]["energy_j"] is None and since(nothing, nothing)["energy_j"] is None
+    assert since(found, nothing)["energy_j"] == since(found, nothing)["devices"][0]["energy_j"] == 5.0
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,30 @@
 """The record: its schema, the hashes of its sources, its history, and the same bytes from the same files."""
 
 import copy
+import errno
+import fcntl
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from energy_fakes import ROOT, write_phases
+from energy_fakes import ROOT, FakeSensor, meter_fake, write_phases
 from record_fakes import ACCOUNTING, START, make_run
 
 from energy.carbon.series import IntensitySeries
 from energy.factors import pue
+from energy.records import record as records
+from energy.records import turns
 from energy.records.record import canonical, compute_record, hash_of_file, kept_file, read_entries, write_record
-from energy.runs import SERIES, write_json
+from energy.records.verify import verify_run
+from energy.runs import SERIES, RunFolder, write_json
 from energy.schemas import record_schema, require_known, schema_faults
 
 
@@ -196,6 +202,74 @@ def test_without_its_sources_a_record_is_replaced_only_for_a_reason(tmp_path: Pa
     assert write_record(run) == record  # the files that are gone are told once
 
 
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_two_that_write_a_record_at_once_go_on_from_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+) -> None:
+    """`hoofprint report` while the run's driver writes its own: two entries after the same one fork the chain."""
+    run, compute = make_run(tmp_path / "r"), records.compute_record
+    others: list[threading.Thread] = []
+
+    def meanwhile(folder: RunFolder, previous: str | None = None) -> dict[str, Any]:
+        record = compute(folder, previous)
+        if not others:
+            others.append(threading.Thread(target=write_record, args=(folder,)))
+            folder.update_run(status="stopped")  # so that the other has something to enter
+            others[0].start()
+            others[0].join(0.3)
+        return record
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if not has_locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(records, "compute_record", meanwhile)
+    write_record(run)
+    others[0].join()
+    assert len(entries(run.path)) == 2 and verify_run(run).ok
+
+
+def test_a_writer_that_hangs_is_named_and_in_a_folder_that_cannot_be_written_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    run = make_run(tmp_path / "r")
+    first = write_record(run)
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.0)
+    with turns.alone(run.path / "records.jsonl"):
+        with pytest.raises(OSError, match="another process has been writing the record"):
+            write_record(run)
+        monkeypatch.setattr(turns, "open", refuse, raising=False)
+        assert write_record(run) == first
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_record_whose_entry_a_crash_cut_off_is_entered_and_not_called_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    run = make_run(tmp_path / "r")
+    for number in range(before + 1):
+        if number == before:
+            monkeypatch.setattr(records, "_append", lambda *about: None)
+        run.update_run(error=f"number {number}")
+        write_record(run)
+    monkeypatch.undo()
+    told = " ".join(fault for check in verify_run(run).checks for fault in check.faults)
+    assert "report" in told and "changed" not in told and ("was cut off" in told) == (before > 0)
+    text = (run.path / "footprint.json").read_text()
+    write_record(run)
+    assert verify_run(run).ok and len(entries(run.path)) == before + 1
+    if before:
+        assert (run.path / "footprint.json").read_text() == text
+        last = entries(run.path)[-1]
+        assert last["reason"] == "recomputed; changed: run.json: error; the writing of its entry had been cut off"
+        assert last["changed"] == [f'run.error: "number {before - 1}", now "number {before}"']
+        assert last["replaced_sha256"] == last["previous_sha256"]
+
+
 def test_no_place_of_a_machine_is_in_the_record(tmp_path: Path) -> None:
     skipped = ["/home/someone/text/a/x.txt: not UTF-8 at byte 7", "/home/someone/text/b.txt: empty"]
     sources = [{"name": "s", "skipped_files": skipped}, {"name": "t", "skipped_files": ["/x.txt: empty"]}]
@@ -265,6 +339,20 @@ def test_a_run_without_a_ledger_still_has_a_record(tmp_path: Path) -> None:
     assert record["energy"]["energy_it_kwh"] is None
     assert any("nothing was metered" in text for text in record["quality"]["warnings"])
     assert schema_faults(json.loads(canonical(record))) == []
+
+
+def test_where_nothing_could_be_read_no_part_of_it_is_known_either(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", meter=False)
+    meter_fake(run, [FakeSensor("GPU-1", [OSError("fell off")] * 130)], [START + t for t in range(130)])
+    energy = write_record(run)["energy"]
+    assert energy["energy_it_kwh"] is None and energy["phases"] and energy["attempts"]
+    unknown = ("energy_kwh", "standard_error_kwh", "share")
+    assert {part.get(key) for part in energy["phases"] + energy["attempts"] for key in unknown} == {None}
+    assert verify_run(run).ok, verify_run(run)
+    path = run.path / "footprint.json"
+    path.write_text(path.read_text().replace('"energy_kwh": null', '"energy_kwh": 0.0'))
+    faults = [check.faults for check in verify_run(run).checks if check.name == "devices, phases and attempts sum up"]
+    assert "footprint.json: energy.phases[startup] has 0.0 kWh" in faults[0]
 
 
 def test_the_record_does_not_write_into_the_ledgers_folder(tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def test_runs_that_metered_the_same_devices_at_once_count_each_joule_once(tmp_pa
     assert total["total"]["energy_it_kwh"] == pytest.approx(4 * alone_kwh - overlap["energy_it_kwh"])
 
 
+def test_of_a_run_that_went_on_only_what_its_record_knew_can_be_metered_twice(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", status="running", ended_unix_s=None)
+    write_record(first)
+    write_record(make_run(tmp_path / "b", start=START + 65))
+    before = project_total(tmp_path)[1]
+    for start in (150, 400):  # a stretch that the other run has seen, with the gap before it, and one that it has not
+        gpu = FakeSensor("GPU-1", [reading(100.0 * t, 100.0) for t in range(start, start + 60)])
+        meter_fake(first, [gpu], [START + start + t for t in range(60)])
+    assert before["overlap"]["energy_it_kwh"] == pytest.approx(64 * 360 / 3.6e6, rel=0.02)
+    assert project_total(tmp_path)[1] == before
+
+
 def test_of_facility_energy_only_the_runs_that_have_it_share_joules(tmp_path: Path) -> None:
     for name, start in (("a", START), ("b", START + 65), ("c", START + 65)):
         write_record(make_run(tmp_path / name, start=start))
