@@ -308,9 +308,10 @@ def _is_number(value: Any) -> bool:
 
 
 def week(entries: Iterable[Entry], now: float) -> dict[str, Any]:
-    """{runs, known, energy_it_kwh, failed_kwh} of the runs that began in the last seven days.
+    """{runs, known, energy_it_kwh, failed_kwh, shared} of the runs that began in the last seven days.
 
-    known: runs whose energy is in the sum; it is None where that is none of them.
+    known: runs whose energy is in the sum; it is None where that is none of them. shared: whether two of these metered
+    a device at the same time by their records, so that its energy may be in the sum twice.
     """
     recent = [entry for entry in entries if entry.start_unix_s is not None and entry.start_unix_s > now - WEEK_S]
     known = [entry for entry in recent if entry.energy_it_kwh is not None]
@@ -320,7 +321,18 @@ def week(entries: Iterable[Entry], now: float) -> dict[str, Any]:
         "known": len(known),
         "energy_it_kwh": math.fsum(entry.energy_it_kwh or 0.0 for entry in known) if known else None,
         "failed_kwh": math.fsum(entry.energy_it_kwh or 0.0 for entry in failed),
+        "shared": _share_devices(known, now),
     }
+
+
+def _share_devices(entries: Iterable[Entry], now: float) -> bool:
+    ends: dict[str, float] = {}
+    for entry in sorted(entries, key=lambda entry: entry.start_unix_s or 0.0):
+        end = now if entry.end_unix_s is None else entry.end_unix_s
+        if any((entry.start_unix_s or 0.0) < ends.get(uuid, -math.inf) for uuid in entry.devices):
+            return True
+        ends |= {uuid: max(end, ends.get(uuid, end)) for uuid in entry.devices}
+    return False
 
 
 def _stamp(path: Path) -> Stamp:

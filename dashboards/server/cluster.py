@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -74,14 +75,17 @@ def _sums(runs: Sequence[RunNow]) -> dict[str, Any]:
     """Of all nodes together, each device once though two runs may share its node."""
     devices: dict[tuple[str, str], Device] = {}
     nodes: dict[str, bool] = {}
+    besides_w: dict[str, float] = {}  # of each node, what it has beside GPUs, which may be another run's
     for run in runs:
         for node in run.nodes:
             nodes[node.name] = nodes.get(node.name, True) and node.power_w is None
             if not node.silent:
                 devices |= {(node.name, device.uuid): device for device in node.devices or []}
+            if node.power_w is not None:
+                beside_w = node.power_w - math.fsum(gpu.power_w or 0.0 for gpu in node.gpus)
+                besides_w[node.name] = max(besides_w.get(node.name, beside_w), beside_w)
     gpus = [device for device in devices.values() if device.kind == "gpu"]
     read = [device.power_w for device in gpus if device.power_w is not None]
-    known = [run.power_w for run in runs if run.power_w is not None]
     return {
         "runs": len(runs),
         "nodes": len(nodes),
@@ -89,7 +93,7 @@ def _sums(runs: Sequence[RunNow]) -> dict[str, Any]:
         "gpus": len(gpus),
         "gpus_read": len(read),
         "gpu_power": _power(sum(read)) if read else UNKNOWN,
-        "power": _power(sum(known)) if known else UNKNOWN,
+        "power": _power(math.fsum([*besides_w.values(), *read])) if besides_w else UNKNOWN,
         "power_lacks": sum(run.power_w is None for run in runs),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dashboards.server.preflight import is_number
+from energy.accounting.uncertainty import NODE_LEAST
 from energy.factors import match_accelerator
 from energy.runs import RunFolder
 
@@ -91,12 +93,18 @@ def read_node(
     if figures.get("devices") is None:
         return Node(path.stem, None if age_s > SILENT_S else power_w, age_s, None, energy_j)
     devices = []
+    by_whole = any(each["kind"] == "node" and each.get("counted") for each in figures["devices"])
     for each in figures["devices"]:
         device = _device(each, limits_w or {})
         if device.kind == "gpu" and own is not None and device.uuid not in own:
-            power_w = None if power_w is None else power_w - (device.power_w or 0.0) * bool(each.get("counted"))
+            counted = by_whole or each.get("counted")  # it is in the reading of a sensor of the whole node
+            power_w = None if power_w is None else power_w - (device.power_w or 0.0) * bool(counted)
             continue  # of a shared node: no rank of this run holds it
         devices.append(device)
+    if own is not None and by_whole and power_w is not None:
+        parts = [device for device in devices if device.kind != "node" and device.power_w is not None]
+        if power_w < NODE_LEAST * math.fsum(device.power_w or 0.0 for device in parts if device.kind == "gpu"):
+            power_w = math.fsum(device.power_w or 0.0 for device in parts)  # of the run too little: it is not believed
     if age_s > SILENT_S or not any(device.power_w is not None for device in devices):
         power_w = None
     return Node(path.stem, power_w, age_s, sorted(devices, key=lambda device: device.kind != "gpu"), energy_j)

@@ -15,7 +15,7 @@ from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards, m
 from energy import human
 from energy.records.record import FILE_NAME as RECORD
 from energy.records.total import NOT_SAID, Entry
-from energy.runs import MEASURE, RunFolder
+from energy.runs import MEASURE, SERIES, RunFolder
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
@@ -137,7 +137,10 @@ class Pages:
     def _of_record(self, record: dict[str, Any]) -> dict[str, Any]:
         from dashboards.report import headline, state_line  # brings matplotlib along, which the list does without
 
-        phases = sorted(record["energy"]["phases"], key=lambda part: -(part["energy_kwh"] or 0.0))
+        phases = record["energy"]["phases"]
+        if record["energy"]["energy_it_kwh"] is None:  # some versions wrote 0 where nothing was read
+            phases = [part | {"energy_kwh": None, "share": None} for part in phases]
+        phases = sorted(phases, key=lambda part: -(part["energy_kwh"] or 0.0))
         most = max((part["share"] or 0.0 for part in phases), default=0.0)
         shown = [part | {"width": round(100 * (part["share"] or 0.0) / most, 1) if most else 0.0} for part in phases]
         quality = record["quality"]
@@ -185,24 +188,32 @@ class Pages:
         found = {"cells": cells, "scale": scale, "nodes_left": sum(not devices for _, devices in told)}
         if document is None:
             return found | {"cards": meter_cards(nodes or [])}
-        budget = [budget_bar(each) for each in document["budget"]]
-        return found | {"document": document, "cards": live_cards(document), "budget": budget}
+        budget, by_hour = [budget_bar(each) for each in document["budget"]], (live.folder.path / SERIES).exists()
+        return found | {"document": document, "cards": live_cards(document, by_hour), "budget": budget}
 
     def _of_last_devices(self, live: Live) -> dict[str, Any]:
         """Of a run that has ended, the mean power of each device by its record."""
         try:
             record = json.loads((live.folder.path / RECORD).read_text(encoding="utf-8"))
             require_known(record)
-            duration_s = record["time"]["duration_s"]
             nodes: dict[str, list[Any]] = {}
             for each in record["energy"]["devices"]:
-                known = duration_s and each["energy_kwh"] is not None
-                mean_w = each["energy_kwh"] * JOULE_PER_KWH / duration_s if known else None
+                known_s = _known_s(record["energy"], each)
+                known = known_s > 0 and each["energy_kwh"] is not None
+                mean_w = each["energy_kwh"] * JOULE_PER_KWH / known_s if known else None
                 nodes.setdefault(each["node"], []).append((each["uuid"], each["name"], each["kind"], mean_w, None))
         except (OSError, *BROKEN):
             return {}  # the page says what is wrong with the record
         cells, scale = heat_map(nodes.items())
-        return {"cells": cells, "scale": f"mean of the run; {scale}" if scale else ""}
+        return {"cells": cells, "scale": f"mean of the time that was metered; {scale}" if scale else ""}
+
+
+def _known_s(energy: dict[str, Any], device: dict[str, Any]) -> float:
+    """Time in s of which the energy of a device is known, by a record: of its attempts, without what was not read."""
+    crash = next((part for part in energy["phases"] if part["phase"] == "gap"), {"seconds": 0.0, "energy_kwh": 0.0})
+    tells = device["method"] == "counter" and crash["energy_kwh"]  # of the time between a crash and the restart too
+    lost_s = max(0.0, device["gap_s"] - crash["seconds"])
+    return float(sum(part["seconds"] for part in energy["attempts"]) - lost_s + (crash["seconds"] if tells else 0.0))
 
 
 def _unlisted(document: dict[str, Any]) -> bool:

@@ -17,8 +17,9 @@ HEAT_STEPS = 9
 MOST_CELLS = 4096  # of the map of devices
 
 
-def live_cards(document: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The five numbers of a live state (live.json): label, value with unit, and one line of context."""
+def live_cards(document: Mapping[str, Any], by_hour: bool = False) -> list[dict[str, str]]:
+    """The five numbers of a live state (live.json): label, value with unit, and one line of context. by_hour: the
+    grid's intensity is declared as a series."""
     facility, forecast = document["energy_facility_kwh"], document["forecast"]
     whole = forecast["energy_it_kwh"]
     mfu, peak = document["mfu"], document["peak_flops"]
@@ -38,7 +39,7 @@ def live_cards(document: Mapping[str, Any]) -> list[dict[str, str]]:
             "value": human.human_carbon(carbon),
             "note": f"of {human.human_energy(facility)} at the facility"
             if facility is not None and carbon is not None
-            else "needs PUE and grid intensity",
+            else _carbon_lacks(document, by_hour),
         },
         {
             "label": "Energy per token",
@@ -59,6 +60,15 @@ def live_cards(document: Mapping[str, Any]) -> list[dict[str, str]]:
             "note": f"{len(document['nodes'])} node{'s' if len(document['nodes']) != 1 else ''}",
         },
     ]
+
+
+def _carbon_lacks(document: Mapping[str, Any], by_hour: bool) -> str:
+    """Why the carbon so far is not known."""
+    if document["energy_it_kwh"] is None:
+        return "nothing was read yet"
+    lacks = ["PUE"] if document["pue"] is None else []
+    lacks += ["grid intensity"] if document["intensity_g_per_kwh"] is None and not by_hour else []
+    return f"needs {' and '.join(lacks)}" if lacks else "the grid intensity of some hours is not known"
 
 
 def meter_cards(nodes: Sequence[Node]) -> list[dict[str, str]]:

@@ -42,6 +42,8 @@ class Power:
     notes: list[str] = field(default_factory=list)
     until_unix_s: float = math.inf  # where the last cell is metered up to
     modelled_w: NDArray[np.float32] | None = None  # of the mean power of all nodes, what no sensor measured
+    believed: dict[str, bool] = field(default_factory=dict)  # by ledger, whether its node's own sensor counts
+    believed_s: float = math.inf  # by what was read of so many seconds
     _total_w: Array | None = field(default=None, repr=False)
     _bands: dict[int, dict[str, NDArray[np.float32]]] = field(default_factory=dict, init=False, repr=False)
 
@@ -67,7 +69,10 @@ class Power:
         return self._total_w
 
     def energy_kwh(self, unix_s: Array) -> Array:
-        """IT energy from the first cell up to each moment; what is not known counts as nothing here."""
+        """IT energy from the first cell up to each moment; what is not known counts as nothing here, and is NaN where
+        nothing is known at all."""
+        if not np.isfinite(self.total_w()).any():
+            return np.full(np.shape(unix_s), np.nan)
         edges = self.start_unix_s + self.step_s * np.arange(self.cells + 1)
         edges[-1] = self.end_unix_s
         sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(self.total_w()) * self.step_s)])
@@ -109,7 +114,7 @@ class Power:
             mean = _mean(column[first:last], starts - first)
             if count and times[-1] > times[-2]:
                 mean[-1] *= width / (times[-1] - times[-2])  # the power of what is metered of it, not of the whole cell
-            return _listed(mean)
+            return listed(mean)
 
         nodes = {name: mean_of(column) for name, column in self.bands(bands or len(self.mean_w)).items()}
         modelled = None if self.modelled_w is None else mean_of(self.modelled_w)
@@ -120,10 +125,10 @@ class Power:
             "edges_unix_s": [round(each, 2) for each in times.tolist()] if count else [],
             "nodes": nodes,
             "modelled_w": modelled,
-            "low_w": _listed(low),
-            "high_w": _listed(high),
+            "low_w": listed(low),
+            "high_w": listed(high),
             "unread": unread.tolist(),
-            "energy_kwh": [float(f"{each:.7g}") for each in self.energy_kwh(times).tolist()] if count else [],
+            "energy_kwh": listed(self.energy_kwh(times), 7) if count else [],
             "step_s": self.step_s,
             "by": self.by,
             "devices": self.devices,
@@ -133,6 +138,12 @@ class Power:
 
 def plus(before: Any, more: Any) -> Any:
     return np.where(np.isnan(before), more, before + np.nan_to_num(more))
+
+
+def spread_w(edges: Array, span: tuple[float, float], energy_j: float, step_s: float) -> Array:
+    """Energy that was used evenly over a span (unix s), as the mean W of cells; NaN in those outside of it."""
+    inside_s = np.diff(np.clip(edges, *span))
+    return np.where(inside_s > 0, energy_j / (span[1] - span[0]) * inside_s / step_s, np.nan)
 
 
 def _mean(column: NDArray[np.float32], starts: NDArray[np.int64]) -> Array:
@@ -145,5 +156,5 @@ def _mean(column: NDArray[np.float32], starts: NDArray[np.int64]) -> Array:
     return np.where(count > 0, total / np.maximum(1, count), np.nan)
 
 
-def _listed(values: Any) -> list[float | None]:
-    return [None if each != each else float(f"{each:.5g}") for each in np.asarray(values, float).tolist()]
+def listed(values: Any, digits: int = 5) -> list[float | None]:
+    return [None if each != each else float(f"{each:.{digits}g}") for each in np.asarray(values, float).tolist()]

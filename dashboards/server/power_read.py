@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dashboards.server.power import SLIVER, Array, Power, plus
+from dashboards.server.power import SLIVER, Array, Power, plus, spread_w
+from dashboards.server.power_parts import Read, gap_j, is_measured, places_of
 from energy.accounting.curves import held_to_end
-from energy.accounting.placement import RANKS, is_others, own_stretches
+from energy.accounting.placement import RANKS, own_stretches
 from energy.accounting.uncertainty import MEASURED
 from energy.ledger.frames import SECONDS
 from energy.ledger.readings import Session, read_sessions
@@ -37,26 +39,28 @@ def on_grid(
     by: str,
     told: Mapping[Path, Told],
     settled: float | None = None,
+    believed: Mapping[str, bool] | None = None,
     pause: Pause | None = None,
 ) -> Power | None:
     """The power between two moments (unix s) in cells of `step_s`; None where nothing was metered.
 
     rows: from the seconds and raw files too. by: what low and high are of, "second": of the mean power of each row, or
     "minute": of the lowest and highest that each row knows. told: by ledger. settled: see `Power`; None: to be found,
-    and the end with it, which is then not after `end`. pause: called between two ledgers.
+    and the end with it, which is then not after `end`. believed: see `Power`; what is not in it is found from what is
+    read. pause: called between two ledgers.
     """
     cells, ledgers = math.ceil((end - start) / step_s - SLIVER), folder.ledgers()
     if cells <= 0 or not ledgers:
         return None
-    low, high, unread = np.full(cells, np.nan), np.full(cells, np.nan), np.zeros(cells, np.uint16)
-    modelled = np.full(cells, np.nan)
-    nodes: dict[str, NDArray[np.float32]] = {}
+    grid = _Grid(np.minimum(start + step_s * np.arange(cells + 1, dtype=float), end), step_s)
     notes: list[str] = []
     devices: set[str] = set()
     ends: list[float] = []
     used: set[str] | None = None
+    found_believed: dict[str, bool] = {}
     for path in ledgers:
-        newest = -math.inf
+        newest, seen, read = -math.inf, dict[int, tuple[float, float]](), Read()
+        undecided: list[tuple[str, int, _Drawn]] = []
         if pause is not None:
             pause()
         for begin, until in _slices(path, start, end, rows):
@@ -68,40 +72,51 @@ def on_grid(
             for session in own_stretches(sessions, path.stem, []):
                 if used is None and any(event.get("event") == RANKS and event["shared"] for event in session.events):
                     used = folder.devices_used()  # reads all metrics, and nobody else asks who used what
+                number, times = int(session.ticks["session"][0]), session.ticks["unix_s"]
+                seen[number] = (seen.get(number, times)[0], times[-1])
                 first = max(0, int((begin - start) / step_s))
                 last = min(cells, math.ceil((until - start) / step_s - SLIVER))
                 if last <= first:
                     continue
-                edges: Array = np.minimum(start + step_s * np.arange(first, last + 1, dtype=float), end)
-                drawn = _node(session, used or set(), edges, step_s, by == "second")
+                drawn = _node(session, used or set(), grid.edges[first : last + 1], step_s, by == "second")
                 devices |= drawn.devices
+                read = read.plus(drawn.read)
                 node = str(session.header["node"] or path.stem)
-                column = nodes.setdefault(node, np.full(cells, np.nan, np.float32))
-                here = slice(first, last)
-                column[here] = plus(column[here], drawn.mean_w)
-                low[here], high[here] = plus(low[here], drawn.low_w), plus(high[here], drawn.high_w)
-                modelled[here] = plus(modelled[here], drawn.modelled_w)
-                unread[here] += drawn.lacking.astype(np.uint16)
+                if drawn.by_sensor is None:
+                    grid.add(node, first, drawn.by_parts)
+                else:  # whether its sensor is believed is known at the end
+                    undecided.append((node, first, drawn))
+        is_believed = (believed or {}).get(path.stem, read.is_believed)
+        if is_believed is not None:
+            found_believed[path.stem] = is_believed
+        for node, first, drawn in undecided:
+            assert drawn.by_sensor is not None
+            grid.add(node, first, drawn.by_sensor if is_believed else drawn.by_parts)
+        for (_, left), (right, _) in pairwise(times for _, times in sorted(seen.items())):
+            near = read_sessions(path, fine=rows, between=(left, right + SLIVER), told=told.get(path))[0]
+            for old, new in pairwise(own_stretches(near, path.stem, [])):
+                span = (old.span()[1], new.span()[0])
+                grid.add_gap(str(new.header["node"] or path.stem), span, gap_j(old, new, used or set()))
         if newest > -math.inf:
             ends.append(newest)
-    if not nodes:
+    if not grid.mean_w:
         return None
     if settled is None:
         settled, end = max(min(ends), max(ends) - LATE_S), min(end, max(ends))
         cells = min(cells, max(0, math.ceil((end - start) / step_s - SLIVER)))
-        nodes = {node: column[:cells] for node, column in nodes.items()}
-    extremes = low[:cells].astype(np.float32), high[:cells].astype(np.float32)
+    nodes = {node: column[:cells] for node, column in grid.mean_w.items()}
+    extremes = grid.low_w[:cells].astype(np.float32), grid.high_w[:cells].astype(np.float32)
     notes = list(dict.fromkeys(notes))
-    found = Power(start, step_s, nodes, *extremes, unread[:cells], settled, len(devices), by, notes, end)
-    found.modelled_w = modelled[:cells].astype(np.float32)
+    found = Power(start, step_s, nodes, *extremes, grid.unread[:cells], settled, len(devices), by, notes, end)
+    found.modelled_w = grid.modelled_w[:cells].astype(np.float32)
+    found.believed, found.believed_s = found_believed, end - start
     return found
 
 
-class _Drawn(NamedTuple):
+class _Columns(NamedTuple):
     """What a node drew in each cell: mean, low and high W of the run's devices, of the mean what was not measured, and
     how many of them were not read."""
 
-    devices: set[str]
     mean_w: Array
     low_w: Array
     high_w: Array
@@ -109,23 +124,73 @@ class _Drawn(NamedTuple):
     lacking: Array
 
 
+class _Drawn(NamedTuple):
+    """A stretch in cells. by_sensor: with the node's own sensor where it was read; None where it has none."""
+
+    devices: set[str]
+    by_parts: _Columns
+    by_sensor: _Columns | None
+    read: Read
+
+
+class _Grid:
+    """Sums over stretches, in cells."""
+
+    def __init__(self, edges: Array, step_s: float) -> None:
+        cells = len(edges) - 1
+        self.edges, self.step_s = edges, step_s
+        self.low_w, self.high_w, self.modelled_w = (np.full(cells, np.nan) for _ in range(3))
+        self.unread = np.zeros(cells, np.uint16)
+        self.mean_w: dict[str, NDArray[np.float32]] = {}
+
+    def add(self, node: str, first: int, drawn: _Columns) -> None:
+        here = slice(first, first + len(drawn.mean_w))
+        column = self.mean_w.setdefault(node, np.full(len(self.edges) - 1, np.nan, np.float32))
+        column[here] = plus(column[here], drawn.mean_w)
+        self.low_w[here] = plus(self.low_w[here], drawn.low_w)
+        self.high_w[here] = plus(self.high_w[here], drawn.high_w)
+        self.modelled_w[here] = plus(self.modelled_w[here], drawn.modelled_w)
+        self.unread[here] += drawn.lacking.astype(np.uint16)
+
+    def add_gap(self, node: str, span: tuple[float, float], energy_j: float) -> None:
+        """Energy of which nothing is known but the span (unix s) in which it was used."""
+        if energy_j > 0:
+            mean_w = spread_w(self.edges, span, energy_j, self.step_s)
+            unknown = np.full(len(mean_w), np.nan)
+            # At its edges the rows beside it tell the lowest and highest power.
+            extremes_w = np.where(np.isnan(self.mean_w.get(node, unknown)), mean_w, np.nan)
+            self.add(node, 0, _Columns(mean_w, extremes_w, extremes_w, unknown, np.zeros(len(mean_w))))
+
+
 def _node(session: Session, used: set[str], edges: Array, step_s: float, second: bool) -> _Drawn:
-    mine = [k for k, about in enumerate(session.sensors) if not is_others(about, [session], used)]
-    whole = [k for k in mine if session.sensors[k]["kind"] == "node"][:1]
-    parts = [k for k in mine if session.sensors[k]["kind"] != "node"]
-    mean, low, high, absent = _devices(session, [*parts, *whole], edges, step_s, second)
-    mean_w, low_w, high_w = (_sum_known(each[:, : len(parts)]) for each in (mean, low, high))
-    lacking = absent[:, : len(parts)].sum(axis=1)
-    models = [place for place, k in enumerate([*parts, *whole]) if session.sensors[k]["method"] not in MEASURED]
-    modelled = _sum_known(mean[:, [place for place in models if place < len(parts)]])
-    if whole:  # the node's own sensor counts where it was read
-        own = np.isnan(mean[:, -1])
-        mean_w, low_w, high_w = (
-            np.where(own, sums, each[:, -1]) for sums, each in ((mean_w, mean), (low_w, low), (high_w, high))
+    own, others, whole = places_of(session, used)
+    places = [*own, *others, *whole]
+    mean, low, high, absent = _devices(session, places if whole else own, edges, step_s, second)
+    count = len(own)
+    mean_w, low_w, high_w = (_sum_known(each[:, :count]) for each in (mean, low, high))
+    models = [place for place, k in enumerate(own) if session.sensors[k]["method"] not in MEASURED]
+    lacking = absent[:, :count].sum(axis=1)
+    parts = _Columns(mean_w, low_w, high_w, _sum_known(mean[:, models]), lacking)
+    devices = {session.sensors[k]["uuid"] for k in own or whole}
+    if not whole:
+        return _Drawn(devices, parts, None, Read())
+    # Of several sensors of the node the one that was read longest.
+    at = max(range(count + len(others), len(places)), key=lambda place: int(np.isfinite(mean[:, place]).sum()))
+    lost = np.isnan(mean[:, at])
+    others_w = np.nan_to_num(mean[:, count : count + len(others)]).sum(axis=1)  # they are in its reading
+    measured = [place for place, k in enumerate(own) if is_measured(session, k)]
+    own_w = np.nan_to_num(mean[:, measured]).sum(axis=1)
+    read = Read(*(float(each[~lost].sum()) * step_s for each in (~lost, mean[:, at], others_w, own_w)))
+    modelled_w = mean[:, at] if session.sensors[places[at]]["method"] not in MEASURED else np.full(len(lost), np.nan)
+    by_sensor = [
+        np.where(lost, by_parts, by_node)
+        for by_parts, by_node in zip(
+            parts,
+            (*(each[:, at] - others_w for each in (mean, low, high)), modelled_w, absent[:, at]),
+            strict=True,
         )
-        lacking = np.where(own, lacking, absent[:, -1])
-        modelled = np.where(own, modelled, mean[:, -1] if len(parts) in models else np.nan)
-    return _Drawn({session.sensors[k]["uuid"] for k in parts or whole}, mean_w, low_w, high_w, modelled, lacking)
+    ]
+    return _Drawn(devices, parts, _Columns(*by_sensor), read)
 
 
 def _devices(

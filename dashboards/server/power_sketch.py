@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dashboards.server.power import Power, plus
-from energy.accounting.placement import RANKS, is_others, own_stretches
+from dashboards.server.power import Power, plus, spread_w
+from dashboards.server.power_parts import Places, Read, gap_j, is_measured, places_of
+from energy.accounting.placement import RANKS, own_stretches
 from energy.accounting.uncertainty import MEASURED
 from energy.ledger import frames as ledger
 from energy.ledger.readings import Session, tick_dtype
 from energy.ledger.seek import Told
-from energy.metering.track import MISSING
+from energy.metering.track import MISSING, UNKNOWN
 from energy.runs import RunFolder
 
 Array = NDArray[np.float64]
@@ -62,48 +64,85 @@ def sketch(folder: RunFolder, points: int = POINTS, told: dict[Path, Told] | Non
     unread, modelled = np.zeros(points, np.uint16), np.full(points, np.nan, np.float32)
     devices: set[str] = set()
     used: set[str] | None = None
+    believed: dict[str, bool] = {}
+    before: tuple[Path, Session, tuple[float, float]] | None = None
     for path, session, span in stretches:
-        mine = [*range(len(session.sensors))]
         if any(event.get("event") == RANKS and event["shared"] for event in session.events):
-            if used is None:
-                used = folder.devices_used()  # reads all metrics, and nobody else asks who used what
-            mine = [k for k in mine if not is_others(session.sensors[k], [session], used)]
-        devices |= {session.sensors[k]["uuid"] for k in mine if session.sensors[k]["kind"] != "node"}
+            used = folder.devices_used() if used is None else used  # reads all metrics; nobody else asks who used what
+        if path.stem not in believed:
+            read = [_read(other, places_of(other, used or set())) for place, other, _ in stretches if place == path]
+            believed[path.stem] = reduce(Read.plus, read).is_believed is not False
+        places = places_of(session, used or set())
+        devices |= {session.sensors[k]["uuid"] for k in places.own}
         node = str(session.header["node"] or path.stem)
         column = nodes.setdefault(node, np.full(points, np.nan, np.float32))
-        _add(session, span, mine, edges, column, modelled, unread)
+        if before is not None and before[0] == path and (booked_j := gap_j(before[1], session, used or set())) > 0:
+            column[:] = plus(column, spread_w(edges, (before[2][1], span[0]), booked_j, step_s))
+        _add(session, span, places if believed[path.stem] else places._replace(whole=[]), edges, column, modelled,
+             unread)  # fmt: skip
+        before = (path, session, span)
     nothing = np.full(points, np.nan, np.float32)
     notes = [NOTE.format(points=points)]
-    return Power(start, step_s, nodes, nothing, nothing, unread, end, len(devices), BY, notes, end, modelled)
+    return Power(start, step_s, nodes, nothing, nothing, unread, end, len(devices), BY, notes, end, modelled, believed)
+
+
+def _by_sensor(session: Session, whole: list[int]) -> tuple[int, NDArray[np.bool_]]:
+    """The sensor of a node that was read in most rows, and in which of the intervals between rows."""
+    unknown = (session.ticks["rows"]["flags"][:, whole] & (MISSING | UNKNOWN)) > 0
+    at = int(np.argmin(unknown.sum(axis=0)))
+    return whole[at], ~(unknown[1:, at] | unknown[:-1, at])
+
+
+def _used_j(session: Session, places: list[int]) -> Array:
+    """J of each of the devices (rows, devices) so far."""
+    share = np.array([min(1.0, float(session.sensors[k].get("share", 1.0))) for k in places])
+    return session.ticks["rows"]["energy_mj"][:, places] * (share / 1e3)
+
+
+def _read(session: Session, places: Places) -> Read:
+    """What was read of a node while its own sensor was; nothing where it has none."""
+    if not places.whole:
+        return Read()
+    at, known = _by_sensor(session, places.whole)
+    measured = [k for k in places.own if is_measured(session, k)]
+    used_j = (_used_j(session, each) for each in ([at], places.others, measured))
+    return Read(float(known.sum()), *(float(np.diff(each, axis=0)[known].sum()) for each in used_j))
 
 
 def _add(
-    session: Session, span: tuple[float, float], mine: list[int], edges: Array, column: Any, modelled: Any,
+    session: Session, span: tuple[float, float], places: Places, edges: Array, column: Any, modelled: Any,
     unread: NDArray[np.uint16],
 ) -> None:  # fmt: skip
     """Adds a stretch to the mean W of its node in each cell (NaN: outside of all of them), to what of all nodes was not
     measured, and to how many devices were not read."""
     rows, times = session.ticks["rows"], session.times()
     missing = (rows["flags"] & MISSING) > 0
-    whole = [k for k in mine if session.sensors[k]["kind"] == "node" and not missing[:, k].all()]
-    parts = whole[:1] or [k for k in mine if session.sensors[k]["kind"] != "node"]
-    share = np.array([float(session.sensors[k].get("share", 1.0)) for k in parts])
-    models = [session.sensors[k]["method"] not in MEASURED for k in parts]
-    used_j = rows["energy_mj"][:, parts] * (share / 1e3)
+    models = [session.sensors[k]["method"] not in MEASURED for k in places.own]
+    parts_j = _used_j(session, places.own)
+    used_j, model_j = parts_j.sum(axis=1), parts_j[:, models].sum(axis=1)
+    absent = missing[:, places.own].sum(axis=1)
+    if places.whole:  # its reading, without what is others', where it was read
+        at, known = _by_sensor(session, places.whole)
+        node_j = _used_j(session, [at])[:, 0] - _used_j(session, places.others).sum(axis=1)
+        steps_j = np.where(known, np.diff(node_j), np.diff(used_j))
+        modelled_j = np.diff(node_j) if session.sensors[at]["method"] not in MEASURED else 0.0
+        used_j = np.concatenate([[0.0], np.cumsum(steps_j)])
+        model_j = np.concatenate([[0.0], np.cumsum(np.where(known, modelled_j, np.diff(model_j)))])
+        absent = np.where(missing[:, at], absent, 0)
     cell_s = edges[1] - edges[0]
     first = max(0, int((span[0] - edges[0]) / cell_s))
     last = min(len(column), math.ceil((span[1] - edges[0]) / cell_s))
     if last <= first:
         return
     inside, here = np.clip(edges[first : last + 1], *span), slice(first, last)
-    column[here] = plus(column[here], np.diff(np.interp(inside, times, used_j.sum(axis=1))) / cell_s)
-    if any(models):
-        model_j = used_j[:, models].sum(axis=1)
+    if not missing[:, [*places.own, *places.whole]].all():  # else nothing is known, which is not 0 W
+        column[here] = plus(column[here], np.diff(np.interp(inside, times, used_j)) / cell_s)
+    if model_j[-1] > model_j[0]:
         modelled[here] = plus(modelled[here], np.diff(np.interp(inside, times, model_j)) / cell_s)
     if missing.any():
         place = np.clip(((times - edges[0]) / cell_s).astype(np.int64), 0, len(unread) - 1)
         lacking = np.zeros_like(unread)
-        np.maximum.at(lacking, place, missing[:, parts].sum(axis=1).astype(np.uint16))
+        np.maximum.at(lacking, place, absent.astype(np.uint16))
         unread += lacking
 
 

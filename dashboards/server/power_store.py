@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dashboards.server.power import BANDS, Power
+from dashboards.server.power import BANDS, Power, listed
 from dashboards.server.power_read import LATE_S, Pause, on_grid
 from dashboards.server.power_sketch import is_sketch, sample, sketch
 from energy.ledger.frames import SECONDS
@@ -173,9 +173,7 @@ class PowerStore:
             remarks += [remark] if remark else []
         found = shown.cut(begin, until, points, bands)
         if shown is not whole:  # its own energy begins at 0
-            found["energy_kwh"] = [
-                float(f"{e:.7g}") for e in whole.energy_kwh(np.array(found["edges_unix_s"])).tolist()
-            ]
+            found["energy_kwh"] = listed(whole.energy_kwh(np.array(found["edges_unix_s"])), 7)
         behind_s = max(behind_s, kept.again_s - kept.looked_s) if behind_s else 0.0  # so that it does not flicker
         if behind_s > BEHIND_S and not is_sketch(whole):
             count = len(folder.ledgers())
@@ -200,7 +198,10 @@ class PowerStore:
                     f"{_in_words(near_s)} or less, and they are read"
                 )
                 return kept.power, "" if is_sketch(kept.power) else why
-            near = on_grid(folder, begin, until, step_s, rows=True, by="second", told=kept.told, settled=0.0)
+            near = on_grid(
+                folder, begin, until, step_s, rows=True, by="second", told=kept.told, settled=0.0,
+                believed=kept.power.believed,
+            )  # fmt: skip
             if near is not None and not is_sketch(kept.power) and until < kept.power.settled_unix_s - LATEST_S:
                 self._zoomed[key] = near  # it stays as it is, and a page that shows it asks again and again
                 while len(self._zoomed) > KEPT_ZOOMS:
@@ -250,12 +251,15 @@ def read(folder: RunFolder, told: dict[Path, Told] | None = None, pause: Pause |
 
 
 def extended(kept: Power, folder: RunFolder, told: dict[Path, Told], passed_s: float) -> Power | None:
-    """The overview with what was written in the seconds since: only its end is read. None where that does not fit."""
+    """The overview with what was written in the seconds since: only its end is read. None where that does not fit, and
+    where it was decided by less than half of the run so far whether sensors of whole nodes are believed."""
+    if kept.believed and kept.end_unix_s - kept.start_unix_s > 2 * kept.believed_s:
+        return None
     step_s = kept.step_s
     keep = max(0, int((min(kept.settled_unix_s, kept.end_unix_s) - LATEST_S - kept.start_unix_s) / step_s))
     since = kept.start_unix_s + keep * step_s
     upto = kept.end_unix_s + passed_s + AHEAD_S
-    new = on_grid(folder, since, upto, step_s, rows=True, by=kept.by, told=told)
+    new = on_grid(folder, since, upto, step_s, rows=True, by=kept.by, told=told, believed=kept.believed)
     if new is None or set(new.mean_w) - set(kept.mean_w) or new.cells + keep < kept.cells or new.end_unix_s >= upto:
         return None  # a node that was not there before, files that were replaced, a clock that was set
     nothing = np.full(new.cells, np.nan, np.float32)
@@ -276,6 +280,8 @@ def extended(kept: Power, folder: RunFolder, told: dict[Path, Told], passed_s: f
         list(dict.fromkeys([*kept.notes, *new.notes])),
         new.end_unix_s,
         longer(kept.modelled_w, new.modelled_w),
+        {**new.believed, **kept.believed},
+        kept.believed_s,
         longer(kept.total_w(), new.total_w()),
     )
 

@@ -232,8 +232,10 @@ class Handler(BaseHTTPRequestHandler):
     def _remember(self, path: str, pairs: list[tuple[str, str]]) -> Response:
         """Takes the token out of the address, where it would be seen and passed on, into a cookie."""
         query = f"?{urlencode(pairs)}" if pairs else ""
-        path = "/" + path.lstrip("/\\")  # two slashes would be another machine's address
-        cookie = f"{COOKIE}={self.server.token}; Path={self.server.prefix or '/'}; HttpOnly; SameSite=Strict"
+        path, prefix = "/" + path.lstrip("/\\"), self.server.prefix  # two slashes would be another machine's address
+        if not f"{path}/".startswith(f"{prefix}/"):
+            path = prefix + path  # a proxy has taken it off
+        cookie = f"{COOKIE}={self.server.token}; Path={prefix or '/'}; HttpOnly; SameSite=Strict"
         return Response(303, b"", headers={"Location": path + query, "Set-Cookie": cookie})
 
     def _knows_token(self) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from energy.accounting.curves import counted_between
+from energy.accounting.uncertainty import NODE_LEAST
 from energy.runs import RunFolder
 
 FEW_DEVICES = 64
@@ -31,17 +32,19 @@ class _Node:
     figures: dict[str, Any]
     seen_unix_s: float  # by the driver's clock, which the node's need not agree with
     changed_ns: int
-    base_j: float = 0.0  # of the meters before this one
+    base_j: float | None = None  # of the meters before this one
 
     @property
     def power_w(self) -> float | None:
         """W of the devices whose power is known; None where it is known of none."""
         known = [device["power_w"] for device in self.figures["devices"] if device["counted"]]
-        return None if all(power_w is None for power_w in known) else float(self.figures["power_w"])
+        power_w = self.figures["power_w"]
+        return None if power_w is None or all(of_it is None for of_it in known) else float(power_w)
 
     @property
-    def energy_j(self) -> float:
-        return self.base_j + float(self.figures["energy_j"])
+    def energy_j(self) -> float | None:
+        """J that were read so far; None where nothing was."""
+        return _sum([self.base_j, self.figures["energy_j"]])
 
 
 @dataclass
@@ -87,63 +90,69 @@ class NodesNow:
             self.nodes[path.stem] = _Node(figures, now, changed_ns)
             return
         if any(figures[key] != known.figures[key] for key in METER):
-            known.base_j += known.figures["energy_j"] + _unread_j(known.figures, figures)
+            known.base_j = _sum([known.energy_j, _unread_j(known.figures, figures) or None])
+        elif figures["energy_j"] is None:
+            figures["energy_j"] = known.figures["energy_j"]  # what was read stands
         known.figures, known.seen_unix_s, known.changed_ns = figures, now, changed_ns
 
     def _own(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """The figures without the GPUs of a shared node that no rank holds, as the record will have them."""
+        """The figures without the GPUs of a shared node that no rank holds, as the record will have them: a sensor of
+        the whole node has read these too, and one that then shows too little of the run's own is not believed."""
         if self.used is None:
             return figures
-        others = [
-            device
-            for device in figures["devices"]
-            if device["kind"] == "gpu" and device["counted"] and device["uuid"] not in self.used
-        ]
+        devices = figures["devices"]
+        others = [device for device in devices if device["kind"] == "gpu" and device["uuid"] not in self.used]
+        figures["devices"] = own = [device for device in devices if device not in others]
+        parts = [device for device in own if device["kind"] != "node"]
         for key in ("power_w", "energy_j"):
+            if figures[key] is None or all(device[key] is None for device in own):
+                figures[key] = None
+                continue
             figures[key] -= sum(device[key] or 0.0 for device in others)
-        figures["devices"] = [device for device in figures["devices"] if device not in others]
+            whole = sum(device[key] or 0.0 for device in parts)
+            gpus = sum(device[key] or 0.0 for device in parts if device["kind"] == "gpu")
+            # As in energy.metering.live: its energy lacks what it did not read, and is never below that of the parts.
+            if figures[key] < (NODE_LEAST * gpus if key == "power_w" else whole):
+                figures[key] = whole
         return figures
 
     @property
     def energy_j(self) -> float | None:
         """IT energy in J of this attempt as it was last read; None before anything was."""
-        return math.fsum(node.energy_j for node in self.nodes.values()) if self.nodes else None
+        return _sum(node.energy_j for node in self.nodes.values())
 
     def power_w(self, now: float) -> float | None:
         """W of all nodes that are not silent; None when all are."""
-        known = [w for node in self.nodes.values() if (w := node.power_w) is not None and self._speaks(node, now)]
-        return math.fsum(known) if known else None
+        return _sum(node.power_w for node in self.nodes.values() if self._speaks(node, now))
 
     def _speaks(self, node: _Node, now: float) -> bool:
         return now - node.seen_unix_s < SILENT_S
 
     def held_w(self, now: float) -> float | None:
         """W that `energy_until` grows by: what nodes draw, or drew last, that are not known to be dead."""
-        known = [
-            power_w
+        return _sum(
+            node.power_w
             for name, node in self.nodes.items()
-            if (power_w := node.power_w) is not None and name not in self.dead and now - node.seen_unix_s < HELD_S
-        ]
-        return math.fsum(known) if known else None
+            if name not in self.dead and now - node.seen_unix_s < HELD_S
+        )
 
     def energy_until(self, now: float) -> float | None:
         """`energy_j` and, of each node, its power held from its last reading to now: that has been used up as well.
         Less than before when a node turns out to be dead."""
-        if not self.nodes:
-            return None
-        return math.fsum(node.energy_j + self._held_j(name, node, now) for name, node in self.nodes.items())
+        return _sum(of for name, node in self.nodes.items() for of in (node.energy_j, self._held_j(name, node, now)))
 
-    def _held_j(self, name: str, node: _Node, now: float) -> float:
+    def _held_j(self, name: str, node: _Node, now: float) -> float | None:
         held_s = 0.0 if name in self.dead else min(max(0.0, now - node.seen_unix_s), HELD_S)
-        return float(node.figures["power_w"]) * held_s
+        return None if node.power_w is None else node.power_w * held_s
 
     @property
     def read_unix_s(self) -> float | None:
         return max((node.seen_unix_s for node in self.nodes.values()), default=None)
 
     def documents(self, now: float) -> list[dict[str, Any]]:
-        """{node, power_w, energy_j, read_unix_s, missing, devices} of each; `power_w` is null where it is silent, and
-        devices are listed where there are few: of many, each node's are in its own live/<node>.json."""
+        """{node, power_w, energy_j, read_unix_s, missing, devices} of each. `power_w` is null where it is silent, both
+        where no device of it was read. Devices are listed where there are few: of many, each node's are in its own
+        live/<node>.json."""
         few = sum(len(node.figures["devices"]) for node in self.nodes.values()) <= FEW_DEVICES
         return [
             {
@@ -156,6 +165,12 @@ class NodesNow:
             }
             for name, node in sorted(self.nodes.items())
         ]
+
+
+def _sum(known: Iterable[float | None]) -> float | None:
+    """Of what is known; None where nothing is."""
+    values = [value for value in known if value is not None]
+    return math.fsum(values) if values else None
 
 
 def living_names() -> set[str] | None:
@@ -183,5 +198,5 @@ def _unread_j(old: dict[str, Any], new: dict[str, Any]) -> float:
         counters_mj = (before.get(device["uuid"], {}).get("counter_mj"), device.get("counter_mj"))
         used_j = counted_between(boots, counters_mj, passed_s, device)
         if not isinstance(used_j, str):
-            (node_j if device["kind"] == "node" else parts_j).append(max(0.0, used_j - device["energy_j"]))
+            (node_j if device["kind"] == "node" else parts_j).append(max(0.0, used_j - (device["energy_j"] or 0.0)))
     return max(math.fsum(parts_j), *node_j)

@@ -253,9 +253,9 @@ def test_a_comparison_needs_two_runs_with_loss_and_energy() -> None:
            "comparable": True, "path": []}  # fmt: skip
     with pytest.raises(Missing, match="b: no energy or no loss"):
         pareto_drawing([run, run | {"name": "b", "loss": None}])
-    three = [run, run | {"name": "b", "energy_it_kwh": 2.0, "comparable": False}, run | {"name": "c", "loss": None}]
-    said = words(pareto_drawing(three).inline())
-    assert "b (does not compare)" in said
+    other = run | {"name": r"lr$\q$5", "energy_it_kwh": 2.0, "comparable": False}
+    said = words(pareto_drawing([run, other, run | {"name": "c", "loss": None}]).inline())
+    assert r"lr$\q$5 (does not compare)" in said, "a name is no formula"
     assert "not drawn, no energy or no loss: c" in said
 
 

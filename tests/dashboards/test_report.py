@@ -13,6 +13,8 @@ import pytest
 from dashboards import report
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
 from energy.accounting.account import Account, DeviceEnergy
+from energy.export.eu_form import document
+from energy.export.sentence import text as sentence
 from energy.records.footprint import make_footprint
 from energy.records.record import canonical
 from energy.runs import RunFolder
@@ -245,6 +247,55 @@ def test_both_forms_call_nothing_measured_that_was_not(folder: RunFolder) -> Non
     assert len(report.headline(record)) == 5
     told = report.headline(record | {"model": {"params": None}})
     assert [card["label"] for card in told] == ["IT energy", "Carbon", "Time"] and "token" not in json.dumps(told)
+
+
+def test_where_nothing_was_read_both_forms_have_no_zeros(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "figures", lambda run: dict.fromkeys(("power", "phases", "loss-energy"), ""))
+    path = folder.path / "footprint.json"
+    nothing = make_account()
+    nothing.devices = []
+    path.write_text(canonical(make_footprint(RUN, nothing, STEPS, EVALUATIONS)))
+    html, markdown = (each.read_text() for each in report.write_report(folder))
+    assert "| train step | not known | not known | – | 1.60 min |" in markdown
+    assert '<td class="n">not known</td><td class="n">not known</td><td class="n">–</td>' in html
+    for text in (html, markdown):
+        assert "0 J" not in text and "0.0 %" not in text and "needs a measurement<" in text.replace(" |", "<")
+
+
+@pytest.mark.parametrize(
+    "known, needs",
+    [
+        ({}, "of 0.0110 Wh at the facility"),
+        ({"pue": None, "intensity": None}, "needs PUE and grid intensity"),
+        ({"intensity": None}, "needs grid intensity; 0.0110 Wh at the facility"),
+        ({"it": None}, "needs a measurement"),
+        ({"it": None, "pue": None, "intensity": None}, "needs a measurement, PUE and grid intensity"),
+        ({"series": "ab", "intensity": None}, "needs grid intensity for all of its time; 0.0110 Wh at the facility"),
+    ],
+)
+def test_carbon_says_what_it_lacks(folder: RunFolder, known: dict[str, Any], needs: str) -> None:
+    record = json.loads((folder.path / "footprint.json").read_text())
+    given: dict[str, Any] = {"it": 1e-5, "pue": 1.1, "intensity": 385.0, "series": None} | known
+    is_known = None not in (given["it"], given["pue"], given["intensity"])
+    energy: dict[str, Any] = record["energy"]
+    energy |= {"energy_it_kwh": given["it"], "pue": given["pue"]}
+    energy["energy_facility_kwh"] = 1.1e-5 if given["it"] and given["pue"] else None
+    record["carbon"] |= {"intensity_g_per_kwh": given["intensity"], "series_sha256": given["series"]}
+    record["carbon"]["carbon_tco2eq"] = 4e-9 if is_known else None
+    assert report.headline(record)[1]["note"] == needs
+    assert is_known or f"not known: it {needs.partition(';')[0]}" in sentence(record)
+
+
+@pytest.mark.parametrize(
+    "share, said",
+    [(1.0, "100 %"), (1 - 1e-12, "100 %"), (0.9999, "99.9 %"), (0.9961, "99.6 %"), (0.5, "50.0 %"), (3e-5, "0.003 %")],
+)
+def test_less_than_all_is_never_100_percent(folder: RunFolder, share: float, said: str) -> None:
+    record = json.loads((folder.path / "footprint.json").read_text())
+    record["energy"] |= {"share_measured": share, "share_modelled": 1 - share, "share_assumed": 0.0}
+    assert report.headline(record)[0]["note"].startswith(f"{said} measured")
+    assert f", {said} of it measured)" in sentence(record)
+    assert f"({said} of it measured)" in document(record)["energy_methodology"]
 
 
 def test_both_forms_name_the_code_of_an_attempt_that_ran_other(folder: RunFolder) -> None:

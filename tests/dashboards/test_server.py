@@ -228,6 +228,7 @@ def test_the_total_page(client: Client) -> None:
     page = client.text("/total")
     assert "failed" in page and "final" in page and "no record" in page
     assert 'href="/run/newer/"' in page
+    assert "the energy of the final ones" not in page, "of two runs it is not known"
 
 
 def test_a_page_that_is_not_there(client: Client) -> None:

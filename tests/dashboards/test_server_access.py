@@ -1,5 +1,6 @@
 """Who may look: loopback, tokens, prefixes; and the command that starts the pages."""
 
+import errno
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -76,12 +78,20 @@ def test_under_a_prefix(tmp_path: Path) -> None:
                     continue
                 assert client.ask(each.replace("&amp;", "&")).status in (200, 404 if "report" in each else 200)
         assert client.ask("/run/one/").status == 200  # a proxy may have taken the prefix off
+    with serve(tmp_path, prefix="/team", token=TOKEN) as client:
+        for path, there in (
+            ("/", "/team/"),
+            ("/team", "/team"),
+            ("/team/total", "/team/total"),
+            ("/teams", "/team/teams"),
+        ):
+            assert client.ask(f"{path}?token={TOKEN}").headers["Location"] == there
     for prefix in ("no-slash", "//other.example", "/a b", '/"x', "/a?b"):
         with pytest.raises(ValueError, match="--prefix"):
             make_server(tmp_path, live_state.read, "127.0.0.1", 0, prefix=prefix)
 
 
-def test_wrong_options_say_what_to_do(tmp_path: Path) -> None:
+def test_wrong_options_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*options: str) -> str:
         result = CliRunner().invoke(cli, ["dashboard", *options])
         assert result.exit_code == 2, result.output
@@ -91,6 +101,13 @@ def test_wrong_options_say_what_to_do(tmp_path: Path) -> None:
     assert "16 to 128" in fault("--runs", str(tmp_path), "--token", "short")
     with serve(tmp_path) as client:
         assert "choose another" in fault("--runs", str(tmp_path), "--port", str(client.port))
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("dashboards.server.make_server", refuse)
+    assert "port 80 may be opened by root only" in fault("--runs", str(tmp_path), "--port", "80")
+    assert "--host 127.0.0.1: Permission denied" in fault("--runs", str(tmp_path), "--port", "8080")
 
 
 def test_the_command_prints_its_address_serves_and_ends_by_ctrl_c(tmp_path: Path) -> None:

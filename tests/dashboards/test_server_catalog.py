@@ -100,12 +100,27 @@ def test_the_total_does_not_wait_for_what_runs_share_and_says_so(
         assert client.ask("/total.json").json() == json.loads(json.dumps(whole))
         page = client.text("/total")
         assert "until that is known" not in page and "metered twice" in page and "each joule once" in page
+        assert "times</strong> the energy of the final ones" in page
         assert sorted(opened) == ["a", "b"], "a run that was metered alone is not opened"
         recorded(tmp_path / "c", start=START + 100)
         for _ in range(100):
             if client.ask("/total.json").json()["total"]["runs"] == 4:
                 break
         assert sorted(opened) == ["a", "b", "c"], "and no ledger twice"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "device", "shared"), [(50, 150, "GPU-1", True), (100, 150, "GPU-1", False), (50, 90, "B", False)]
+)
+def test_the_week_says_where_runs_may_have_the_same_joules(start: int, end: int, device: str, shared: bool) -> None:
+    def entry(begun: int, ended: int, uuid: str) -> catalog.Entry:
+        return catalog.Entry(
+            "run", Path("run"), "completed", "final", start_unix_s=float(begun), end_unix_s=float(ended),
+            energy_it_kwh=1.0, devices=frozenset({uuid}),
+        )  # fmt: skip
+
+    found = catalog.week([entry(start, end, device), entry(0, 100, "GPU-1"), entry(20, 30, "C")], 200.0)
+    assert (found["shared"], found["energy_it_kwh"]) == (shared, 3.0)
 
 
 def test_a_look_that_fails_does_not_end_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,27 @@ def test_a_shared_node_has_only_the_gpus_of_the_run(tmp_path: Path, live: Any) -
     assert one["nodes"][0]["against_median"] is None, "models of other sizes are no fleet"
     assert re.search(r"<dt>Nodes</dt><dd class=\"value\">1</dd>", page) and "2 read, 500 W together" in page
     assert "All 2 live runs" in only and "/run/one/" not in only and "/run/two/" in only
+    assert re.search(r"<dt>Power now</dt><dd class=\"value\">500 W</dd>", page)
+
+
+@pytest.mark.parametrize(("whole_w", "power_w"), [(900.0, [700.0, 600.0]), (320.0, [300.0, 200.0])])
+def test_what_is_of_a_whole_node_is_not_of_others_and_counted_once(
+    tmp_path: Path, live: Any, whole_w: float, power_w: list[float]
+) -> None:
+    """Of 320 W without the 300 W of others' GPU too little is left to be believed."""
+    both = [gpu("GPU-1", 300.0, counted=False), gpu("GPU-2", 200.0, counted=False)]
+    bmc = gpu("bmc", whole_w, kind="node", name="BMC")
+    for number, name in enumerate(("one", "two")):
+        run = live(name)
+        write_node(run, "n1", [*both, bmc], power_w=whole_w)
+        write_live(run, nodes=[{"node": "n1", "power_w": 1.0, "devices": [both[number], bmc], "missing": []}])
+    live("alone")
+    with serve(tmp_path) as client:
+        found = {run["run"]: run["power_w"] for run in client.ask("/cluster.json").json()["runs"]}
+        page = client.text("/cluster")
+    assert found == {"alone": None, "one": power_w[0], "two": power_w[1]}
+    together_w = 900 if whole_w == 900.0 else 500
+    assert re.search(rf"<dt>Power now</dt><dd class=\"value\">{together_w} W</dd><dd class=\"quiet\">at least", page)
 
 
 def test_live_runs_only_and_by_themselves(tmp_path: Path, live: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from dashboards.server import power_read, power_store
 from dashboards.server.power_sketch import sketch
 from energy.accounting.account import account_run
 from energy.accounting.curves import curve_of
+from energy.accounting.placement import ranks_event
 from energy.ledger.readings import read_sessions
+from energy.metering.meter import Meter
 from energy.runs import RunFolder
 from energy.sensors import Reading
 
@@ -114,3 +118,71 @@ def test_the_chart_has_the_joules_of_the_account(
     near_w = np.array([value or 0.0 for value in near["modelled_w"]])
     assert near_w @ np.diff(near["edges_unix_s"]) == pytest.approx(modelled_j[last].sum(), rel=0.02)
     assert near["energy_kwh"][-1] - near["energy_kwh"][0] == pytest.approx(drawn_j[last].sum() / 3.6e6, rel=1e-3)
+
+
+def node(readings: list[Any], uuid: str = "bmc") -> FakeSensor:
+    """A sensor of the whole node."""
+    return FakeSensor(uuid, readings, kind="node", method="integrated")
+
+
+def gpus(*watts: float) -> list[FakeSensor]:
+    return [FakeSensor(f"GPU-{k}", [reading(w * t, w) for t in range(700)]) for k, w in enumerate(watts, 1)]
+
+
+def shared_node(run: RunFolder) -> None:
+    """Of its two GPUs one is the run's."""
+    run.metrics_dir.mkdir(parents=True)
+    devices = {"event": "devices", "attempt": 1, "uuids": ["GPU-1"], "time_unix_s": START}
+    run.metrics_file(0).write_text(json.dumps(devices) + "\n")
+    sensors, now = [*gpus(100.0, 700.0), node([reading(power_w=1000.0)] * 700)], [START]
+    meter = Meter(
+        run.ledger_file("n1"), node="n1", sensors=sensors, discover_sensors=False, clock=lambda: (now[0], now[0])
+    )
+    meter.note(ranks_event(1, shared=True, on_gpus=True))
+    for second in range(700):
+        now[0] = START + second
+        meter.sample(last=second == 699)
+
+
+def incredible_sensor(run: RunFolder) -> None:
+    """Less than half of its parts, over the whole; in its first five minutes it shows what can be."""
+    shown = [reading(power_w=400.0)] * 301 + [reading(power_w=0.0)] * 399
+    meter_fake(run, [*gpus(600.0), node(shown)], [START + t for t in range(700)])
+
+
+def sensors_that_fail(run: RunFolder) -> None:
+    lost: list[Any] = [OSError("lost")] * 300
+    first, second = node([reading(power_w=500.0)] * 400 + lost), node(lost * 3, "redfish")
+    meter_fake(run, [*gpus(300.0), second, first], [START + t for t in range(700)])
+
+
+def killed_and_begun_again(run: RunFolder) -> None:
+    meter_fake(run, gpus(300.0), [START + t for t in range(90)], stop=False)
+    again = FakeSensor("GPU-1", [reading(300.0 * (t + 200), 300.0) for t in range(500)])
+    meter_fake(run, [again], [START + 200.5 + t for t in range(500)], attempt=2)
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("metered", [shared_node, incredible_sensor, sensors_that_fail, killed_and_begun_again])
+def test_a_node_s_sensor_and_the_time_after_a_crash_are_drawn_as_booked(
+    metered: Callable[[RunFolder], None], sliced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sliced:
+        monkeypatch.setattr(power_read, "SLICE_BYTES", 10)
+        monkeypatch.setattr(power_read, "SLICE_S", 100.0)
+    run = RunFolder(tmp_path)
+    metered(run)
+    account, store = account_run(run), power_store.PowerStore()
+    whole, few = store.overview(run), sketch(run, 60)
+    for found in (whole, few):
+        assert found is not None
+        assert found.energy_kwh(np.array([found.end_unix_s]))[0] * 3.6e6 == pytest.approx(account.energy_j, rel=2e-3)
+    near = store.look(run, START + 100, START + 180, 160)  # in cells of 0.1 s
+    assert near is not None and whole is not None
+    drawn_j = np.array(near["nodes"]["n1"], float) @ np.diff(near["edges_unix_s"])
+    assert drawn_j == pytest.approx(whole.total_w()[100:180].sum(), rel=1e-3)
+    if metered is killed_and_begun_again:
+        assert np.nanmax(whole.high_w) == pytest.approx(300.0, rel=0.01), "no peak where rows and a gap meet in a cell"
+    if whole.believed:  # which the first minutes may have told wrongly
+        early = replace(whole, believed_s=200.0)
+        assert power_store.extended(whole, run, {}, 0.0) is not None and not power_store.extended(early, run, {}, 0.0)

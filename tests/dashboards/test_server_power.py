@@ -11,7 +11,7 @@ import pytest
 from energy_fakes import FakeSensor, meter_fake, reading, write_phases
 from record_fakes import START, make_run
 
-from dashboards.server import power, power_store, steps
+from dashboards.server import power, power_sketch, power_store, steps
 from energy.accounting.account import account_run
 from energy.runs import RunFolder
 
@@ -219,6 +219,21 @@ def test_what_was_not_read_is_a_hole_and_counted(tmp_path: Path) -> None:
     assert found.energy_kwh(np.array([found.end_unix_s]))[0] * 3.6e6 == pytest.approx(
         account_run(run).energy_j, rel=0.02
     )
+
+
+def test_of_a_run_of_which_nothing_was_read_nothing_is_zero(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    meter_fake(run, [FakeSensor("GPU-1", [OSError("lost")] * 90)], [START + t for t in range(90)])
+    whole = power_store.read(run)
+    for found in (whole, power_sketch.sketch(run, 60)):
+        assert found is not None and np.isnan(found.energy_kwh(np.array([START, START + 50]))).all()
+        shown = found.cut(START, START + 80, 4)
+        assert shown["energy_kwh"] == [None] * 5 and shown["nodes"] == {"n1": [None] * 4} and max(shown["unread"]) == 1
+    run.write_run({"run_id": "run", "created_unix_s": START})
+    run.metrics_dir.mkdir()
+    event = {"event": "step", "attempt": 1, "step": 1, "tokens": 10, "loss": 1.0, "time_unix_s": START + 9}
+    run.metrics_file(0).write_text(json.dumps(event) + "\n")
+    assert steps.chart(steps.measured(run, steps.StepStore(), whole))["energy_kwh"] == [None]
 
 
 def test_many_nodes_are_few_bands_and_lose_no_energy(tmp_path: Path) -> None:

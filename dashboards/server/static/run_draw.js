@@ -75,6 +75,11 @@ function drawGrid(x) {
 
 function drawEnergy(x) {
   const { edges_unix_s: edges, energy_kwh: used, forecast, limits } = power;
+  if (used[0] === null) {
+    energyChart.set({ layers: [], empty: "not known" });
+    document.getElementById("energy-said").textContent = "";
+    return;
+  }
   const whole = view.from === null && view.to === null;
   const layers = [{ type: "line", xs: edges, ys: used, ink: "s0", width: 2 }];
   let [low, high] = [whole ? 0 : used[0], used[used.length - 1]];
@@ -103,7 +108,7 @@ function drawEnergy(x) {
   }
   document.getElementById("energy-unit").textContent = `(${unit})`;
   energyChart.set({ x: axis, y: [low * per, (low + (high - low) * 1.06) * per], layers });
-  const text = `${readable(used[used.length - 1] - used[0])} in what is shown`;
+  const text = knownPower().seconds ? `${readable(used[used.length - 1] - used[0])} in what is shown` : "not known in what is shown";
   document.getElementById("energy-said").textContent = whole && forecast?.energy_it_kwh
     ? `${text}; about ${readable(forecast.energy_it_kwh)} at the end (dashed)`
     : text;
@@ -121,16 +126,18 @@ function readable(kwh) {
   return `${Number((kwh * 3.6e6).toPrecision(3))} J`;
 }
 
-// Of the energy in what is shown.
-function modelledShare() {
+// Of what is shown: the seconds of which power is known, its energy in J then, and what of that was modelled.
+function knownPower() {
   const { edges_unix_s: edges, nodes, modelled_w: modelled } = power;
-  let [all, models] = [0, 0];
+  const found = { seconds: 0, joules: 0, modelled: 0 };
   for (let k = 0; k + 1 < edges.length; k++) {
     const width = edges[k + 1] - edges[k];
-    for (const values of Object.values(nodes)) all += (values[k] ?? 0) * width;
-    models += (modelled?.[k] ?? 0) * width;
+    const known = Object.values(nodes).filter((values) => values[k] !== null);
+    if (known.length) found.seconds += width;
+    for (const values of known) found.joules += values[k] * width;
+    found.modelled += (modelled?.[k] ?? 0) * width;
   }
-  return all > 0 ? models / all : 0;
+  return found;
 }
 
 function watts(value) {
@@ -147,11 +154,10 @@ function sayPower(x) {
     const known = power.high_w.filter((value) => value !== null);
     const unread = Math.max(0, ...power.unread);
     const kind = power.by === "minute" ? "highest of any minute (each device's own, at most)" : `highest ${power.step_s < 1 ? "reading" : "second"}`;
-    const hours = (edges[edges.length - 1] - edges[0]) / 3600;
-    const used = power.energy_kwh[power.energy_kwh.length - 1] - power.energy_kwh[0];
-    place.append(`mean ${watts((used / hours) * 1000)}`);
+    const { seconds, joules, modelled } = knownPower();
+    place.append(`mean ${watts(seconds ? joules / seconds : null)}`);
     if (power.by !== "sketch") place.append(`, ${kind} ${known.length ? watts(Math.max(...known)) : "not known"}`);
-    const share = modelledShare();
+    const share = joules > 0 ? modelled / joules : 0;
     if (share > 0) place.append(`, ${share > 0.9995 ? "all" : `${(100 * share).toPrecision(2)} %`} of it modelled (hatched)`);
     const lanes = Object.keys(power.lanes ?? {});
     if (lanes.length) place.append(`; above it ${lanes.join(", ")}`);

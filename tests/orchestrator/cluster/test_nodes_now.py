@@ -70,12 +70,54 @@ def test_what_a_node_read_while_it_was_others_is_not_shown() -> None:
     assert since(now, None) == now
 
 
-def test_a_node_that_measures_itself_is_not_counted_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whole", "used", "own"),
+    [
+        ((900.0, 90.0), {"GPU-1", "GPU-2"}, (900.0, 90.0)),
+        ((900.0, 90.0), {"GPU-1"}, (500.0, 50.0)),  # the rest of the node counts whole
+        ((900.0, 90.0), set(), (200.0, 20.0)),
+        ((900.0, 25.0), {"GPU-1"}, (500.0, 30.0)),  # it was not read all the time
+        ((540.0, 54.0), {"GPU-1"}, (300.0, 30.0)),  # less than half of the run's own GPU is left: it reads nonsense
+    ],
+)
+def test_a_node_that_measures_itself_is_counted_once_and_without_others_gpus(
+    whole: tuple[float, float], used: set[str], own: tuple[float, float], tmp_path: Path
+) -> None:
     folder = RunFolder(tmp_path)
-    node(folder, "n1", device("GPU-1", "gpu", 300.0, 30.0), device("node@n1", "node", 900.0, 90.0))
-    nodes = NodesNow(folder, used=set())  # the GPU is in the node's own figure, whoever holds it
+    gpus = [device("GPU-1", "gpu", 300.0, 30.0), device("GPU-2", "gpu", 400.0, 40.0)]
+    node(folder, "n1", *gpus, device("node@n1", "node", *whole))
+    nodes = NodesNow(folder, used=used)
     nodes.look(NOW)
-    assert (nodes.power_w(NOW), nodes.energy_j) == (900.0, 90.0)
+    assert (nodes.power_w(NOW), nodes.energy_j) == own
+
+
+@pytest.mark.parametrize("used", [None, {"GPU-1", "GPU-3"}], ids=["all is the run's", "shared"])
+def test_a_node_of_which_nothing_was_read_is_unknown_and_the_others_count(
+    used: set[str] | None, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    nodes = NodesNow(folder, used=used)
+
+    def unread(meter_pid: int, *devices: dict[str, Any]) -> None:
+        figures = live_figures("n1", NOW, [device("GPU-2", "gpu", 100.0, 10.0)] if used else [])
+        shown = live_figures("n1", NOW, [device("GPU-1", "gpu", None, 0.0)])["devices"]
+        figures |= {"boot_id": "one", "began_monotonic_s": 1.0, "meter_pid": meter_pid, "missing": ["GPU-1"]}
+        figures["devices"] += [each | {"energy_j": None} for each in shown]
+        write_json(folder.path / "live" / "n1.json", figures | ({} if used else {"power_w": None, "energy_j": None}))
+
+    unread(1)
+    nodes.look(NOW)
+    assert [nodes.power_w(NOW), nodes.energy_j, nodes.energy_until(NOW + 5), nodes.held_w(NOW)] == [None] * 4
+    node(folder, "n2", device("GPU-3", "gpu", 200.0, 20.0))
+    nodes.look(NOW)
+    assert [(each["power_w"], each["energy_j"]) for each in nodes.documents(NOW)] == [(None, None), (200.0, 20.0)]
+    assert (nodes.power_w(NOW), nodes.energy_j, nodes.energy_until(NOW + 5)) == (200.0, 20.0, 1020.0)
+    node(folder, "n1", device("GPU-1", "gpu", 300.0, 30.0))
+    nodes.look(NOW)
+    for meter_pid in (os.getpid(), 3, 3):  # then the same meter reads nothing any more, and another never does
+        unread(meter_pid)
+        nodes.look(NOW)
+        assert nodes.energy_j == 50.0
 
 
 def test_a_silent_node_is_held_until_ray_calls_it_dead_and_never_longer_than_a_limit(tmp_path: Path) -> None:
