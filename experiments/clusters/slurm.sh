@@ -10,6 +10,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@900
 #SBATCH --requeue
@@ -36,15 +37,34 @@ mkdir -p "$runs"
 # Whoever reaches Ray's port can run code as you: a token of this job's own keeps the other users of the network out.
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH="$runs/.ray-token-$SLURM_JOB_ID"
+cluster=()
+clean_up() {
+  kill -TERM "${cluster[@]}" 2> /dev/null || true
+  wait "${cluster[@]}" 2> /dev/null || true
+  rm -f "$RAY_AUTH_TOKEN_PATH"
+  cluster=()
+}
+trap clean_up EXIT
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
 # Since SLURM 22.05 srun does not take it from sbatch, and may bind Ray, with all that it starts, to one CPU.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1; exit}'):6379
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
-  ray start --head --block --port=6379 --disable-usage-stats --num-gpus="${SLURM_GPUS_ON_NODE:-8}" &
+# The address of the head's name, else the first that it has: IPv4, and one that others reach (Debian writes 127.0.1.1 into
+# /etc/hosts; 169.254 is how a machine talks to its own management controller).
+# shellcheck disable=SC2016 # for the shell on the head
+its_addresses='getent ahostsv4 "$(hostname)"; hostname -I | tr " " "\n"'
+ip=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$its_addresses" |
+  awk '!found && $1 ~ /^[0-9]+\.[0-9.]+$/ && $1 !~ /^(127|169\.254)\./ { print $1; found = 1 }')
+if [ -z "$ip" ]; then
+  echo "$head has no IPv4 address that other nodes can reach (getent ahostsv4, hostname -I); nothing was started" >&2
+  exit 1
+fi
+address=$ip:6379
+# The other nodes need no --node-ip-address: Ray takes the address from which they reach the head.
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --block --node-ip-address="$ip" --port=6379 \
+  --disable-usage-stats --num-gpus="${SLURM_GPUS_ON_NODE:-8}" &
 cluster=("$!")
 if [ "${#nodes[@]}" -gt 1 ]; then
   others=$((${#nodes[@]} - 1))
@@ -81,7 +101,8 @@ ask_to_stop() {
   # Without a run folder yet there is nothing to lose: the run itself is ended.
   hoofprint stop "$run" --runs "$runs" --no-wait || pkill -TERM --parent "$driver" || true
 }
-# 15 minutes before the time limit (--signal): checkpoint, record and report, and then another turn of this job.
+# 15 minutes before the time limit (--signal): checkpoint, record and report, and then another turn of this job. TERM, by
+# `scancel --batch --signal=TERM`: no other turn. A plain scancel, and a preemption, end Ray at once.
 trap 'out_of_time=yes; ask_to_stop' USR1
 trap ask_to_stop TERM
 "$beside/run_or_resume.sh" "$spec" "$runs" "$run" "$@" &
@@ -92,9 +113,7 @@ while kill -0 "$driver" 2> /dev/null; do
   wait "$driver" || code=$? # a signal ends the wait, not the run
 done
 
-kill -TERM "${cluster[@]}" 2> /dev/null || true
-wait "${cluster[@]}" 2> /dev/null || true
-rm -f "$RAY_AUTH_TOKEN_PATH"
+clean_up
 if [ -n "$out_of_time" ] && ! grep -qs '^  "status": "completed"' "$runs/$run/run.json"; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

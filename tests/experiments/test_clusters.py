@@ -99,6 +99,10 @@ def test_the_pods_of_the_ray_job_are_pods() -> None:
         [container] = pod["spec"]["containers"]
         mounted, there = container["volumeMounts"], pod["spec"]["volumes"]
         assert {mount["name"] for mount in mounted} == {volume["name"] for volume in there}
+        assert not any("hostPath" in volume for volume in there)  # a pod does not start on a node that lacks it
+        mounted[0]["readonly"] = True  # a name that is wrong, deep inside
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(pod, "1.30", strict=True)
 
 
 def test_the_ray_job_runs_what_the_image_has_and_stops_in_order() -> None:
@@ -130,12 +134,14 @@ def test_the_cluster_launcher_takes_the_file() -> None:
     config = prepare_config(load("ray_cluster.yaml"))
     validate_config(config)
     nodes = config["available_node_types"]
+    assert not any("/sys/" in option for option in config["docker"]["run_options"])  # its links would lead nowhere
+    row = next(line for line in (CLUSTERS / "README.md").read_text(encoding="utf-8").splitlines() if "| AWS" in line)
+    assert "ray down" in row or not nodes["a100x8"]["min_workers"]  # what Ray does not give back, somebody has to
     assert config["max_workers"] == sum(node["max_workers"] for name, node in nodes.items() if name != "head")
     assert nodes["a100x8"]["resources"]["GPU"] == 8
     assert {node["node_config"]["ImageId"] for node in nodes.values()} == {"YOUR_AMI"}  # else Ray takes an old one
     before = "; ".join(config["initialization_commands"])
     assert before.index("sudo mount") < before.index("sudo install -d -o 1000 -g 100 /shared")
-    assert "chmod -R a+rX /sys/devices/" in before  # -R does not follow the links of /sys/class
     with pytest.raises(Exception, match="initialisation_commands"):
         validate_config(prepare_config(load("ray_cluster.yaml") | {"initialisation_commands": []}))
 
@@ -193,9 +199,10 @@ echo "$(basename "$0") $*" >> "$LOG"
 STAND_INS = {
     "srun": '[ "$SRUN_CPUS_PER_TASK" = 64 ] || exit 9; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "scontrol": '[ "$1" != show ] || printf "node-a\\nnode-b\\n"',
-    "hostname": "echo 10.0.0.1 fe80::1",
+    "hostname": '[ "${1-}" = -I ] && echo "fe80::1 127.0.1.1 169.254.3.1 ${HAS-10.0.0.1 172.17.0.1}" || echo node-a',
+    "getent": '[ "$*" = "ahostsv4 node-a" ] && echo "${NAMED-127.0.1.1} STREAM node-a"',
     "ray": "trap 'exit 0' TERM; while :; do sleep 0.1; done",
-    "python": "cat > /dev/null",
+    "python": 'cat > /dev/null; until [ "$(grep -c "^ray " "$LOG")" -ge 2 ]; do sleep 0.05; done; exit "${MISSED-0}"',
     "hoofprint": """
 case $1 in
   run)
@@ -231,7 +238,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def called(environment: dict[str, str], name: str) -> list[str]:
-    lines = Path(environment["LOG"]).read_text(encoding="utf-8").splitlines()
+    log = Path(environment["LOG"])
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return [line for line in lines if line.split()[0] == name]
 
 
@@ -240,23 +248,43 @@ def slurm(environment: dict[str, str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("typed_in", [ROOT, CLUSTERS])
-def test_slurm_starts_a_cluster_and_the_run_in_it(typed_in: Path, environment: dict[str, str]) -> None:
-    process = slurm(environment | {"SLURM_SUBMIT_DIR": str(typed_in)})
+@pytest.mark.parametrize(("typed_in", "node"), [(ROOT, {}), (CLUSTERS, {"NAMED": "10.0.0.1", "HAS": "10.9.9.9"})])
+def test_slurm_starts_a_cluster_and_the_run_in_it(
+    typed_in: Path, node: dict[str, str], environment: dict[str, str]
+) -> None:
+    process = slurm(environment | node | {"SLURM_SUBMIT_DIR": str(typed_in)})
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     runs = environment["HOOFPRINT_RUNS"]
     assert sorted(called(environment, "ray")) == [
         "ray start --block --address=10.0.0.1:6379 --num-gpus=8",
-        "ray start --head --block --port=6379 --disable-usage-stats --num-gpus=8",
+        "ray start --head --block --node-ip-address=10.0.0.1 --port=6379 --disable-usage-stats --num-gpus=8",
     ]
     assert called(environment, "python") == ["python - 2"]
     assert called(environment, "hoofprint") == [f"hoofprint run spec.yaml --runs {runs} --name x --set cluster.nodes=2"]
+    assert "\n#SBATCH --mem=0\n" in (CLUSTERS / "slurm.sh").read_text(
+        encoding="utf-8"
+    )  # all of it: --exclusive gives a share
     on = [line for line in called(environment, "srun") if "ray start" in line]
     assert any("--nodes=1 --ntasks=1 --nodelist=node-a" in line for line in on)
     assert any("--nodes=1 --ntasks=1 --exclude=node-a" in line for line in on)
     assert not list(Path(runs).glob(".ray-token-*"))  # of the job, and gone with it
     assert [line.split()[1] for line in called(environment, "scontrol")] == ["show"]
+
+
+def test_slurm_ends_what_it_started_where_nodes_do_not_join(environment: dict[str, str]) -> None:
+    process = slurm(environment | {"MISSED": "7"})
+    process.communicate(timeout=60)  # until nobody writes there: both of Ray's processes have ended
+    assert process.returncode == 7
+    assert len(called(environment, "ray")) == 2
+    assert not list(Path(environment["HOOFPRINT_RUNS"]).glob(".ray-token-*"))
+
+
+def test_slurm_starts_no_ray_where_no_address_can_be_reached(environment: dict[str, str]) -> None:
+    process = slurm(environment | {"HAS": "fd00::1"})
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "node-a has no IPv4 address" in said
+    assert not called(environment, "ray") and not list(Path(environment["HOOFPRINT_RUNS"]).glob(".ray-token-*"))
 
 
 @pytest.mark.parametrize("wrong", ["SLURM_SUBMIT_DIR", "HOOFPRINT_CLUSTERS"])
@@ -286,6 +314,28 @@ def test_slurm_stops_the_run_before_its_time_is_over_and_goes_on_with_it(environ
     resumed = f"hoofprint run spec.yaml --runs {runs} --resume {runs}/x --set cluster.nodes=2"
     assert called(environment, "hoofprint")[-1] == resumed
     assert len(called(environment, "scontrol")) == 3  # complete: it is not queued a second time
+
+
+def test_a_pod_ends_when_its_ranks_have_left(environment: dict[str, str], tmp_path: Path) -> None:
+    from orchestrator.cluster.meters import RANK_CLASS
+
+    pod = load("rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    *shell, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert f"--deadline-remaining-seconds {pod['terminationGracePeriodSeconds']}" in script
+    rank = tmp_path / "proc" / "7" / "cmdline"
+    rank.parent.mkdir(parents=True)
+    rank.write_text(f"ray::{RANK_CLASS}.work\0", encoding="utf-8")
+    ray = tmp_path / "bin" / "ray"
+    ray.write_text(STAND_IN.replace("{does}", "exit 1"), encoding="utf-8")  # a head that is gone already
+    process = subprocess.Popen([*shell, script.replace("/proc/", f"{tmp_path}/proc/")], env=environment)
+    while not called(environment, "ray"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    rank.unlink()
+    process.wait(60)
+    assert called(environment, "ray")[0].startswith("ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION ")
 
 
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 2), (3, 0), (130, 0)])
