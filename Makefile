@@ -46,7 +46,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python benchmarks/model_speed.py
 	$(VENV)/bin/python benchmarks/training/run.py
 	$(VENV)/bin/python benchmarks/overhead.py
-	$(VENV)/bin/python benchmarks/overhead.py --checkpoints 15
+	$(VENV)/bin/python benchmarks/overhead.py --checkpoints 75 --turn-s 30
 	$(VENV)/bin/python benchmarks/metering/run.py
 	$(VENV)/bin/python benchmarks/metering/scale.py
 	$(VENV)/bin/python benchmarks/resilience/run.py

@@ -46,17 +46,20 @@ def quick_seconds(work: Callable[[], object], device: str, seconds: float) -> fl
     return statistics.median(seconds_of(work, device, max(3, min(500, round(seconds / max(first, 1e-6))))))
 
 
-def metered(work: Callable[[], object], device: str, seconds: float, tokens: int) -> dict[str, Any]:
-    """What `work`, of `tokens` tokens a call, takes in time and in energy of the GPU, over about `seconds` s.
+def metered(
+    work: Callable[[], object], device: str, seconds: float, tokens: int, warm_up: int = WARM_UP, least: int = 3
+) -> dict[str, Any]:
+    """What `work`, of `tokens` tokens a call, takes in time and in energy of the GPU, over about `seconds` s and at
+    `least` so many calls, after `warm_up` others.
 
     The energy is that of the device alone (host and rest of the node are not in it); None where nothing counts it.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began_s = time.perf_counter()
-    first = min(seconds_of(work, device, WARM_UP))
+    first = min(seconds_of(work, device, warm_up))
     warm_up_s = time.perf_counter() - began_s
-    times = max(3, round(seconds / max(first, 1e-6)))
+    times = max(least, round(seconds / max(first, 1e-6)))
     synchronize(device)
     with Meter(gpus="visible", host=False) as meter:
         with meter.window("work") as window:

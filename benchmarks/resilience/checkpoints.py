@@ -32,52 +32,56 @@ STEPS_BETWEEN = 2
 TARGET_SHARE = 0.1
 
 
-def measure(work: Path) -> dict[str, Any]:
-    """Stalls in s of both ways, each the longest of the ranks, and the share that one is of the other."""
+def measure(work: Path, config: LlamaConfig = CONFIG, rounds: int = ROUNDS, start: str = "spawn") -> dict[str, Any]:
+    """Stalls in s of both ways, each the longest of the ranks, and the share that one is of the other.
+
+    start: how the ranks' processes come to be; only those that are spawned have the environment of a run's ranks.
+    """
     os.environ |= CPU_RANK_ENVIRONMENT  # what the ranks of a run on CPUs have
     told = work / "told.json"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    mp.start_processes(_rank, (port, work, told), nprocs=RANKS, start_method="spawn")
-    rounds = json.loads(told.read_text())
-    later = {way: rounds[way][1:] for way in ("synchronous", "asynchronous")}
-    stall_s = {way: statistics.median(each["blocked_s"] for each in costs) for way, costs in later.items()}
+    mp.start_processes(_rank, (port, work, told, config, rounds), nprocs=RANKS, start_method=start)
+    costs = json.loads(told.read_text())
+    later = {way: costs[way][1:] for way in ("synchronous", "asynchronous")}
+    stall_s = {way: statistics.median(each["blocked_s"] for each in some) for way, some in later.items()}
     share = stall_s["asynchronous"] / stall_s["synchronous"]
     shares = [a["blocked_s"] / s["blocked_s"] for a, s in zip(*reversed(later.values()), strict=True)]
     return {
-        "what": f"{CONFIG.params / 1e6:.0f} M parameters and their optimizer on {RANKS} CPU ranks of one thread; "
+        "what": f"{config.params / 1e6:.0f} M parameters and their optimizer on {RANKS} CPU ranks of one thread; "
         f"checkpoints of {later['synchronous'][0]['bytes'] / 1e6:.0f} MB on disk, the two ways in turns with "
         f"{STEPS_BETWEEN} steps between, the longer stall of the ranks; an asynchronous one waits for none before it",
-        "rounds": ROUNDS - 1,
+        "rounds": rounds - 1,
         "median_stall_s": stall_s,
-        "first_asynchronous_stall_s": rounds["asynchronous"][0]["blocked_s"],
-        "median_s_until_whole": {way: statistics.median(e["seconds"] for e in costs) for way, costs in later.items()},
+        "first_asynchronous_stall_s": costs["asynchronous"][0]["blocked_s"],
+        "median_s_until_whole": {
+            way: statistics.median(each["seconds"] for each in some) for way, some in later.items()
+        },
         "step_s": {
-            "alone": statistics.median(rounds["alone_s"]),
-            "beside_a_writer": statistics.median(rounds["beside_s"]),
+            "alone": statistics.median(costs["alone_s"]),
+            "beside_a_writer": statistics.median(costs["beside_s"]),
         },
         "share": share,
         "share_of_each_round": shares,
-        "costs": rounds,
+        "costs": costs,
         "target_share": TARGET_SHARE,
         "met": share <= TARGET_SHARE,
     }
 
 
-def _rank(rank: int, port: int, work: Path, told: Path) -> None:
+def _rank(rank: int, port: int, work: Path, told: Path, config: LlamaConfig, rounds: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
     with torch.device("meta"):
-        model = Llama(CONFIG)
+        model = Llama(config)
     model = parallelize(model, make_mesh("cpu", Layout.of(RANKS)))
     model.to_empty(device="cpu")
     init_weights(model, 1)
     optimizer = make_optimizer(model, lr=1e-4)
     state = TrainState(model, optimizer, {"step": 0, "data": {"position": 0}})
-    batch = torch.randint(
-        CONFIG.vocab_size, (1, CONFIG.sequence_length + 1), generator=torch.Generator().manual_seed(rank)
-    )
+    draw = torch.Generator().manual_seed(rank)
+    batch = torch.randint(config.vocab_size, (1, config.sequence_length + 1), generator=draw)
 
     def step() -> float:
         began_s = time.perf_counter()
@@ -92,7 +96,7 @@ def _rank(rank: int, port: int, work: Path, told: Path) -> None:
     }
     costs: dict[str, list[Any]] = {way: [] for way in ways} | {"alone_s": [], "beside_s": []}
     step()
-    for round_ in range(1, ROUNDS + 1):
+    for round_ in range(1, rounds + 1):
         for way in ways if round_ % 2 else reversed(ways):
             state.progress["step"] += 1
             costs["alone_s"] += [step() for _ in range(STEPS_BETWEEN)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from orchestrator.checkpoints.saved import complete, damage, newest_complete, st
 
 INTERVAL_STEPS = 25
 ENERGY_PERCENT = 0.5
+INSIDE_SHARE = 10  # percent of the kills that are to come inside a checkpoint
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ def judge(run: RunFolder, kills: Sequence[Kill], reference: Reference, nodes: Se
         "steps_lost": steps_lost(run, kills),
         "wrong": wrong,
     }
+
+
+def inside_checkpoint(kill: Mapping[str, Any]) -> bool:
+    """Whether a kill came while a checkpoint was being written, by who writes it or leads who does: no meter."""
+    return bool(kill.get("partial")) and kill["kind"] != "meter"
+
+
+def inside_wanted(kills: Sequence[Mapping[str, Any]]) -> int:
+    """How many of these are to have come inside a checkpoint: their share, and one where any was meant to."""
+    meant = any(kill["moment"] == "checkpoint" and kill["kind"] != "meter" for kill in kills)
+    return max(len(kills) * INSIDE_SHARE // 100, int(meant))
 
 
 def seen_of_checkpoints(run: RunFolder) -> dict[str, Any]:

@@ -12,15 +12,24 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 from tiny import losses, train, write_spec
 
-from benchmarks.resilience.judge import INTERVAL_STEPS, Kill, Reference, judge, seen_of_checkpoints
+from benchmarks.resilience.judge import (
+    INTERVAL_STEPS,
+    Kill,
+    Reference,
+    inside_checkpoint,
+    inside_wanted,
+    judge,
+    seen_of_checkpoints,
+)
 from benchmarks.resilience.places import METER, RANK, OwnRay, Place, Run, TwoNodes, wait_until
 
 KINDS = {"worker": 3, "meter": 4, "driver": 2}  # drawn so often; a meter's death stops nobody
@@ -87,16 +96,9 @@ class Victim:
         if planned.moment == "starting":
             # A driver that is killed before there is a run has nothing to go on with.
             ready = wait_until(lambda: run.exit_code is not None or self._there(planned), GOES_ON_S, 0.2)
-            time.sleep(planned.after_s)
         else:
             ready = wait_until(lambda: run.exit_code is not None or run.newest_step() > self._since, GOES_ON_S)
-            time.sleep(planned.after_s)
-            if planned.moment == "checkpoint":
-                folder = run.folder.path / "checkpoints"
-                wait_until(lambda: run.exit_code is not None or any(folder.glob(".step-*.partial")), GOES_ON_S, 5e-4)
-        attempt, step = run.newest_step()
-        # A step may still be written down after the kill that ends its attempt.
-        self._since = (attempt, step) if planned.kind == "meter" else (attempt + 1, 0)
+        time.sleep(planned.after_s)
         return ready and run.exit_code is None
 
     def _there(self, planned: Planned) -> bool:
@@ -111,25 +113,34 @@ class Victim:
     def _strike(self, planned: Planned) -> dict[str, Any] | None:
         """What was seen just before the kill; None where there was nobody to kill."""
         run = self._run
-        if planned.kind == "driver":
-            seen = self._look()
-            run.kill_driver()
-            return seen
-        if planned.kind == "node":
-            assert isinstance(run.place, TwoNodes)
-            seen = self._look()
-            run.place.kill_second()
-            return seen
-        processes = sorted(run.processes(METER if planned.kind == "meter" else RANK), key=lambda each: each.pid)
-        if not processes:
+        strike = self._find(planned)  # before the checkpoint begins, which may be whole in less time than this takes
+        if planned.moment == "checkpoint":
+            folder = run.folder.path / "checkpoints"
+            wait_until(lambda: run.exit_code is not None or any(folder.glob(".step-*.partial")), GOES_ON_S, 5e-4)
+        attempt, step = run.newest_step()
+        # A step may still be written down after the kill that ends its attempt.
+        self._since = (attempt, step) if planned.kind == "meter" else (attempt + 1, 0)
+        if strike is None or run.exit_code is not None:
             return None
         seen = self._look()
-        chosen = processes[int(planned.victim * len(processes))]
         try:
-            chosen.send_signal(signal.SIGKILL)
+            strike()
         except psutil.NoSuchProcess:
             return None
         return seen
+
+    def _find(self, planned: Planned) -> Callable[[], None] | None:
+        """What kills the one that was drawn; None where there is nobody."""
+        run = self._run
+        if planned.kind == "driver":
+            return run.kill_driver
+        if planned.kind == "node":
+            assert isinstance(run.place, TwoNodes)
+            return run.place.kill_second
+        processes = sorted(run.processes(METER if planned.kind == "meter" else RANK), key=lambda each: each.pid)
+        if not processes:
+            return None
+        return partial(processes[int(planned.victim * len(processes))].send_signal, signal.SIGKILL)
 
 
 def uninterrupted(work: Path, steps: int) -> Reference:
@@ -187,24 +198,31 @@ def many(
     finally:
         for place in places:
             place.close()
-    told = summary(runs)
-    met = told["met"] and told["kills"] >= TARGET_KILLS
-    told |= {"minutes": minutes + _minutes(began_s), "sittings": sittings + 1}
-    return told | {"met": met, "target_kills": TARGET_KILLS, "seed": seed, "runs": runs}
+    about = {"minutes": minutes + _minutes(began_s), "sittings": sittings + 1, "target_kills": TARGET_KILLS}
+    return again({**about, "seed": seed, "runs": runs})
 
 
 def _minutes(since_s: float) -> float:
     return (time.monotonic() - since_s) / 60
 
 
+def again(part: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a result with what follows from its runs, as it is counted and judged now."""
+    told = summary(part["runs"])
+    return {**part, **told, "met": told["met"] and told["kills"] >= part["target_kills"]}
+
+
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     kills = [kill for run in runs for kill in run["kills"]]
     percents = [percent for run in runs for percent in run["percent_of_truth"].values()]
     lost = [each for run in runs for each in run["steps_lost"]]
+    inside, wanted = sum(map(inside_checkpoint, kills)), inside_wanted(kills)
     return {
         "kills": len(kills),
         "by_kind": dict(Counter(kill["kind"] for kill in kills)),
         "by_moment": dict(Counter(kill["moment"] for kill in kills)),
+        "inside_a_checkpoint": inside,
+        "inside_wanted": wanted,
         "resumed": sum(run["resumed"] for run in runs),
         "runs_with_equal_losses": sum(run["losses_equal"] for run in runs),
         "runs_verified": sum(run["verified"] for run in runs),
@@ -213,7 +231,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "percent_of_truth": [min(percents), max(percents)],
         "checkpoint_interval_steps": INTERVAL_STEPS,
         "most_steps_lost": max((each["steps"] for each in lost), default=0),
-        "met": bool(runs) and all(not run["wrong"] for run in runs),
+        "met": bool(runs) and all(not run["wrong"] for run in runs) and inside >= wanted,
     }
 
 

@@ -157,6 +157,10 @@ class Run:
                 self._newest = event["attempt"], event["step"]
         return self._newest
 
+    def first_step(self, attempt: int) -> int:
+        """The first step that an attempt trained, once it has."""
+        return next(int(step["step"]) for step in self.folder.steps() if step["attempt"] == attempt)
+
 
 def children_of(pid: int) -> list[psutil.Process]:
     try:

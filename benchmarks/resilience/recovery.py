@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from orchestrator.ranks.watchdog import HANGS
 
 WORKERS = 2
 INTERVAL_STEPS = 100
-SOON_S = 3.0
+SINCE_STEPS = INTERVAL_STEPS // 2  # trained since the checkpoint: too few for the next one to be begun
 LIMIT_S = 180.0
 LOOK_S = 0.05
 TARGET_S = 20.0
@@ -37,10 +38,9 @@ PARTS = {
 
 
 def measure(work: Path, times: int) -> dict[str, Any]:
-    """So many recoveries of one run, each SOON_S after its attempt's first step."""
+    """So many recoveries of one run, each SINCE_STEPS after the first whole checkpoint of its attempt."""
     spec = write_spec(work, workers=WORKERS, steps=1_000_000)
     overrides = [f"training.checkpoint_every_steps={INTERVAL_STEPS}", "training.evaluate_every_steps=100000"]
-    overrides += [f"cluster.max_failures={times}"]  # none of them may have seen a new checkpoint
     run = Run(OwnRay(work / "stand-in"), work / "runs" / "recovery", spec, overrides)
     run.start()
     try:
@@ -50,11 +50,12 @@ def measure(work: Path, times: int) -> dict[str, Any]:
             os.kill(run.pid, signal.SIGTERM)
         run.end()
     kills = [Kill(**each["kill"]) for each in recoveries]
-    wrong = resumed_wrongly(run.folder, kills, INTERVAL_STEPS)
+    lost = steps_lost(run.folder, kills)
+    wrong = resumed_wrongly(run.folder, kills, INTERVAL_STEPS) + cost_too_much(recoveries, lost)
     seconds = [each["seconds"] for each in recoveries]
     return {
-        "what": f"kill -9 of rank 1 of {WORKERS} of a tiny model in a Ray of the run's own, {SOON_S:.0f} s after the "
-        "first step of an attempt",
+        "what": f"kill -9 of rank 1 of {WORKERS} of a tiny model in a Ray of the run's own, {SINCE_STEPS} steps after "
+        "the first checkpoint of an attempt is whole",
         "times": times,
         "parts": PARTS,
         "seconds": seconds,
@@ -62,18 +63,39 @@ def measure(work: Path, times: int) -> dict[str, Any]:
         "median_parts_s": {part: statistics.median(each["parts_s"][part] for each in recoveries) for part in PARTS},
         "recoveries": recoveries,
         "checkpoint_interval_steps": INTERVAL_STEPS,
-        "steps_lost": steps_lost(run.folder, kills),
+        "steps_lost": lost,
         "wrong": wrong,
         "target_s": TARGET_S,
         "met": max(seconds) <= TARGET_S and not wrong,
     }
 
 
+def cost_too_much(recoveries: Sequence[dict[str, Any]], lost: Sequence[dict[str, Any]]) -> list[str]:
+    """Recoveries that began from no checkpoint, or did more than an interval again."""
+    wrong = [] if len(lost) == len(recoveries) else [f"{len(lost)} attempts went on after {len(recoveries)} kills"]
+    for number, each in enumerate(recoveries, start=1):
+        if each["resumed_from_step"] <= 0:
+            wrong.append(f"recovery {number} began at the start: it loaded no checkpoint")
+    return wrong + [
+        f"attempt {each['attempt']} lost {each['steps']} of {INTERVAL_STEPS} steps"
+        for each in lost
+        if not 0 <= each["steps"] <= INTERVAL_STEPS
+    ]
+
+
 def _recovery(run: Run) -> dict[str, Any]:
     attempt = len(run.attempts()) or 1
     if not wait_until(lambda: run.newest_step()[0] >= attempt, LIMIT_S):
         raise RuntimeError(f"attempt {attempt} did not begin: {run.log}")
-    time.sleep(SOON_S)
+    first = run.first_step(attempt)
+
+    def whole_step() -> int:
+        return int(seen_of_checkpoints(run.folder)["whole_step"])
+
+    if not wait_until(lambda: whole_step() >= first, LIMIT_S, 2 * LOOK_S):
+        raise RuntimeError(f"attempt {attempt} wrote no checkpoint: {run.log}")
+    since = whole_step()
+    wait_until(lambda: run.newest_step()[1] >= since + SINCE_STEPS, LIMIT_S)
     pids = [_process(run, rank, attempt) for rank in range(WORKERS)]
     controllers = {each.pid for each in run.processes(CONTROLLER)}
     load = os.getloadavg()[0]
@@ -99,7 +121,13 @@ def _recovery(run: Run) -> dict[str, Any]:
     seen |= _told(run, attempt + 1)
     moments = [killed_s, *(seen[part] for part in PARTS)]
     parts = {part: end - begin for part, begin, end in zip(PARTS, moments, moments[1:], strict=False)}
-    return {"seconds": seen["first step"] - killed_s, "parts_s": parts, "load_1min": load, "kill": asdict(kill)}
+    return {
+        "seconds": seen["first step"] - killed_s,
+        "parts_s": parts,
+        "load_1min": load,
+        "kill": asdict(kill),
+        "resumed_from_step": run.first_step(attempt + 1) - 1,
+    }
 
 
 def _told(run: Run, attempt: int) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """How well runs survive: kills, recovery, the stall of a checkpoint, many meters.
 
     python benchmarks/resilience/run.py [--only kills recovery checkpoints meters] [--kills 100] [--seed 1]
-        [--first-run 0] [--minutes M] [--more] [--times 4]
+        [--first-run 0] [--minutes M] [--more] [--times 4] [--summarise]
         [--output NAME]
 
 Writes benchmarks/results/resilience.json and resilience.md after each part; with --only the other parts stay as they
 were. All of it takes about an hour on two cores, which should have nothing else to do for `recovery`, `checkpoints`
-and `meters`. A run of `kills` that was not as it should be is repeated by its seed and number:
+and `meters`. --summarise measures nothing: it counts and judges the stored runs of `kills` anew and writes both files.
+A run of `kills` that was not as it should be is repeated by its seed and number:
 `--only kills --seed S --first-run N --kills 5 --output again`.
 
 What the meters and Ray cost a training together is in benchmarks/overhead.py.
@@ -31,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "shared"), str(ROOT / "tests" / 
 
 from benchmarks.report import RESULTS, machine  # noqa: E402
 from benchmarks.resilience import checkpoints, kills, meters, recovery  # noqa: E402
-from benchmarks.resilience.table import markdown  # noqa: E402
+from benchmarks.resilience.table import OVERHEADS, markdown  # noqa: E402
 
 STEPS = 800
 Part = Callable[[argparse.Namespace, Path], dict[str, Any]]
@@ -48,6 +49,14 @@ def _kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 def _read(options: argparse.Namespace) -> dict[str, Any]:
     file = RESULTS / f"{options.output}.json"
     return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def _write(result: dict[str, Any], file: Path) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    there = {name: RESULTS / f"{name}.json" for name in OVERHEADS if (RESULTS / f"{name}.json").exists()}
+    overheads = {name: json.loads(path.read_text()) for name, path in there.items()}
+    file.with_suffix(".md").write_text(markdown(result, overheads), encoding="utf-8")
 
 
 PARTS: dict[str, Part] = {
@@ -67,18 +76,22 @@ def main() -> None:
     parser.add_argument("--first-run", type=int, default=0, help="number of the first run of `kills`")
     parser.add_argument("--more", action="store_true", help="go on from the `kills` that the output has, up to --kills")
     parser.add_argument("--times", type=int, default=4, help="recoveries")
+    parser.add_argument("--summarise", action="store_true", help="measure nothing, judge the stored runs anew")
     parser.add_argument("--output", default="resilience", help="name of the files under benchmarks/results")
     options = parser.parse_args()
     file = RESULTS / f"{options.output}.json"
     result = _read(options)
+    if options.summarise:
+        if "kills" not in result:
+            parser.error(f"--summarise: no run of kills is stored in benchmarks/results/{file.name}")
+        _write(result | {"kills": kills.again(result["kills"])}, file)
+        options.only = []
     for name in options.only:
         print(name, flush=True)
         work = Path(tempfile.mkdtemp(prefix=f"resilience-{name}-"))
         about = machine() | {"load_before": os.getloadavg()[0], "ray": importlib.metadata.version("ray")}
         result[name] = {"machine": about, **PARTS[name](options, work)}
-        RESULTS.mkdir(exist_ok=True)
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        file.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+        _write(result, file)
         if result[name]["met"]:
             shutil.rmtree(work, ignore_errors=True)
         else:

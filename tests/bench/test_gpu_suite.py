@@ -19,6 +19,7 @@ from model.float8 import to_float8
 from model.transformer import Llama
 
 PARTS = gpu_suite.parts(gpu_suite.TINY, 2, "cpu")
+SEEN = json.loads((Path(gpu_suite.__file__).parent / "results" / "gpu.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,8 @@ def test_the_summary_holds_systems_side_by_side() -> None:
     assert cell["best_peer"] == "torchtitan" and cell["ratio_to_best_peer"] == pytest.approx(1.1)
     assert cell["of_measured_ceiling"] == pytest.approx(0.75)
     assert list(cell["met"].values()) == [True, True, False]
+    assert [len(told["met"]) for told in summary(SEEN["parts"])["training"].values()] == [3, 2]  # float8 at the first
+    assert "| float8 >= 1.25 x | 2048 |" in markdown(SEEN) and "| float8 >= 1.25 x | 4096 |" not in markdown(SEEN)
     assert cell["ratio_of_a_second_turn"] == pytest.approx(1.08)
     about = {"machine": {"device": "cuda", "date": "today"}, "why_layers": "12 of 32", "how": HOW}
     page = markdown(about | {"parts": cells, "summary": summary(cells)})
@@ -128,6 +131,15 @@ def test_the_summary_holds_systems_side_by_side() -> None:
 def test_ours_has_a_second_turn_at_all_lengths() -> None:
     first, again = (PARTS[f"training hoofprint{which}"][1] for which in ("", " again"))
     assert again == first
+
+
+def test_all_parts_fit_into_nine_minutes_and_the_checks_are_not_the_last() -> None:
+    expected_s = gpu_suite.EXPECTED_S
+    assert list(PARTS) == list(expected_s) and sum(expected_s.values()) <= 540
+    seen_s = {name: part["seconds"] for name, part in SEEN["parts"].items() if part["error"] is None}
+    assert seen_s and all(seconds <= expected_s[name] for name, seconds in seen_s.items())
+    order = list(expected_s)
+    assert all(order.index("checks") < order.index(name) for name in ("generation", "attention", "training whole"))
 
 
 def test_layers_are_as_many_as_fit() -> None:

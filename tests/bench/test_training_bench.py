@@ -162,7 +162,9 @@ def test_targets_follow_from_the_figures() -> None:
 
 
 def test_the_page_shows_every_figure() -> None:
-    speed = {"params": 1e7, "batch_tokens": 64, "errors": {"torchtitan_compiled": "no | compiler"}} | compared(
+    flop = {"product_flop": 6e9, "model_flop": 9e9}
+    errors = {"errors": {"torchtitan_compiled": "no | compiler"}}
+    speed = {"params": 1e7, "batch_tokens": 64, **flop, **errors} | compared(
         10.0, 13.0, missing=("torchtitan_compiled",)
     )
     memory = {
@@ -197,13 +199,20 @@ def test_the_page_shows_every_figure() -> None:
     assert "| torchtitan | 4 (2 to 5) | 1.300 x (1.300 to 1.300) | 62% (46%) |" in page
     assert "no / compiler" in page and "| 2.00 (1.00) | 0.50 x (0.40 x) | yes | 0.50 | 0.20 x |" in page
     assert (
-        "| 10M float32, 4 tokens | 0.860 (0.800 to 0.900) | yes |" in page
+        "| 0.860 (0.800 to 0.900) | yes, not clear | 0.860" in page
         and "20.0% | **no** |" in page
         and "needs two cores" in page
     )
     assert (
         "Best peer: transformers. Target >= 1.2 x the best peer: not measured (without torchtitan, compiled)." in page
     )
+    assert "Target >= 80 % of the limit: yes.\n" in page
+    by_flop = "Model FLOP/s over the rate of products, >= 80 %: 60% by 6 N: **no**; 90% by PaLM: yes."
+    assert f"{by_flop} The verdicts differ." in page
+    seconds = {"hoofprint": [10.0, 10.4, 9.8], "torchtitan": [12.0] * 3, "products": [6.6] * 3, "attention": [1.6] * 3}
+    cell = speed | turns.compare(CASE, seconds, ())
+    lines = "\n".join(table._speed("10M", cell))
+    assert "the best peer: yes, not clear." in lines and "of the limit: yes, not clear." in lines
     assert "Load of one minute before the run: 0.5." in page and page.count("0.5.") == 1
     assert "Measured then, in an earlier run, before which the load was 2.0." in page and "Measured now." in page
     assert "- left out: memory, 100M float32: no time left" in page
