@@ -54,8 +54,9 @@ def linear_cross_entropy_sum(
     them.
 
     At LLaMA's vocabulary the logits, their log-probabilities and their gradient are the largest arrays of a step.
-    Here they exist one chunk of positions at a time: the gradient is taken in the forward, while the chunk is at
-    hand (as Liger's fused linear cross-entropy does), and the backward only scales it.
+    Here they exist one chunk of positions at a time, at most 1 GiB of float32 on a GPU (which may be all of a small
+    micro-batch) and 8 MiB on the CPU: the gradient is taken in the forward, while the chunk is at hand (as Liger's
+    fused linear cross-entropy does), and the backward only scales it.
 
     compiled: what is done to the logits on a GPU is compiled: they are read twice and their gradient written once.
     words: the ranks of a group, which call this together with the same `x` and targets, have some rows of the matrix

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Literal
 
 Layout = Literal["huggingface", "meta"]
-T = TypeVar("T")
 
 # ours: (Hugging Face, Meta)
 _TOP = {
@@ -44,20 +42,3 @@ def theirs(name: str, layout: Layout) -> str:
     if layer is None:
         return f"{_TOP[part][_COLUMN[layout]]}.weight"
     return f"{_BLOCKS[layout]}.{layer}.{_IN_BLOCK[part][_COLUMN[layout]]}.weight"
-
-
-def to_hf_state_dict(state: Mapping[str, T]) -> dict[str, T]:
-    """Rename a `Llama` state dict for LlamaForCausalLM; the layout is the same."""
-    return {theirs(name, "huggingface"): value for name, value in state.items()}
-
-
-def from_hf_state_dict(state: Mapping[str, T]) -> dict[str, T]:
-    """Rename a LlamaForCausalLM state dict for `Llama`. KeyError for a name that it does not have."""
-    parts = {hf: ours for ours, (hf, _) in (_TOP | _IN_BLOCK).items()}
-    renamed = {}
-    for name, value in state.items():
-        bare = name.removesuffix(".weight")
-        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", bare)
-        ours = parts[bare] if match is None else f"blocks.{match[1]}.{parts[match[2]]}"
-        renamed[f"{ours}.weight"] = value
-    return renamed

@@ -84,15 +84,6 @@ class Text:
         return shown
 
 
-def load_model(path: Path) -> tuple[Llama, Tokenizer]:
-    """Model and tokenizer of a run or of imported weights, in their dtype, on the GPU if there is one.
-
-    BadInput where there is no complete checkpoint, or no tokenizer.
-    """
-    folder = open_model_folder(path)
-    return load_weights(folder, _device()), folder.load_tokenizer()
-
-
 def load_weights(folder: ModelFolder, device: torch.device, dtype: torch.dtype | None = None) -> Llama:
     """The model of `folder`, read one tensor at a time into the memory of `device`. dtype: None, the stored one."""
     stored = CheckpointWeights(folder.checkpoint, folder.config)

@@ -15,6 +15,7 @@ from energy.units import KWH, TONNES
 from orchestrator.driver.accounting import declared
 from orchestrator.plan.earlier_runs import Evidence
 from orchestrator.plan.ranges import Basis, Range
+from orchestrator.spec.budget import money
 from orchestrator.spec.experiment import EnergySpec
 from orchestrator.spec.quantities import quantity
 
@@ -145,6 +146,20 @@ def embodied_tco2eq(gpu_hours: Range | None, device: Accelerator | None, convent
     basis.assume("embodied_g_per_gpu_hour", rate.central_kg_per_h * 1000, "g CO2eq/h", source)
     basis.sources["embodied_tco2eq"] = f"{device.name} and 1/8 server, {convention}"
     return gpu_hours.times(Range(rate.low_kg_per_h, rate.central_kg_per_h, rate.high_kg_per_h)).times(1e-3)
+
+
+def price_of_gpu_hour(option: float | None, told: str | None, basis: Basis) -> tuple[float | None, str | None]:
+    """(price, its currency where one is told) of a GPU-hour: the command line's, else `told` in the spec (2.50 EUR)."""
+    if option is not None:
+        price, currency, source = option, "", "--gpu-hour-price"
+    elif told is not None:
+        (price, currency), source = money(told), "cluster.gpu_hour_price"
+    else:
+        return None, None
+    unit = f"{currency} per GPU-hour".lstrip()
+    basis.assume("gpu_hour_price", price, unit, source)
+    basis.sources["cost"] = f"{price:g} {unit}"
+    return price, currency or None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.factors import Accelerator, match_accelerator
+from energy.run_version import require_known
 from energy.runs import RunFolder, list_runs
 from model.config import LlamaConfig
 from orchestrator.plan.ranges import Range
@@ -116,6 +117,7 @@ def _read(folder: RunFolder, device: Accelerator | None, hostname: str, cpu: boo
     if not path.exists():
         return None
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    require_known(folder.path, {path.name: record})
     compute, hardware, time, energy = (record[key] for key in ("compute", "hardware", "time", "energy"))
     device_type = hardware.get("device_type")
     if not compute.get("tokens_per_s") or device_type not in ("cpu", "cuda") or (cpu and device_type != "cpu"):

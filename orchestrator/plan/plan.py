@@ -17,7 +17,7 @@ from energy.boundaries import planned_quantities
 from energy.factors import Accelerator, accelerator, peak_flops
 from orchestrator.driver.accounting import model_figures
 from orchestrator.plan.choices import step_memory
-from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of
+from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of, price_of_gpu_hour
 from orchestrator.plan.earlier_runs import Evidence, find_evidence, throughput_from
 from orchestrator.plan.failures import Reliability, failure_plan
 from orchestrator.plan.memory import RESERVE, RESERVE_SOURCE, fewest_workers, state_gb
@@ -95,13 +95,13 @@ def make_plan(
     step_hours = rate.times(workers).dividing(tokens / 3600) if rate else None
     wall_hours = _with_overhead(step_hours, evidence, basis)
     devices = workers if device_type == "cuda" else evidence.runs[-1].devices if evidence else None
+    if devices is None and wall_hours is not None:
+        todo = f"{'' if cpu else 'name cluster.accelerator, or '}plan by a run of it on this machine"
+        basis.missing.append(f"how many devices draw power, and with it device-hours, energy and carbon: {todo}")
     device_hours = product(wall_hours, devices)
     gpu_hours = Range.exact(0.0) if device_type == "cpu" else device_hours if device_type == "cuda" else None
     energy = energy_of(device_hours, experiment.energy, device, evidence, basis)
-    price = options.gpu_hour_price
-    if price is not None:
-        basis.assume("gpu_hour_price", price, "per GPU-hour", "--gpu-hour-price")
-        basis.sources["cost"] = f"{price:g} per GPU-hour"
+    price, currency = price_of_gpu_hour(options.gpu_hour_price, cluster.gpu_hour_price, basis)
     on_gpu = gpu_hours if device_type == "cuda" else None
     ranges: dict[str, Range | None] = {
         "gpu_hours": gpu_hours,
@@ -149,6 +149,7 @@ def make_plan(
         "overhead": None if step_hours is None or wall_hours is None else wall_hours.likely / step_hours.likely,
         "pue": experiment.energy.pue,
         "intensity_g_per_kwh": energy.intensity_g_per_kwh,
+        "cost_currency": currency,
         "memory": memory,
         "failures": _plain(failures),
         "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),

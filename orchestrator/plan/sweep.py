@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from orchestrator.spec.quantities import COUNT, quantity
 MOST = 200
 EXAMPLE = "expected key=a..b (doubling), key=a..b:step or key=x,y,z, for example cluster.workers=8..256"
 _NEED_SOURCE = ("energy.intensity", "energy.pue", "energy.device_rated_power")
+_PLAIN = re.compile(r"true|false|-?(0|[1-9][0-9]*)")  # keys that take no text with a unit want these as they are
 _PLACE = re.compile(r"^.*?(:\d+:\d+: [\w.]+: | \(from --set or a default\): )")
 
 Load = Callable[[Sequence[str]], Experiment]  # the spec with further `a.b=c` overrides
@@ -40,6 +42,8 @@ def parse_sweep(text: str) -> Sweep:
             raise ValueError(f"--sweep {text}: a value is empty; {EXAMPLE}")
         return Sweep(key, _few(text, listed))
     ends, colon, step_text = values.partition(":")
+    if ends.count("..") != 1:
+        raise ValueError(f"--sweep {text}: a range has two ends; {EXAMPLE}")
     try:
         first, last = (quantity(end.strip(), COUNT, "8") for end in ends.split(".."))
         step = quantity(step_text.strip(), COUNT, "8") if colon else None
@@ -47,12 +51,15 @@ def parse_sweep(text: str) -> Sweep:
         raise ValueError(f"--sweep {text}: {error}; {EXAMPLE}") from None
     if first <= 0 or last < first or (step is not None and step <= 0):
         raise ValueError(f"--sweep {text}: the range must rise from above 0 by a step above 0; {EXAMPLE}")
-    found = [first]
-    while len(found) <= MOST and (following := found[-1] * 2 if step is None else found[-1] + step) <= last:
-        found.append(following)
-    if step is None and found[-1] < last:
-        found.append(last)
-    return Sweep(key, _few(text, [f"{value:g}" if value < 1e6 else str(round(value)) for value in found]))
+    if step is None:
+        found = [first]
+        while len(found) <= MOST and found[-1] * 2 <= last:
+            found.append(found[-1] * 2)
+        found += [last] if found[-1] < last else []
+    else:
+        # Not by adding up, which would drop the last value: 1.0 and six times 0.1 are more than 1.6.
+        found = [first + i * step for i in range(math.floor(min(MOST, (last - first) / step * (1 + 1e-9))) + 1)]
+    return Sweep(key, _few(text, [f"{value:.12g}" if value < 1e6 else str(round(value)) for value in found]))
 
 
 def _few(text: str, values: list[str]) -> list[str]:
@@ -92,7 +99,7 @@ def run_sweep(
 
 def _overrides(key: str, value: str) -> list[str]:
     # Quoted, so that YAML reads neither NO (Norway) as false nor 1:30 as a number of seconds.
-    found = [f"{key}={json.dumps(value)}"]
+    found = [f"{key}={value if _PLAIN.fullmatch(value) else json.dumps(value)}"]
     if key in _NEED_SOURCE:
         found.append(f'{key}_source="--sweep"')
     if key in ("energy.grid", "energy.intensity"):

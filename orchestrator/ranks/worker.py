@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from energy.factors import match_accelerator
 from energy.runs import RESIZE_FILE, STOP_FILE
 from model.attention import backend_in_use, sdpa_backends
 from model.float8 import to_float8
@@ -268,12 +269,19 @@ class Rank:
 
 
 def _smallest_gb(device: torch.device) -> float | None:
-    """GB of the rank's GPU that has least, so that every rank decides the same; None on the CPU. A collective."""
+    """GB of the rank's GPU that has least, so that every rank decides the same; None on the CPU. A collective.
+
+    A known GPU has no more than is in its name, though the driver may show more ("80 GB" are 85e9 bytes): the plan
+    goes by the name.
+    """
     if device.type != "cuda":
         return None
-    total = torch.tensor(float(torch.cuda.get_device_properties(device).total_memory), device=device)
-    dist.all_reduce(total, dist.ReduceOp.MIN)
-    return total.item() / 1e9
+    properties = torch.cuda.get_device_properties(device)
+    known = match_accelerator(properties.name)
+    named_gb = None if known is None else known.memory_gb
+    least = torch.tensor(min(named_gb or torch.inf, properties.total_memory / 1e9), device=device, dtype=torch.float64)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least.item()
 
 
 class WatchedMetrics(MetricsFile):

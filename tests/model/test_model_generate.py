@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
+from weights_fakes import to_hf_state_dict
 
 from model.cache import Cache
 from model.config import LlamaConfig
@@ -15,7 +16,6 @@ from model.generate import Generation, Sampling, pick
 from model.init import init_weights
 from model.transformer import Llama
 from model.weights.hf_config import config_dict
-from model.weights.names import to_hf_state_dict
 
 CONTEXT = 48
 

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from torch.nn.attention import _cur_sdpa_kernel_backends
 
 from model.attention import Varlen, attend, backend_in_use, sdpa_backends
 from model.config import LlamaConfig
@@ -130,6 +131,19 @@ def test_the_form_follows_the_hardware_and_what_cannot_train_is_refused(monkeypa
             form_of(wanted, device, dtype)
     with pytest.raises(ValueError, match="GPU only"):
         sdpa_backends("cudnn", CPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "first"), [((8, 0), "FLASH"), ((8, 9), "FLASH"), ((9, 0), "CUDNN"), ((10, 0), "CUDNN")]
+)
+def test_the_hardware_says_which_backend_is_first(
+    capability: tuple[int, int], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with sdpa_backends("auto", torch.device("cuda")):
+        order = [backend.name.partition("_")[0] for backend in _cur_sdpa_kernel_backends(with_priority=True)]
+    second = "CUDNN" if first == "FLASH" else "FLASH"
+    assert order == [first, second, "EFFICIENT", "MATH"]
 
 
 def test_the_backend_in_use_is_asked_for() -> None:

@@ -1,14 +1,18 @@
 """Small models of every shape that weights come in, and a source that keeps count of the tensors it gave away."""
 
 import weakref
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 
 from model.config import LlamaConfig, RopeScaling
 from model.init import init_weights
 from model.transformer import Llama
+from model.weights.names import theirs
 from model.weights.tensors import TensorInfo, WeightSource
+
+T = TypeVar("T")
 
 BASE: dict[str, Any] = {
     "dim": 64, "n_layers": 2, "n_heads": 4, "ffn_hidden": 96, "vocab_size": 100, "sequence_length": 64, "init_std": 0.2,
@@ -95,3 +99,8 @@ def assert_same_bits(one: WeightSource, other: WeightSource) -> None:
     for name in one.tensors:
         a, b = one.read(name), other.read(name)
         assert a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
+
+
+def to_hf_state_dict(state: Mapping[str, T]) -> dict[str, T]:
+    """Rename a `Llama` state dict for LlamaForCausalLM; the layout is the same."""
+    return {theirs(name, "huggingface"): value for name, value in state.items()}

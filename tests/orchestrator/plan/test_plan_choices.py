@@ -1,11 +1,16 @@
 """What `auto` becomes: the fastest that fits, and the same in the plan and in the run."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
+import torch.distributed as dist
 from plan_fakes import spec
 
 from model.memory import CHECKPOINTING, EACH, EACH_USE, ONCE
-from orchestrator.plan import make_plan
+from orchestrator.plan import PlanOptions, make_plan
 from orchestrator.plan.choices import choose, step_memory
+from orchestrator.ranks import worker
 
 A100_GB = 80.0
 
@@ -79,13 +84,41 @@ def test_the_spec_is_obeyed() -> None:
     assert weights_gb < plan["memory"]["made_of_gb"]["gathered"] < 1.15 * weights_gb
 
 
-def test_plan_and_run_choose_the_same() -> None:
-    for name, workers in (("llama_7b", 8), ("llama_13b", 32), ("llama_65b", 2048)):
-        experiment = spec(name, f"cluster.workers={workers}")
-        memory = make_plan(experiment)["memory"]
-        found = choose(experiment, experiment.llama_config(), workers, "cuda", memory["device_gb"])
-        assert found.activation_checkpointing == memory["checkpointing"]
-        assert found.gradient_reduction == memory["gradient_reduction"]
+@pytest.mark.parametrize(
+    ("accelerator", "driver_name", "driver_gb", "shapes"),
+    [
+        (
+            "A100-SXM4-80GB",
+            "NVIDIA A100-SXM4-80GB",
+            85.0,
+            [("7b", 8, 4), ("13b", 16, 4), ("33b", 64, 3), ("65b", 64, 1)],
+        ),
+        ("H200-SXM", "NVIDIA H200", 150.1, [("7b", 8, 4), ("13b", 16, 8), ("33b", 64, 6), ("65b", 2048, 4)]),
+    ],
+)
+def test_plan_and_run_choose_the_same(
+    accelerator: str,
+    driver_name: str,
+    driver_gb: float,
+    shapes: list[tuple[str, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    properties = SimpleNamespace(name=driver_name, total_memory=int(driver_gb * 1e9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(dist, "all_reduce", lambda *_: None)
+    on_cpu = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda value, device, **more: on_cpu(value, **more))
+    for size, workers, micro in shapes:
+        workers_and_micro = f"cluster.workers={workers}", f"training.micro_batch_sequences={micro}"
+        experiment = spec(f"llama_{size}", f"cluster.accelerator={accelerator}", *workers_and_micro)
+        memory = make_plan(experiment, options=PlanOptions(strict=False))["memory"]
+        config = experiment.llama_config()
+        found = choose(experiment, config, workers, "cuda", worker._smallest_gb(torch.device("cuda")))
+        assert found.activation_checkpointing == memory["checkpointing"], size
+        assert found.gradient_reduction == memory["gradient_reduction"], size
+    # Of a GPU that is not in the table, and of a part of one, what the driver shows.
+    for properties.name, properties.total_memory in ("NVIDIA Any", 12 * 10**9), (driver_name, 20 * 10**9):
+        assert worker._smallest_gb(torch.device("cuda")) == properties.total_memory / 1e9
 
 
 def test_tensor_parallelism_and_replicas_move_memory_the_right_way() -> None:

@@ -1,5 +1,6 @@
 """`hoofprint plan` as a user and another program see it."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from plan_fakes import EXPERIMENTS
 
 from energy.factors import Factor
 from orchestrator.plan.plan import CONTRACT
-from orchestrator.plan.sweep import parse_sweep
+from orchestrator.plan.sweep import parse_sweep, run_sweep
+from orchestrator.spec.file import load_experiment
 
 HOOFPRINT = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
 LLAMA, LAPTOP = str(EXPERIMENTS / "llama_7b.yaml"), str(EXPERIMENTS / "laptop.yaml")
@@ -112,10 +114,19 @@ def test_a_sweep_shows_the_values_that_the_spec_refuses() -> None:
         ("cluster.workers=8..32:8", ["8", "16", "24", "32"]),
         ("training.tokens=1M..4M", ["1000000", "2000000", "4000000"]),
         ("energy.grid=FR, DE", ["FR", "DE"]),
+        ("energy.pue=1.0..1.6:0.1", ["1", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6"]),
+        ("training.batch_tokens=1M..1.5M:0.25M", ["1000000", "1250000", "1500000"]),
+        ("training.learning_rate=1.2345678e-4..1.2345678e-4", ["0.00012345678"]),
     ],
 )
 def test_ranges(text: str, values: list[str]) -> None:
     assert parse_sweep(text).values == values
+
+
+@pytest.mark.parametrize("sweep", ["training.compile=true,false,auto", "cluster.max_failures=2..8"])
+def test_a_sweep_takes_what_has_no_unit(sweep: str) -> None:
+    load = functools.partial(load_experiment, EXPERIMENTS / "laptop.yaml")
+    assert [row["error"] for row in run_sweep(load, parse_sweep(sweep))["rows"]] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -134,6 +145,7 @@ def test_ranges(text: str, values: list[str]) -> None:
         (["--sweep", "cluster.workers"], "key=a..b"),
         (["--sweep", "cluster.workers=64..8"], "must rise"),
         (["--sweep", "cluster.workers=8..many"], "8..many"),
+        (["--sweep", "cluster.workers=8..256..512"], "a range has two ends"),
         (["--sweep", "cluster.workers=1..1000:1"], "more than 200"),
         (["--sweep", "cluster.workers=8,,16"], "empty"),
         (["--sweep", "cluster.wrkers=8..16"], "did you mean workers?"),

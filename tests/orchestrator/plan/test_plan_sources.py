@@ -216,6 +216,33 @@ def test_ranges_of_factors_widen_the_plan() -> None:
     assert (intensity["low"], intensity["high"]) == (300.0, 400.0) and "2019 to 2024" in intensity["note"]
 
 
+@pytest.mark.parametrize(
+    ("option", "price", "currency", "source"),
+    [(None, 2.5, "EUR", "cluster.gpu_hour_price"), (2.0, 2.0, None, "--gpu-hour-price")],
+)
+def test_the_price_of_the_spec_counts_unless_the_command_line_has_one(
+    option: float | None, price: float, currency: str | None, source: str
+) -> None:
+    experiment = spec("llama_65b", "cluster.gpu_hour_price=2.50 EUR")
+    plan = make_plan(experiment, options=PlanOptions(gpu_hour_price=option))
+    assert plan["cost"] == pytest.approx(price * plan["gpu_hours"]) and plan["cost_currency"] == currency
+    [told] = [each for each in plan["assumptions"] if each["key"] == "gpu_hour_price"]
+    assert (told["value"], told["source"]) == (price, source)
+    assert (
+        plan["sources"]["cost"]
+        == f"{price:g} {told['unit']}"
+        == f"{price:g} {currency or ''} per GPU-hour".replace("  ", " ")
+    )
+
+
+def test_devices_that_are_not_known_are_named_among_what_is_missing() -> None:
+    for device, todo in (("auto", "name cluster.accelerator"), ("cpu", "plan by a run")):
+        plan = make_plan(spec("laptop", f"cluster.device={device}"), options=PlanOptions(tokens_per_s_per_gpu=1000.0))
+        assert plan["wall_days"] > 0 and plan["device_hours"] is None
+        [said] = [text for text in plan["missing"] if text.startswith("how many devices draw power")]
+        assert f"energy and carbon: {todo}" in said
+
+
 def test_every_planned_figure_has_its_boundary_and_method(tmp_path: Path) -> None:
     plan = make_plan(spec("llama_65b"), options=PlanOptions(gpu_hour_price=2.0))
     assert set(plan["quantities"]) == {*CONTRACT, *BESIDE} - {"flop_convention"}
