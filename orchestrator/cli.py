@@ -31,6 +31,8 @@ def cli() -> None:
     """Trains LLaMA on Ray and FSDP, and accounts for every joule, FLOP and gram of CO2 a run took."""
 
 
+VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, expose_value=False, help="Of an error, also the traceback.")
+
 for command in (
     run,
     submit,
@@ -56,6 +58,8 @@ for command in (
     factors,
     check_table,
 ):
+    if not any("-v" in param.opts for param in command.params):
+        command.params.append(VERBOSE)
     cli.add_command(command)
 
 

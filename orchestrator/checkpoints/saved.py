@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from energy.run_version import CHECKPOINT_SCHEMA
 
 MANIFEST = "manifest.json"
 UNREAD = "cannot be read"  # what is wrong with a checkpoint of which nobody knows whether it is damaged
+SEEN_WITHIN_S = 20.0  # a network drive may be late to show what another machine has written
+LOOK_AGAIN_S = 0.5
 
 
 def complete(folder: Path) -> list[Path]:
@@ -87,6 +90,29 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             found[name] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
     return found
+
+
+def unseen(folder: Path, sizes: Mapping[str, int]) -> list[str]:
+    """Of the files {name: bytes} that others wrote, those that are not in `folder` with that size, also after a while.
+
+    NFS answers for a file from its memory, and asks the server for a folder that is listed and a file that is opened.
+    """
+    until_s = time.monotonic() + SEEN_WITHIN_S
+    while True:
+        left = [name for name, size in sizes.items() if _size(folder / name) != size]
+        if not left or time.monotonic() > until_s:
+            return left
+        time.sleep(LOOK_AGAIN_S)
+        if folder.is_dir():
+            os.listdir(folder)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return None
 
 
 def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:

@@ -34,6 +34,7 @@ from orchestrator.checkpoints.saved import (
     remove,
     step_of,
     sync_folder,
+    unseen,
     write_manifest,
 )
 from orchestrator.checkpoints.state import CheckpointNotSaved, TrainState, why
@@ -228,6 +229,14 @@ class CheckpointWriter:
             self._checked += 1
 
     def _name(self, folder: Path, final: Path, files: dict[str, Any]) -> None:
+        # On another machine a rank makes the folder itself where it is not shared, and what it writes is whole there.
+        away = unseen(folder, {name: told["bytes"] for name, told in files.items()})
+        if away:
+            more = f" and {len(away) - 1} more files" if len(away) > 1 else ""
+            raise OSError(
+                f"rank 0 does not see {away[0]}{more} that other ranks wrote: "
+                "put the run's folder on storage that all nodes share"
+            )
         write_manifest(folder, files | digests(folder, [".metadata"]))
         if final.exists():
             remove(final)

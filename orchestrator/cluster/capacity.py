@@ -9,30 +9,36 @@ from ray._private.state import actors as actor_table
 from ray._private.state import available_resources_per_node as free_by_node
 from ray._private.state import state as cluster_state
 
-from orchestrator.cluster.meters import RANK_CLASS
+from orchestrator.cluster.meters import RANK_CLASS, node_names
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput
 from orchestrator.spec.sense import needs_a_gpu
 
+NODES_TOLD = 16  # of a cluster whose GPUs are listed
 
-def choose_workers(experiment: Experiment, free: bool = False) -> tuple[int, str]:
+
+def choose_workers(
+    experiment: Experiment, before: tuple[int, str] | None = None, free: bool = False
+) -> tuple[int, str]:
     """(workers, cpu or cuda): as many of the spec's workers as the cluster has GPUs or CPUs for; `free`: without those
     that others use now.
 
-    BadInput, which says what is missing, where that is fewer than the spec allows. A spec that names no kind of device
-    is content with the GPUs that there are, and with the CPU where there are none.
+    before: what the run's first attempt had. A spec that names no kind of device is content at first with the GPUs that
+    there are, and with the CPU where there are none; from then on it keeps that kind, and at least as many.
+    BadInput, which says what is missing, where there is fewer than the spec allows.
     """
     cluster, there = experiment.cluster, _resources()
-    gpus = int(there.get("GPU", 0))
-    cpu = cluster.device == "cpu" or (cluster.device == "auto" and gpus == 0 and cluster.accelerator is None)
+    gpus, names_a_kind = int(there.get("GPU", 0)), _names_a_kind(experiment)
+    cpu = cluster.device == "cpu" or (not names_a_kind and (before[1] == "cpu" if before else gpus == 0))
     have, device = (int(there.get("CPU", 0)), "cpu") if cpu else (gpus, "cuda")
     if free:  # what kind it is, the machines say: a GPU that is in use is no reason to go on without
         have = min(have, int(_free("CPU" if cpu else "GPU")) + sum(_ranks_by_node().values()))
     for (section, key), text in needs_a_gpu(experiment) if cpu else ():
-        raise BadInput(f"{text}, and the cluster has none: set {section}.{key} to auto")
+        where = f"the attempts before had none: set {section}.{key} to auto, or cluster.device to cuda"
+        raise BadInput(f"{text}, and {where if gpus else f'the cluster has none: set {section}.{key} to auto'}")
     fewest = cluster.min_workers or cluster.workers
-    if not cpu and cluster.accelerator is None and cluster.min_workers is None:
-        fewest = 1  # a spec written for the CPU, on a machine with fewer GPUs than it has workers
+    if not cpu and not names_a_kind and cluster.min_workers is None:  # it may be written for the CPU, with more workers
+        fewest = min(cluster.workers, before[0] if before else 1)
     for workers in range(min(have, cluster.workers), fewest - 1, -1):
         if _can_share(experiment, workers):
             return workers, device
@@ -45,10 +51,48 @@ def choose_workers(experiment: Experiment, free: bool = False) -> tuple[int, str
             f"evenly by {which} workers, in groups of {cluster.replicas} x {cluster.tensor_parallel} (cluster.replicas "
             "x tensor_parallel); set training.batch_tokens or cluster.min_workers"
         )
-    wanted = f"{cluster.min_workers} to {cluster.workers}" if cluster.min_workers else f"{cluster.workers}"
-    raise BadInput(
-        f"the spec wants {wanted} {what} and the cluster has {have}; set cluster.workers, min_workers or device"
-    )
+    wanted = f"{fewest}" if fewest == cluster.workers else f"{fewest} to {cluster.workers}"
+    there_are = f"the cluster has {have}{'' if cpu else _gpus_by_node()}, {fewest - have} too few"
+    kept = "" if names_a_kind or before is None else f"; the attempts before trained on {before[0]} {what}"
+    raise BadInput(f"the spec wants {wanted} {what} and {there_are}{kept}; set cluster.workers, min_workers or device")
+
+
+def _names_a_kind(experiment: Experiment) -> bool:
+    return experiment.cluster.device != "auto" or experiment.cluster.accelerator is not None
+
+
+def unlike_the_spec(experiment: Experiment, workers: int, device: str) -> str | None:
+    """What is to be known where a choice is allowed and hardly what was meant; else None."""
+    cluster, gpus = experiment.cluster, int(_resources().get("GPU", 0))
+    if device == "cuda" and workers < cluster.workers and cluster.min_workers is None:
+        return (
+            f"the spec asks for {cluster.workers} workers and there {_are(gpus)}{_gpus_by_node()}: {workers} train; "
+            f"cluster.min_workers={cluster.workers} refuses"
+        )
+    if device == "cpu" and gpus and not _names_a_kind(experiment):
+        return (
+            f"there {_are(gpus)}, and the attempts before trained on the CPU: this one does too; cluster.device=cuda "
+            "takes the GPUs"
+        )
+    return None
+
+
+def _are(gpus: int) -> str:
+    return "is 1 GPU" if gpus == 1 else f"are {gpus} GPUs"
+
+
+def _gpus_by_node() -> str:
+    """The nodes that stay, as in ` (a: 8, b: none)`; empty where there is none. Of many, those with the fewest."""
+    nodes, leaving = ray.nodes(), draining()
+    names = node_names(nodes)
+    gpus = [
+        (int(node["Resources"].get("GPU", 0)), names[node["NodeID"]])
+        for node in nodes
+        if node["Alive"] and node["NodeID"] not in leaving
+    ]
+    told = [f"{name}: {count or 'none'}" for count, name in sorted(gpus)[:NODES_TOLD]]
+    more = [f"{len(gpus) - NODES_TOLD} more"] if len(gpus) > NODES_TOLD else []
+    return f" ({', '.join(told + more)})" if told else ""
 
 
 def _can_share(experiment: Experiment, workers: int) -> bool:

@@ -44,6 +44,10 @@ def dashboard(runs_dir: Path, port: int, host: str, token: str | None, prefix: s
             raise click.UsageError(
                 f"port {port} of {host} is in use; choose another: --port, 0 takes a free one"
             ) from None
+        if isinstance(error, PermissionError) and port < 1024:
+            raise click.UsageError(
+                f"port {port} may be opened by root only, as all below 1024; choose another: --port"
+            ) from None
         raise click.UsageError(f"--host {host}: {error.strerror or error}") from None
     name = f"[{host}]" if ":" in host and not host.startswith("[") else host
     query = f"?token={token}" if token else ""

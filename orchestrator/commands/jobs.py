@@ -38,7 +38,6 @@ BAD_INPUT = 2
 @click.option("--install", is_flag=True, help="Let Ray install hoofprint's dependencies on the nodes, with pip.")
 @click.option("--env", "variables", multiple=True, metavar="KEY=VALUE", help="An environment variable of the job.")
 @JSON
-@click.option("-v", "--verbose", is_flag=True, help="Of an error, also the traceback.")
 def submit(
     spec: Path,
     address: str,
@@ -50,7 +49,6 @@ def submit(
     install: bool,
     variables: tuple[str, ...],
     as_json: bool,
-    verbose: bool,
 ) -> None:
     """Runs the experiment SPEC as a job of a Ray cluster, and follows it; Ctrl-C lets it go on alone.
 
@@ -259,8 +257,7 @@ def _jobs_table(rows: "list[Job]") -> "Table":
 @ADDRESS
 @click.option("--no-wait", is_flag=True, help="Only ask; do not wait for the end.")
 @JSON
-@click.option("-v", "--verbose", is_flag=True, help="Of an error, also the traceback.")
-def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, as_json: bool, verbose: bool) -> None:
+def stop(run: str, runs_dir: Path, address: str | None, no_wait: bool, as_json: bool) -> None:
     """Lets RUN end in order: it checkpoints, writes its record and report, and ends at its next step.
 
     RUN is a run's name in --runs or its folder, in whatever process it runs; with --address, a run or job of that

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from orchestrator.commands import JSON, RUNS, NumberOrName, print_json
+from orchestrator.commands.printing import require_place
 
 
 class Endpoint(click.ParamType):
@@ -255,11 +256,14 @@ def readings(run: Path, output: Path | None, minutes: bool) -> None:
 
     A row is a device at a reading; energy_j is cumulative, power_w the mean since the row before.
     """
+    from energy.run_version import require_known
     from energy.runs import RunFolder
     from orchestrator.spec.file import BadInput
 
     if output is not None and output.suffix not in (".csv", ".parquet"):
         raise BadInput(f"-o {output}: expected a name that ends in .csv or .parquet")
+    require_place(None, output)
+    require_known(run)
     ledgers = RunFolder(run).ledgers()
     if not ledgers:
         raise BadInput(f"{run} has no ledger: there is no {Path('energy')}/*.ledger in it")

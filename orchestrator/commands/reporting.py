@@ -28,7 +28,8 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), help="One form of the report, instead of writing them all."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to; default: stdout.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Where to; default: stdout, and of a PDF report.pdf in RUN.")  # fmt: skip
 @click.option("--write", "card", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="README.md",
               help="Put the huggingface format into this model card: its emissions key and our section.")  # fmt: skip
 @click.option("--reason", help="Why the record is corrected; kept in records.jsonl with the hash of the one before.")
@@ -131,10 +132,7 @@ def _give_file(folder: "RunFolder", form: str, output: Path | None) -> None:
     if form == "markdown":
         _give(markdown.read_text(encoding="utf-8"), output)
     elif form == "html":
-        if output is None:
-            click.echo(html)
-        else:
-            _give(html.read_text(encoding="utf-8"), output)
+        _give(html.read_text(encoding="utf-8"), output)
     else:
         from energy.runs import replace_file
 

@@ -34,9 +34,17 @@ def top(run: Path, runs_dir: Path, as_json: bool, once: bool) -> None:
     if as_json:
         print_json(screen_top.as_json(live_state.read(folder)))
         return
-    if sys.stdout.isatty():
-        _draw(folder, once)
-        return
+    try:
+        (_draw if sys.stdout.isatty() else _print)(folder, once)
+    except KeyboardInterrupt:
+        click.echo(f"the run goes on; `hoofprint stop {folder.path}` stops it", err=True)
+
+
+def _print(folder: "RunFolder", once: bool) -> None:
+    """A line a minute, until the run ends."""
+    from orchestrator.live import state as live_state
+    from orchestrator.screens import top as screen_top
+
     while True:
         live = live_state.read(folder)
         click.echo(screen_top.plain(live, time.time()))

@@ -188,12 +188,28 @@ def _well_formed(text: str, where: str) -> str:
 
 
 def _sorted_files(root: Path, suffix: str, excluded: frozenset[str] = frozenset()) -> list[Path]:
-    """Files below root, ordered by relative path; hidden files and folders are no part of a corpus."""
+    """Files below root, ordered by relative path; hidden files and folders are no part of a corpus.
+
+    A folder counts once: at its own place, else at the first link to it. A link back to what holds root is no part.
+    """
     found: list[Path] = []
-    for folder, names, leaves in os.walk(root):
-        names[:] = [name for name in names if not name.startswith(".") and name not in excluded]
-        found += [Path(folder, leaf) for leaf in leaves if leaf.endswith(suffix) and not leaf.startswith(".")]
+    seen = {_identity(above) for above in root.resolve().parents}
+    left = [root]
+    for start in left:  # linked folders join the end
+        for folder, names, leaves in os.walk(start):
+            if _identity(Path(folder)) in seen:
+                names.clear()
+                continue
+            seen.add(_identity(Path(folder)))
+            names[:] = sorted(name for name in names if not name.startswith(".") and name not in excluded)
+            left += [path for name in names if (path := Path(folder, name)).is_symlink()]
+            found += [Path(folder, leaf) for leaf in leaves if leaf.endswith(suffix) and not leaf.startswith(".")]
     return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).parts)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    at = folder.stat()
+    return at.st_dev, at.st_ino
 
 
 def _python_files(min_bytes: int) -> list[Path]:

@@ -13,8 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from orchestrator.data.corpus import TokenizedCorpus
-
-PERIOD = 10_000  # sequences: proportions are exact to four decimals over each period
+from orchestrator.data.shares import PERIOD, shares
 
 
 class TokenStream:
@@ -107,11 +106,8 @@ class TokenStream:
 
 def _schedule(weights: Sequence[float]) -> np.ndarray:
     """Source of each place of a period, evenly mixed: the c-th of n of a source stands at (c + 1/2) / n."""
-    exact = np.asarray(weights, np.float64) / sum(weights) * PERIOD
-    counts = np.floor(exact).astype(np.int64)
-    short = PERIOD - int(counts.sum())
-    counts[np.argsort(counts - exact, kind="stable")[:short]] += 1
-    if counts.min() < 1:
+    counts = shares(weights)
+    if min(counts) < 1:
         raise ValueError(f"a proportion of {min(weights) / sum(weights):.2g} is below one sequence in {PERIOD}")
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     owners = np.repeat(np.arange(len(counts)), counts)

@@ -112,6 +112,14 @@ def has_trained(folder: RunFolder, attempt: int) -> bool:
     return any(line.startswith(b'{"attempt": %d, "event": "step"' % attempt) for line in lines)
 
 
+def first_held(run: dict[str, Any]) -> tuple[int, str] | None:
+    """(workers, cpu or cuda) of a run's first attempt, by its run.json; None before it had any."""
+    device, attempts = run.get("device_type"), run.get("attempts") or []
+    held = [*(attempt.get("world_size") for attempt in attempts), run.get("world_size")]
+    workers = next((each for each in held if each), None)
+    return None if device is None or workers is None else (workers, device)
+
+
 class Before:
     """What an attempt writes over before it may still be refused, as it was: each file's bytes, None without one."""
 

@@ -2,6 +2,8 @@
 
 It does so a minute after the head is gone, without a word and with all calls to Ray waiting until then. So a thread of
 the driver asks for itself, and has the run end in order while there is time: the ranks need no head for a checkpoint.
+A head that was started anew without Redis is another cluster's: Ray ends the driver within a second of its first
+answer, which leaves no time for that.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ ASK_EVERY_S = 2.0
 ANSWER_S = 2.0
 GONE_S = 30.0  # a head may come back meanwhile; what is left of the minute is for a checkpoint and the report
 CHECKPOINT_S = 10.0
+BEGUN_CHECKPOINT_S = 20.0  # for one that is being written: the report can be had later
 LOOK_S = 0.25
 
 
@@ -57,11 +60,14 @@ class HeadWatch:
 
 
 def let_ranks_end(folder: RunFolder) -> None:
-    """Asks the ranks for a checkpoint and their end, and waits for it, but not for long: some may be gone."""
+    """Asks the ranks for a checkpoint and their end, and waits for it, but not for long: some may be gone, and Ray ends
+    the others with the minute."""
     with contextlib.suppress(OSError):  # a full disk: then what was saved before stands
         (folder.path / STOP_FILE).touch()
-    until_s = time.monotonic() + CHECKPOINT_S
-    while time.monotonic() < until_s:
+    began_s = time.monotonic()
+    while (waited_s := time.monotonic() - began_s) < BEGUN_CHECKPOINT_S:
+        if waited_s > CHECKPOINT_S and not any((folder.path / "checkpoints").glob(".step-*.partial")):
+            return
         time.sleep(LOOK_S)
         last = last_event(folder)
         if last is None or (last.get("event"), last.get("phase")) == ("phase", "checkpoint"):  # what comes last of all

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,9 @@ def _run(
         if weights is not None:
             described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
         replace_file(folder.path / "experiment.yaml", dump_experiment(experiment))
-        folder.write_run(previous | described | {key: previous.get(key, described[key]) for key in ("hosts", "meters")})
+        # of the attempts before, until this one has its machines
+        kept = {key: previous.get(key, described[key]) for key in ("hosts", "meters", "device_type", "world_size")}
+        folder.write_run(previous | described | kept)
         keep_series_file(experiment, folder)
         if fresh:
             _write_plan(experiment, folder)
@@ -180,7 +182,7 @@ def _train(
 ) -> bool:
     """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail, and
     BudgetSpent when a budget stopped it. without_ray(said): ends the process where Ray's head is gone."""
-    from orchestrator.cluster.capacity import choose_workers, ranks_apart
+    from orchestrator.cluster.capacity import choose_workers, ranks_apart, unlike_the_spec
     from orchestrator.cluster.meters import describe_meters, joined, mark_attempt, start_meters, stop_meters
     from orchestrator.cluster.training_metrics import TrainingMetrics
     from orchestrator.driver.launch import head_address, start_ray
@@ -195,7 +197,9 @@ def _train(
     meters: list[Any] = []
     supervision: Supervision | None = None
     try:
-        workers, device = choose_workers(experiment)
+        workers, device = choose_workers(experiment, attempt_files.first_held(folder.read_run()))
+        if unlike := unlike_the_spec(experiment, workers, device):
+            screen.note(f"note: {unlike}")
         shared = joined() and not experiment.cluster.exclusive
         meters = start_meters(folder.path, _metering(experiment, ending.attempt), shared)
         described = describe_meters(meters)
@@ -251,8 +255,8 @@ def _train(
         keep_choices(folder, ending.attempt)
         keep_skipped(folder)
         described, faults = stop_meters(meters)
-        if described:
-            folder.update_run(**_metered(folder, described))  # with what came up while they ran
+        if described or faults:
+            folder.update_run(**_metered(folder, described, faults))  # with what came up while they ran
         for fault in faults:
             screen.note(fault)
         leave_ray()
@@ -266,12 +270,19 @@ def _profile(folder: RunFolder) -> str:
     return f"{table.read_text(encoding='utf-8')}  trace for ui.perfetto.dev: {table.with_name('trace.json.gz')}"
 
 
-def _metered(folder: RunFolder, described: list[dict[str, Any]]) -> dict[str, Any]:
-    """{meters, hosts} for run.json: of all nodes that any attempt had, those that are lost or joined late included."""
+def _metered(folder: RunFolder, described: list[dict[str, Any]], faults: Sequence[str] = ()) -> dict[str, Any]:
+    """{meters, hosts} for run.json: of all nodes that any attempt had, those that are lost or joined late included.
+
+    faults: of meters that did not end in order. They go to the warnings of the one that each names, else of the last:
+    there the record reads them.
+    """
     from orchestrator.cluster.meters import of_all_nodes
 
     run = folder.read_run()
     meters = of_all_nodes(run.get("meters") or [], described)
+    for fault in faults if meters else ():
+        place = next((n for n, meter in enumerate(meters) if f"the meter of {meter['node']} " in fault), -1)
+        meters[place] = meters[place] | {"warnings": [*(meters[place].get("warnings") or []), fault]}
     earlier = run["hosts"] if run.get("meters") else []
     return {"meters": meters, "hosts": list(dict.fromkeys([*earlier, *(meter["node"] for meter in meters)]))}
 

@@ -16,6 +16,7 @@ from energy.accounting.account import LOST
 from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
 from orchestrator.checkpoints.saved import complete, newest_complete, remove_partial, step_of
 from orchestrator.cluster.capacity import choose_workers, ranks_to_lose
+from orchestrator.driver.attempts import first_held
 from orchestrator.driver.failures import Failure, TrainingLost
 from orchestrator.driver.launch import Training
 from orchestrator.driver.places import Waiting
@@ -52,7 +53,8 @@ class Supervision:
     ):
         self._experiment, self._folder, self._job = experiment, folder, job
         self._again, self._befell, self._waited, self._tick, self._say = again, befell, waited, tick, say
-        self._attempt = len(folder.read_run()["attempts"])
+        run = folder.read_run()
+        self._attempt, self._held = len(run["attempts"]), first_held(run)
         self._training: Training | None = None
         self._checkpoints_dir = folder.path / "checkpoints"
         self._failures, self._saved = 0, self._checkpoints()
@@ -64,6 +66,7 @@ class Supervision:
     def run(self, workers: int, device: str) -> bool:
         """True when all was trained, False when it was asked to stop, also where a worker was lost meanwhile; raises
         what made the last attempt fail."""
+        self._held = self._held or (workers, device)
         while True:
             training = self._train(workers, device)
             failure = None
@@ -128,7 +131,7 @@ class Supervision:
         try:
             lost = ranks_to_lose()
             wants = not lost and cluster.min_workers is not None and workers < cluster.workers
-            more = choose_workers(self._experiment, free=True)[0] if wants else workers
+            more = choose_workers(self._experiment, self._held, free=True)[0] if wants else workers
         except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
             return
         if lost:
@@ -206,8 +209,8 @@ class Supervision:
         enough; else it asks for all that the machines have, until others leave them."""
         if failure is not None and failure.never_began and self._experiment.cluster.min_workers is not None:
             with contextlib.suppress(BadInput):
-                return choose_workers(self._experiment, free=True)
-        workers, device = choose_workers(self._experiment)
+                return choose_workers(self._experiment, self._held, free=True)
+        workers, device = choose_workers(self._experiment, self._held)
         if failure is None and self._room_for is not None:  # the rest of the machines is others'
             workers = min(workers, self._room_for)
         self._room_for = None

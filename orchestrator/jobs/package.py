@@ -48,6 +48,8 @@ def local_data(experiment: Experiment) -> tuple[list[Path], list[Path]]:
             there.append(path)
         elif not path.exists():
             faults.append(f"{key}: no such file or folder: {path} (seen from {Path.cwd()})")
+        elif not path.parts:
+            faults.append(f"{key}: {path} is this whole folder, which does not travel: name what is needed in it")
         elif ".." in path.parts:
             faults.append(f"{key}: {path} leads out of this folder, so it cannot travel: give an absolute path")
         elif path.parts[0] in ROOMS:

@@ -69,13 +69,13 @@ def _url(address: str) -> str:
         raise BadInput(f"--address {address}: expected the job server's, http://host:port, {port}; {NOTHING}")
     if not separator:
         scheme, rest = "http", address
-    rest = rest.rstrip("/")
-    host, colon, port = rest.rpartition(":")
+    place, slash, path = rest.rstrip("/").partition("/")
+    host, colon, port = place.rpartition(":")
     if not colon or "]" in port:  # no port, or one inside an IPv6 address
-        return f"{scheme}://{rest}" if scheme == "https" else f"{scheme}://{rest}:{JOB_SERVER_PORT}"
-    if not host or not port.partition("/")[0].isdigit():
+        place += "" if scheme == "https" else f":{JOB_SERVER_PORT}"
+    elif not host or not port.isdigit():
         raise BadInput(f"--address {address}: expected http://host:port; {NOTHING}")
-    return f"{scheme}://{rest}"
+    return f"{scheme}://{place}{slash}{path}"
 
 
 def _authentication() -> dict[str, str]:

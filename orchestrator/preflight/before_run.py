@@ -79,17 +79,18 @@ def before_preparing(experiment: Experiment, run_id: str, limit_s: float = STORA
 def before_training(experiment: Experiment, folder: RunFolder, device: str, screen: RunScreen) -> None:
     """The preflight of a run where `cluster.preflight` asks for one; leaves preflight.json.
 
-    BadInput, in any case, where a node of a joined cluster cannot write the copies of checkpoints that the spec wants;
-    PreflightFailed where something was found and `cluster.preflight` is `stop`.
+    BadInput, in any case, where a node of a joined cluster does not see the run's folder, or cannot write the copies of
+    checkpoints that the spec wants; PreflightFailed where something was found and `cluster.preflight` is `stop`.
     """
     from orchestrator.cluster.meters import joined
 
-    copy_to = experiment.checkpoint.copy_to
-    if copy_to is not None and joined():
+    if joined():
         from orchestrator.preflight.check import LIMIT_S
-        from orchestrator.preflight.storage import require_storage_of_nodes
+        from orchestrator.preflight.storage import require_run_seen, require_storage_of_nodes
 
-        require_storage_of_nodes(copy_to, folder.path.name, device, screen.note, LIMIT_S)
+        require_run_seen(folder.path, device, screen.note, STORAGE_LIMIT_S)
+        if (copy_to := experiment.checkpoint.copy_to) is not None:
+            require_storage_of_nodes(copy_to, folder.path.name, device, screen.note, LIMIT_S)
     if experiment.cluster.preflight == "off":
         return
     import ray

@@ -1,17 +1,20 @@
-"""Whether the nodes of a cluster can write copies of checkpoints (`checkpoint.copy_to`), asked before the training.
+"""Whether the nodes of a cluster see the run's folder and can write copies of checkpoints (`checkpoint.copy_to`), asked
+before the training.
 
 Keys and mounts are those of the nodes, and not the driver's. Each node where ranks may come is asked, and whether all
-of them write to the same place, because a copy is whole only with the files of all ranks.
+of them write to the same place, because a checkpoint or a copy is whole only with the files of all ranks.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from orchestrator.checkpoints.saved import unseen
 from orchestrator.preflight.answers import Answers
 from orchestrator.preflight.nodes import Node, cluster_nodes, on, ring
 from orchestrator.spec.file import BadInput
@@ -54,13 +57,40 @@ def _probe(name: str) -> str:
     return f".probe-{name}"
 
 
+def require_run_seen(run: Path, device: str, say: Callable[[str], None], limit_s: float) -> None:
+    """BadInput where a node that has what ranks need does not see the run's folder: each rank writes its part of a
+    checkpoint there, and makes a folder of that name where there is none.
+
+    device: cpu or cuda. limit_s: for the answer of a node. One that does not answer is told by `say`.
+    """
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in _for_ranks(device) if node.ray_id != own]
+    probe = run / _probe(uuid.uuid4().hex)
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(unseen)
+    try:
+        probe.touch()
+        asked = {node: look.options(scheduling_strategy=on(node)).remote(run, {probe.name: 0}) for node in nodes}
+        looked = Answers(asked, limit_s).wait()
+    finally:
+        probe.unlink(missing_ok=True)
+    for node, why in looked.faults.items():
+        say(f"{node.name} did not say whether it sees {run}: {why}")
+    blind = [node.name for node, away in looked.results.items() if away]
+    if blind:
+        see = "does not see" if len(blind) == 1 else "do not see"
+        raise BadInput(
+            f"{_first(blind)} {see} {run}, and no checkpoint would be whole without what ranks write there: put the "
+            "run's folder on storage that all nodes share (--runs); nothing was trained"
+        )
+
+
 def require_storage_of_nodes(uri: str, run_id: str, device: str, say: Callable[[str], None], limit_s: float) -> None:
     """BadInput where a node that has what ranks need cannot write copies, or writes them where others do not see them.
 
     device: cpu or cuda. limit_s: for each answer of a node. A node that is lost meanwhile is told by `say`: the
     training has its own way with those.
     """
-    nodes = [node for node in cluster_nodes() if (node.gpus if device == "cuda" else node.cpus)]
+    nodes = _for_ranks(device)
     actor: Any = ray.remote(num_cpus=0)(NodeStorage)
     token = uuid.uuid4().hex
     written: list[Node] = []
@@ -90,6 +120,10 @@ def require_storage_of_nodes(uri: str, run_id: str, device: str, say: Callable[[
                 ray.kill(node.check)
 
 
+def _for_ranks(device: str) -> list[Node]:
+    return [node for node in cluster_nodes() if (node.gpus if device == "cuda" else node.cpus)]
+
+
 def _refused(
     asked: Mapping[Node, Any], written: list[Node], say: Callable[[str], None], limit_s: float
 ) -> dict[Node, str]:
@@ -110,9 +144,11 @@ def _in_words(uri: str, refused: Mapping[Node, str], nodes: int) -> str:
     by_why: dict[str, list[str]] = {}
     for node, why in refused.items():
         by_why.setdefault(why, []).append(node.name)
-    said = []
-    for why, names in by_why.items():
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        said.append(f"on {', '.join(names[:MOST_NAMED])}{more}: {why}")
+    said = [f"on {_first(names)}: {why}" for why, names in by_why.items()]
     where = f"{len(refused)} of {nodes} nodes"
     return f"checkpoint.copy_to {uri} cannot be written from {where}: {'; '.join(said)}; nothing was trained"
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"

@@ -192,12 +192,15 @@ class ClusterSpec(Section):
     """
 
     workers: Positive = 1
-    min_workers: Positive | None = None  # the fewest to go on with where some are lost; default: as many as `workers`
+    # The fewest to begin and to go on with; default: as many as `workers`. Where neither device nor accelerator is
+    # named, a run begins on the GPUs that there are, and goes on with no fewer than it began with.
+    min_workers: Positive | None = None
     replicas: Positive = 1
     tensor_parallel: Positive = 1
     gpus_per_node: Positive = 8
     # Where the cluster has more room than workers: on as few nodes as there can be, or on as many.
     placement: Literal["pack", "spread"] = "pack"
+    # auto: GPUs where there are some. A run goes on with the kind that it began with, also when it is resumed.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     accelerator: Annotated[str, AfterValidator(_an_accelerator)] | None = None
     address: str | None = None

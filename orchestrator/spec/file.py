@@ -64,7 +64,8 @@ def load_experiment(
     overridden: dict[Location, str] = {}
     for override in overrides:
         place, trap = _apply(data, override)
-        overridden[tuple(map(str, place))] = _key(place)
+        told = tuple(map(str, place))
+        overridden = {each: key for each, key in overridden.items() if each[: len(told)] != told} | {told: _key(place)}
         traps = {each: said for each, said in traps.items() if each[: len(place)] != place}
         if trap is not None:
             traps[place] = f"--set {override}: {trap}"
@@ -199,7 +200,9 @@ def _workers_of_nodes(data: dict[str, Any], overridden: dict[Location, str]) -> 
         return ["--set cluster.nodes and --set cluster.workers both tell the workers: give one of them"]
     each = data["cluster"].get("gpus_per_node", Experiment.model_fields["cluster"].default.gpus_per_node)
     try:
-        data["cluster"]["workers"] = round(quantity(nodes, COUNT, "8") * quantity(each, COUNT, "8"))
+        if (count := quantity(nodes, COUNT, "8")) % 1:
+            raise ValueError(f"expected a whole number such as 8, got {nodes!r}")
+        data["cluster"]["workers"] = round(count * quantity(each, COUNT, "8"))
     except ValueError as error:
         return [f"--set cluster.nodes: {error}"]
     overridden[WORKERS] = overridden.pop(NODES)

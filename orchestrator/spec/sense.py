@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from energy.carbon.grid import intensity as grid_intensity
 from model.config import RopeScaling, default_ffn_hidden
+from orchestrator.data.shares import PERIOD, shares
 from orchestrator.spec.budget import money
 from orchestrator.spec.section import Fault
 
@@ -74,9 +75,13 @@ def min_bytes_where_understood(source: Any) -> Iterator[Fault]:
 
 
 def proportions_add_up(data: Any) -> Iterator[Fault]:
-    total = sum(source.proportion for source in data.sources)
-    if data.sources and abs(total - 1) > 1e-6:
-        yield ("sources",), f"the proportions of the sources add up to {total:.6g}, expected 1"
+    """To 1; and of the sequences that are dealt in turn, each gives one at least."""
+    proportions = [source.proportion for source in data.sources]
+    if proportions and abs(sum(proportions) - 1) > 1e-6:
+        yield ("sources",), f"the proportions of the sources add up to {sum(proportions):.6g}, expected 1"
+    elif proportions and min(counts := shares(proportions)) < 1:
+        few = ", ".join(source.name for source, count in zip(data.sources, counts, strict=True) if count < 1)
+        yield ("sources",), f"the proportion of {few} is below one sequence in {PERIOD:,}: raise it, or leave it out"
 
 
 def names_differ(data: Any) -> Iterator[Fault]:
@@ -203,8 +208,23 @@ def a_cpu_can_do_it(spec: Any) -> Iterator[Fault]:
 
 
 def float8_goes_with_the_grid(spec: Any) -> Iterator[Fault]:
-    if spec.training.dtype == "float8" and spec.cluster.tensor_parallel > 1:
+    """Its products add up over multiples of 16 numbers: over channels, which the model's sizes are, and in the
+    gradient of a weight over the tokens of a micro-batch."""
+    training, cluster, length = spec.training, spec.cluster, spec.model.sequence_length
+    if training.dtype != "float8":
+        return
+    if cluster.tensor_parallel > 1:
         yield ("training", "dtype"), "dtype float8 and cluster.tensor_parallel do not go together"
+    batch, size = training.batch_tokens // length, training.micro_batch_sequences
+    counts = range(cluster.min_workers or cluster.workers, cluster.workers + 1)
+    shares = [batch // workers for workers in counts if batch % workers == 0]
+    found = {sequences for share in shares for sequences in (min(size, share), share % size)}  # the last may be smaller
+    if odd := sorted(sequences for sequences in found if sequences * length % 16):
+        yield (
+            ("training", "dtype"),
+            f"dtype float8 needs micro-batches of a multiple of 16 tokens, and one here is {odd[0]} x {length}; "
+            f"nearest model.sequence_length: {nearest(length, 16)}",
+        )
 
 
 def tensor_parallel_divides_the_model(spec: Any) -> Iterator[Fault]:

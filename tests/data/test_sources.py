@@ -20,6 +20,18 @@ def test_text_folder_is_sorted_exact_and_reports_what_it_skips(tmp_path):
     assert [("bad.txt" in s, "c.txt" in s) for s in skipped] == [(True, False), (False, True)]
 
 
+def test_linked_folders_are_read_once(tmp_path):
+    root = tmp_path / "corpus"
+    for name in ("corpus/real/one.txt", "elsewhere/deep/two.txt", "beside/three.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    for link, target in (("a", "real"), ("z", "../elsewhere"), ("y", "../elsewhere/deep"), ("up", ".."), ("on", ".")):
+        (root / link).symlink_to(root / target, target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(root, target_is_directory=True)
+    found = files(SourceSpec("t", "text-folder", str(root)))
+    assert [str(path.relative_to(root)) for path in found] == ["real/one.txt", "y/two.txt"]
+
+
 def test_missing_and_empty_folders_are_named(tmp_path):
     for kind in ("text-folder", "jsonl", "parquet"):
         with pytest.raises(ValueError, match="nowhere does not exist"):

@@ -4,9 +4,11 @@ import time
 from pathlib import Path
 
 import ray
+from build import NoCompiler
 from clusters import ray_cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from benchmarks.resilience import meters as many_meters
 from energy.accounting.account import account_run
 from energy.ledger.readings import read_sessions
 from energy.runs import RunFolder
@@ -19,6 +21,22 @@ class RayTrainWorker:
 
     def work(self) -> str:
         return ray.get_runtime_context().get_node_id()
+
+
+def require_every_reading_of_many_nodes(work: Path) -> None:
+    """The benchmark of 64 nodes in the Ray that is there, with four and for some seconds."""
+    try:
+        measured = many_meters.measure(work, 4, seconds=3.0, settle_s=1.5, driver_of=many_meters.drive)
+    except NoCompiler:
+        return  # without the stand-in no GPU's energy is known
+    readings, driver = measured["readings"], measured["driver"]
+    assert (readings["nodes"], readings["left_out"], readings["damaged"], driver["faults"]) == (4, 0, [], [])
+    assert readings["ended_in_order"] == 4 and driver["nodes_seen"] == [4, 4]
+    # The run's own watch: all nodes and the steps of rank 0 are in its live state, the waits of the other ranks too.
+    assert driver["live"]["nodes"] == 4 and driver["live"]["step"] >= 1
+    assert measured["gpus"] == 4 * many_meters.GPUS
+    low, high = measured["percent_of_truth"]
+    assert 99.0 < low <= high < 101.0
 
 
 def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path) -> None:
@@ -58,6 +76,7 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
         for started in (meters, all_ours):
             _, faults = stop_meters(started)
             assert faults == []
+        require_every_reading_of_many_nodes(tmp_path / "many")
     noted = {}
     for path in run.ledgers():
         [session] = read_sessions(path)[0]

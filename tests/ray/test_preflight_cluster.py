@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -29,10 +31,12 @@ from tiny import STEPS, write_spec
 
 from energy.runs import RunFolder
 from orchestrator.cluster.meters import node_names
+from orchestrator.preflight import storage
+from orchestrator.preflight.before_run import before_training
 from orchestrator.preflight.check import preflight
 from orchestrator.preflight.storage import require_storage_of_nodes
 from orchestrator.screens.preflight import print_preflight
-from orchestrator.spec.file import BadInput
+from orchestrator.spec.file import BadInput, load_experiment
 
 HOOFPRINT = [sys.executable, "-m", "orchestrator"]
 CAPPED, SLOWER = "GPU-bbbbbbbb-1111", "GPU-bbbbbbbb-2222"
@@ -266,6 +270,29 @@ def test_copies_must_go_to_one_storage_from_every_node(nodes: Nodes, joined: Non
         while any(nodes.processes(address, "ray::NodeStorage") for address in GPUS):
             assert time.monotonic() < until
             time.sleep(0.2)
+
+
+def test_a_run_folder_that_a_node_does_not_see_is_refused(
+    nodes: Nodes, joined: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    screen: Any = SimpleNamespace(note=notes.append)
+    ask = partial(before_training, load_experiment(write_spec(tmp_path)), RunFolder(tmp_path), "cpu", screen)
+    ask()  # here all share one disk
+    names = sorted(name for name in node_names(ray.nodes()).values() if name.endswith((AWAY, HANGING)))
+
+    def look(folder: Path, sizes: dict[str, int]) -> list[str]:
+        assert ray.util.get_node_ip_address() == AWAY, "nobody can say"
+        return unseen(folder / "elsewhere", sizes)
+
+    def unseen(folder: Path, sizes: dict[str, int]) -> list[str]:
+        return [name for name in sizes if not (folder / name).exists()]
+
+    monkeypatch.setattr(storage, "unseen", look)
+    with pytest.raises(BadInput, match=f"^{names[0]} does not see {tmp_path}, .* that all nodes share .--runs.; "):
+        ask()
+    assert [note.partition(":")[0] for note in notes] == [f"{names[1]} did not say whether it sees {tmp_path}"]
+    assert not list(tmp_path.glob(".probe-*"))
 
 
 def slow(process: psutil.Process) -> None:

@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
 
 def test_a_run_from_yaml_to_report(tmp_path: Path, environment: dict[str, str]) -> None:
     spec = write_spec(tmp_path, workers=2)
-    command = [*HOOFPRINT, str(spec), "--runs", str(tmp_path / "runs"), "--name", "one", "--json"]
+    command = [*HOOFPRINT, str(spec), "--runs", str(tmp_path / "runs"), "--name", "one", "--json", "--profile", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     footprint = json.loads(done.stdout)  # nothing but the record on stdout
@@ -38,6 +38,7 @@ def test_a_run_from_yaml_to_report(tmp_path: Path, environment: dict[str, str]) 
     assert "modelled" in done.stderr or "counter" in done.stderr
     assert (run / "report.html").stat().st_size > 10_000
     assert "raylet" not in done.stderr
+    assert (run / "profile" / "profile.txt").read_text() in done.stderr  # the table, as it is
 
 
 def test_ctrl_c_checkpoints_reports_and_says_how_to_go_on(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ import pytest
 import requests
 from tiny import write_spec
 
+from orchestrator.checkpoints.saved import complete, step_of
 from orchestrator.driver.revision import code_revision
 from orchestrator.jobs.package import ROOMS
 
@@ -86,7 +87,15 @@ def cluster() -> Iterator[Cluster]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
-    gcs, dashboard = free_port(), free_port()
+    try:
+        yield start_head(free_port(), folder, environment)
+    finally:
+        kill([process for process in psutil.process_iter() if _belongs(process, folder)])
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_head(gcs: int, folder: str, environment: dict[str, str]) -> Cluster:
+    dashboard = free_port()
     ports = {
         "port": gcs,
         "dashboard-port": dashboard,
@@ -98,15 +107,11 @@ def cluster() -> Iterator[Cluster]:
     sizes = ["--num-cpus=2", "--num-gpus=0", f"--object-store-memory={100 * 2**20}"]
     command = [str(BIN / "ray"), "start", "--head", f"--temp-dir={folder}", *sizes]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    try:
-        started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert started.returncode == 0, started.stdout + started.stderr
-        head = re.search(rf"[\d.]+:{gcs}", started.stdout)
-        assert head is not None, started.stdout
-        yield Cluster(f"http://127.0.0.1:{dashboard}", head[0], folder, environment)
-    finally:
-        kill([process for process in psutil.process_iter() if _belongs(process, folder)])
-        shutil.rmtree(folder, ignore_errors=True)
+    started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert started.returncode == 0, started.stdout + started.stderr
+    head = re.search(rf"[\d.]+:{gcs}", started.stdout)
+    assert head is not None, started.stdout
+    return Cluster(f"http://127.0.0.1:{dashboard}", head[0], folder, environment)
 
 
 def kill(processes: list[psutil.Process]) -> None:
@@ -258,7 +263,7 @@ def test_a_run_in_another_terminal_is_seen_refused_to_a_second_driver_and_stoppe
 
 @pytest.mark.stress
 def test_a_head_that_is_gone_ends_the_run_in_order(cluster: Cluster, tmp_path: Path) -> None:
-    """The last one here: the cluster ends with it."""
+    """The last one here: the cluster ends with it. The run goes on in the one that is started at its place."""
     write_spec(tmp_path)
     run, joined = tmp_path / "runs" / "headless", ["--set", f"cluster.address={cluster.head}"]
     often = ["--set", "training.checkpoint_every_steps=2"]
@@ -266,7 +271,7 @@ def test_a_head_that_is_gone_ends_the_run_in_order(cluster: Cluster, tmp_path: P
         "run", "spec.yaml", "--runs", str(run.parent), "--name", run.name, *joined, *LONG, *often, cwd=tmp_path
     )
     wait_for_step(run, 5, lambda: driver.poll() is None)
-    kill([each for each in psutil.process_iter() if each.name() == "gcs_server" and _belongs(each, cluster.folder)])
+    kill(head_of(cluster))
     _, said = driver.communicate(timeout=300)
     assert driver.returncode == 1, said
     assert f"the run failed: the head of the Ray cluster ({cluster.head}) is gone: no answer for 30 s" in said
@@ -275,3 +280,33 @@ def test_a_head_that_is_gone_ends_the_run_in_order(cluster: Cluster, tmp_path: P
     assert (run / "checkpoints" / f"step-{int(proposed[1]):08d}" / ".metadata").exists()
     assert json.loads((run / "footprint.json").read_text())["run"]["status"] == "failed"
     assert (run / "report.html").exists()
+
+    resume = ["run", "spec.yaml", "--resume", str(run), *joined, *LONG, *often]
+    start_again(cluster)
+    driver = cluster.start(*resume, cwd=tmp_path)
+    wait_for_step(run, int(proposed[1]) + 5, lambda: driver.poll() is None)
+    [head] = head_of(cluster)
+    command = head.cmdline()
+    kill([head])
+    subprocess.Popen(command, env=cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    driver.communicate(timeout=300)
+    assert driver.returncode  # at once: it is another cluster, which Ray refuses to take for its own
+    start_again(cluster)
+    newest = step_of(complete(run / "checkpoints")[0])
+    assert newest >= int(proposed[1]) + 4
+    driver = cluster.start(*resume, cwd=tmp_path)
+    wait_for_step(run, newest + 10, lambda: driver.poll() is None)
+    (run / "stop").touch()
+    driver.communicate(timeout=300)
+    assert driver.returncode == 130
+    assert_ended_in_order(run)
+
+
+def head_of(cluster: Cluster) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter() if each.name() == "gcs_server" and _belongs(each, cluster.folder)]
+
+
+def start_again(cluster: Cluster) -> None:
+    """As `ray stop` and `ray start` at the same place."""
+    kill([each for each in psutil.process_iter() if _belongs(each, cluster.folder)])
+    start_head(int(cluster.head.rpartition(":")[2]), cluster.folder, cluster.environment)

@@ -116,6 +116,7 @@ def run(tmp_path: Path) -> RunFolder:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four CPUs that nobody else uses."""
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(capacity, "free_by_node", lambda: {"a": ray.cluster_resources()})
     monkeypatch.setattr(capacity, "_ranks_by_node", dict)
     monkeypatch.setattr(capacity, "draining", set)
@@ -139,7 +140,7 @@ class Supervised:
         self.begun.append((error, workers))
         return 200.0
 
-    def __call__(self, *ends: Callable[[], Any], overrides: tuple[str, ...] = ()) -> Result:
+    def __call__(self, *ends: Callable[[], Any], overrides: tuple[str, ...] = (), device: str = "cpu") -> Result:
         attempts = Attempts(*ends)
         self._patch.setattr(supervise, "Training", attempts)
         supervised = supervise.Supervision(
@@ -153,7 +154,7 @@ class Supervised:
             self.said.append,
         )
         try:
-            result: Any = supervised.run(4, "cpu")
+            result: Any = supervised.run(4, device)
         except Exception as error:
             result = error
         assert attempts.ends == []

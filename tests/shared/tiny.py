@@ -84,6 +84,7 @@ def train(
     overrides: Sequence[str] = (),
     rank: Callable[[int, int, int, Job], None] = plain_rank,
     start: str = "forkserver",
+    profile_steps: int = 0,
 ) -> RunFolder:
     """Trains the spec with `world` gloo processes into `run_dir`, without Ray and without a meter.
 
@@ -92,7 +93,8 @@ def train(
     experiment = load_experiment(spec, overrides)
     corpus = prepare_corpus(experiment, lambda done, total, text: None)
     port = _free_port()
-    job = Job(str(run_dir), str(corpus.path), experiment.model_dump(mode="json"), time.time(), initial_weights)
+    plain = experiment.model_dump(mode="json")
+    job = Job(str(run_dir), str(corpus.path), plain, time.time(), initial_weights, profile_steps)
     mp.start_processes(rank, (world, port, job), nprocs=world, start_method=start)
     return RunFolder(run_dir)
 

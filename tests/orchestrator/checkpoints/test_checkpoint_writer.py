@@ -118,6 +118,11 @@ def _plans_once(rank: int, folder: Path) -> None:
     writers[1].save(state, 4)  # another writer knows nothing of what the first has agreed on
     writers[1].finish()
     assert len(planned) == (3 if rank == 0 else 0)
+    saved.SEEN_WITHIN_S = 0.0
+    apart = CheckpointWriter(folder / f"on-machine-{rank}", asynchronous=False)  # a run folder that is not shared
+    with pytest.raises(checkpoint.CheckpointNotSaved, match="does not see __1_0.distcp .* that all nodes share: "):
+        apart.save(state, 5)
+    assert not list(folder.glob("on-machine-*/step-*"))
 
 
 def test_who_writes_what_is_agreed_on_again_only_where_the_state_has_changed(tmp_path: Path) -> None:
@@ -165,6 +170,16 @@ def test_a_kill_in_the_middle_of_a_deletion_leaves_no_half_checkpoint(
     assert [saved.step_of(path) for path in saved.complete(tmp_path / "checkpoints")] == [16, 8]
     saved.remove_partial(tmp_path / "checkpoints")
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_file_that_is_late_on_a_network_drive_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comes = [b"a part", b"a part and the rest"]
+    monkeypatch.setattr(saved.time, "sleep", lambda seconds: (tmp_path / "__1_0.distcp").write_bytes(comes.pop(0)))
+    assert saved.unseen(tmp_path, {"__1_0.distcp": 19}) == [] == comes
+    monkeypatch.setattr(saved, "SEEN_WITHIN_S", -1.0)
+    assert saved.unseen(tmp_path, {"__1_0.distcp": 6, "__1_1.distcp": 6}) == ["__1_0.distcp", "__1_1.distcp"]
 
 
 # --- checking

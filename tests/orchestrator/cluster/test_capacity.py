@@ -7,18 +7,38 @@ import ray
 from tiny import write_spec
 
 from orchestrator.cluster import capacity
-from orchestrator.cluster.capacity import choose_workers, ranks_apart
+from orchestrator.cluster.capacity import choose_workers, ranks_apart, unlike_the_spec
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, load_experiment
 
+Chosen = tuple[int, str]
 
-def require_choice(experiment: Experiment, chosen: tuple[int, str] | str, free: bool = False) -> None:
+
+def require_choice(
+    experiment: Experiment, chosen: Chosen | str, before: Chosen | None = None, free: bool = False
+) -> None:
     """chosen: (workers, device), or what is said of too few."""
     if isinstance(chosen, tuple):
-        assert choose_workers(experiment, free) == chosen
+        assert choose_workers(experiment, before, free) == chosen
         return
     with pytest.raises(BadInput, match=chosen):
-        choose_workers(experiment, free)
+        choose_workers(experiment, before, free)
+
+
+def on_nodes(monkeypatch: pytest.MonkeyPatch, cpus: float, *gpus: float) -> None:
+    """A cluster of these nodes, with the CPUs on the first of them."""
+    nodes = [
+        {
+            "NodeID": f"id-{place}",
+            "Alive": True,
+            "NodeManagerHostname": f"n{place}",
+            "Resources": {"GPU": count} if count else {},
+        }
+        for place, count in enumerate(gpus)
+    ]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": sum(gpus)})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(capacity, "draining", set)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +72,84 @@ def require_choice(experiment: Experiment, chosen: tuple[int, str] | str, free: 
 def test_as_many_as_there_is_room_for(
     there: dict[str, float],
     overrides: list[str],
-    chosen: tuple[int, str] | str,
+    chosen: Chosen | str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(capacity, "draining", set)
     experiment = load_experiment(write_spec(tmp_path, workers=8), overrides)
     require_choice(experiment, chosen)
+
+
+AUTO, CUDA, FEWER = "cluster.device=auto", "cluster.device=cuda", "cluster.min_workers=2"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "before", "overrides", "chosen"),
+    [
+        ([2.0], None, [CUDA], r"wants 8 GPUs and the cluster has 2 \(n0: 2\), 6 too few; set cluster.workers, min_wo"),
+        ([4.0, 0.0], None, ["cluster.accelerator=H100-PCIe", AUTO], r"has 4 \(n1: none, n0: 4\), 4 too few"),
+        ([0.0], (8, "cuda"), [AUTO], r"has 0 \(n0: none\), 8 too few; the attempts before trained on 8 GPUs; set"),
+        ([0.0], (8, "cuda"), ["training.dtype=float8", AUTO], "wants 8 GPUs and the cluster has 0"),
+        ([4.0], (8, "cuda"), [AUTO], "wants 8 GPUs and the cluster has 4"),
+        ([1.0], (2, "cuda"), [AUTO], "wants 2 to 8 GPUs and the cluster has 1 .* before trained on 2 GPUs"),
+        ([2.0], (2, "cuda"), [AUTO], (2, "cuda")),
+        ([4.0], (2, "cuda"), [AUTO], (4, "cuda")),
+        ([4.0], (8, "cuda"), [AUTO, FEWER], (4, "cuda")),
+        ([4.0], (8, "cuda"), [AUTO, "cluster.workers=4"], (4, "cuda")),
+        ([0.0], (8, "cuda"), [], (8, "cpu")),  # it says cpu
+        ([8.0], (8, "cpu"), [AUTO], (8, "cpu")),
+        ([8.0], (8, "cpu"), [CUDA], (8, "cuda")),
+        (
+            [8.0],
+            (8, "cpu"),
+            [AUTO, "training.attention=efficient"],
+            "efficient trains on a GPU only, and the attempts before had none: set training.attention to auto",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_what_it_began_with(
+    gpus: list[float],
+    before: Chosen | None,
+    overrides: list[str],
+    chosen: Chosen | str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_nodes(monkeypatch, 16.0, *gpus)
+    require_choice(load_experiment(write_spec(tmp_path, workers=8), overrides), chosen, before)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "chosen", "said"),
+    [
+        ([2.0], [AUTO], (2, "cuda"), "8 workers and there are 2 GPUs (n0: 2): 2 train; cluster.min_workers=8 refuses"),
+        ([1.0], [AUTO, FEWER], (1, "cuda"), None),
+        ([8.0], [AUTO], (8, "cuda"), None),
+        ([1.0], [AUTO], (8, "cpu"), "there is 1 GPU, and the attempts before trained on the CPU: this one does too; "),
+        ([1.0], [], (8, "cpu"), None),
+        ([], [AUTO], (8, "cpu"), None),
+        (
+            [1.0] * (capacity.NODES_TOLD + 2),
+            [AUTO],
+            (4, "cuda"),
+            ", n7: 1, 2 more): 4 train; ",
+        ),
+    ],
+)
+def test_what_is_unlike_the_spec_is_told(
+    gpus: list[float],
+    overrides: list[str],
+    chosen: Chosen,
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_nodes(monkeypatch, 16.0, *gpus)
+    told = unlike_the_spec(load_experiment(write_spec(tmp_path, workers=8), overrides), *chosen)
+    assert told is None if said is None else said in (told or "")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +177,7 @@ def test_of_what_others_use_it_takes_nothing(
     free: dict[str, dict[str, float]],
     ranks: dict[str, int],
     overrides: list[str],
-    chosen: tuple[int, str] | str,
+    chosen: Chosen | str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pytest
 from tiny import write_spec
 
@@ -134,17 +133,17 @@ def test_failures_are_messages_and_exit_codes(
     monkeypatch.setattr(cli.commands["schema"], "callback", fail)
     monkeypatch.setattr(sys, "argv", ["hoofprint", "schema"])
     if verbose:
-        monkeypatch.setattr(
-            cli.commands["schema"],
-            "params",
-            [*cli.commands["schema"].params, click.Option(["-v", "v"], is_flag=True, expose_value=False)],
-        )
         monkeypatch.setattr(sys, "argv", ["hoofprint", "schema", "-v"])
     with pytest.raises(SystemExit) as ended:
         main()
     err = capfd.readouterr().err
     assert ended.value.code == code and said in err
     assert ("Traceback" in err) == (verbose and not isinstance(error, BrokenPipeError | KeyboardInterrupt))
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_can_show_where(name: str) -> None:
+    assert sum("-v" in param.opts and "--verbose" in param.opts for param in cli.commands[name].params) == 1
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,11 @@ def test_readings_as_csv_and_parquet(hoofprint: Run, tmp_path: Path) -> None:
     assert hoofprint("readings", "runs/m", "--minutes", "-o", "few.csv").returncode == 0
     assert 0 < len(pd.read_csv(tmp_path / "few.csv")) < len(flat)
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["all.csv", "all.parquet", "few.csv", "gpus.txt"]
-    for arguments, expected in ((["runs/m", "-o", "all.txt"], ".parquet"), (["runs"], "no ledger")):
+    for arguments, expected in (
+        (["runs/m", "-o", "all.txt"], ".parquet"),
+        (["runs/m", "-o", "nowhere/all.csv"], "there is no folder"),
+        (["runs"], "no ledger"),
+    ):
         done = hoofprint("readings", *arguments)
         assert done.returncode == 2 and expected in done.stderr
 

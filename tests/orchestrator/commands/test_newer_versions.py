@@ -20,6 +20,7 @@ from orchestrator.checkpoints.saved import write_manifest
 from orchestrator.cli import main
 from orchestrator.driver.run_lock import RunLock
 from orchestrator.models.folder import FIRST, open_model_folder, write_model_file
+from orchestrator.plan.earlier_runs import find_evidence
 from orchestrator.spec.experiment import Experiment
 
 
@@ -92,12 +93,13 @@ def test_what_a_newer_version_wrote_is_refused_and_left_as_it_is(
     make, said = NEWER[what]
     make(run)
     other = make_run(tmp_path / "runs" / "other", uuid="B").path
-    before = files(run)
+    before, config = files(run), LlamaConfig(dim=32, n_layers=2, n_heads=2, vocab_size=400)
     for command in (
         ["run", str(spec), "--resume", str(run)],
         ["report", str(run)],
         ["report", str(run), "--format", "csv"],
         ["verify", str(run)],
+        ["readings", str(run)],
         ["generate", str(run), "--prompt", "x"],
         ["top", str(run), "--once"],
         ["status", str(run)],
@@ -112,6 +114,8 @@ def test_what_a_newer_version_wrote_is_refused_and_left_as_it_is(
         assert ended.value.code == 2, (command, told)
         assert re.search(f"was written by a newer version of hoofprint: .*{said}", told), (command, told)
         assert "nothing was changed" in told and "Traceback" not in told
+    _, [skipped] = find_evidence(run.parent, config, 1, None, "n1", cpu=False)
+    assert skipped.startswith("newer: ") and re.search(f"newer version of hoofprint: .*{said}", skipped)
     assert files(run) == before
     assert not (tmp_path / "power.svg").exists()
 

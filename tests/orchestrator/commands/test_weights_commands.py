@@ -26,7 +26,7 @@ from orchestrator.data.shards import open_corpus
 from orchestrator.data.stream import TokenStream
 from orchestrator.models import weights
 from orchestrator.models.folder import initial_weights, open_model_folder
-from orchestrator.models.generation import load_model, load_weights
+from orchestrator.models.generation import load_weights
 from orchestrator.spec.file import BadInput, dump_experiment, load_experiment
 
 STEPS = 20
@@ -95,7 +95,8 @@ def test_transformers_loads_a_run_with_its_tokenizer(run: Path, tmp_path: Path) 
     transformers = pytest.importorskip("transformers")
     done("export", run, "-o", tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    model, tokenizer = load_model(run)
+    folder = open_model_folder(run)
+    model, tokenizer = load_weights(folder, torch.device("cpu")), folder.load_tokenizer()
     text = "abc  def\n ghi 123 é✓"
     ids = tokenizer.encode(text, bos=True)
     tokens = torch.tensor([ids])
@@ -111,7 +112,7 @@ def test_generation_is_the_same_from_imported_weights(run: Path, tmp_path: Path)
     said = [hoofprint("generate", folder, "--prompt", "a", "--max-tokens", 20) for folder in (run, tmp_path / "back")]
     assert said[0].exit_code == 0 and said[0].stdout == said[1].stdout and len(said[0].stdout) > 5
     done("import", tmp_path / "out", "-o", tmp_path / "half", "--dtype", "bf16")
-    model, _ = load_model(tmp_path / "half")
+    model = load_weights(open_model_folder(tmp_path / "half"), torch.device("cpu"))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and model.cos.dtype == torch.float32
     assert hoofprint("generate", tmp_path / "half", "--prompt", "a", "--max-tokens", 5).exit_code == 0
 

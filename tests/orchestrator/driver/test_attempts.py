@@ -58,6 +58,15 @@ def test_an_attempt_that_left_no_marks_counts(killed: RunFolder) -> None:
     assert next_attempt(killed.path) == 3
 
 
+def test_what_the_first_attempt_had_is_what_later_ones_go_by(killed: RunFolder) -> None:
+    run = killed.read_run()
+    assert attempts.first_held(run | {"device_type": None, "world_size": 8}) is None  # it had nothing yet
+    held = run | {"device_type": "cuda", "world_size": 4}
+    assert attempts.first_held(held) == (4, "cuda")  # of an older version, whose attempts do not say it
+    began = [run["attempts"][0] | {"world_size": 8}, {"attempt": 2, "world_size": 4}, {"attempt": 3}]
+    assert attempts.first_held(held | {"attempts": began}) == (8, "cuda")
+
+
 def test_what_changed_is_named_and_refused_where_it_matters(killed: RunFolder, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     changes = ["training.peak_lr=0.1", "model.dim=64", "cluster.workers=2"]

@@ -77,3 +77,16 @@ def test_the_ranks_are_asked_for_a_last_checkpoint(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(head_watch, "CHECKPOINT_S", 0.1)
     run.metrics_file(0).write_text('{"attempt": 1, "event": "step", "step": 13}\n')
     let_ranks_end(run)  # rank 0 is gone too: it does not wait for ever
+    begun = run.path / "checkpoints" / ".step-00000013.partial"
+    begun.mkdir(parents=True)
+    monkeypatch.setattr(head_watch, "CHECKPOINT_S", 0.0)
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 5:
+            begun.rmdir()
+
+    monkeypatch.setattr(head_watch.time, "sleep", look)
+    let_ranks_end(run)  # a checkpoint that takes longer is waited for
+    assert len(looks) == 5

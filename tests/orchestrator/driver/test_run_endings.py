@@ -121,6 +121,10 @@ def test_nodes_that_are_lost_and_nodes_that_come_late_stay_with_the_run(tmp_path
         run = folder.update_run(**driver._metered(folder, [{"node": node, "n": len(nodes)} for node in nodes]))
     assert run["hosts"] == ["a", "late", "replacement"]
     assert run["meters"] == [{"node": "a", "n": 2}, {"node": "late", "n": 2}, {"node": "replacement", "n": 1}]
+    lost, unknown = "the meter of a could not be stopped in order (ActorDiedError)", "Ray did not say where"
+    told = driver._metered(folder, [{"node": "late", "n": 3, "warnings": ["hot"]}], [lost, unknown, lost])["meters"]
+    assert [(meter["n"], meter.get("warnings")) for meter in told] == [(2, [lost] * 2), (3, ["hot"]), (1, [unknown])]
+    assert driver._metered(RunFolder(tmp_path / "run"), [], [])["meters"] == run["meters"]
 
 
 def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -133,14 +137,17 @@ def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFi
     assert "the attempt before was lost" in capfd.readouterr().err
 
 
-def test_each_attempt_keeps_the_command_that_began_it(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_attempt_keeps_its_command_and_the_run_its_devices(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["hoofprint", "run", "my spec.yaml"])
     folder, _ = start(lambda *_: False)
+    folder.update_run(device_type="cuda", world_size=4)
     monkeypatch.setattr("sys.argv", ["hoofprint", "run", "my spec.yaml", "--resume", "one"])
     start(lambda *_: True, folder.path)
     record = json.loads((folder.path / "footprint.json").read_text())
     commands = ["hoofprint run 'my spec.yaml'", "hoofprint run 'my spec.yaml' --resume one"]
     assert [attempt["command"] for attempt in record["run"]["attempts"]] == commands
+    assert (record["hardware"]["device_type"], record["hardware"]["world_size"]) == ("cuda", 4)
+    assert record["time"]["gpu_hours"] > 0
 
 
 def test_a_report_that_cannot_be_written_is_no_success(

@@ -255,14 +255,24 @@ def test_a_worker_that_is_killed_while_it_starts_is_started_again(supervision: A
     assert ("(no disk)" in said[0]) == ("creation task" in str(gone))
 
 
-def test_too_few_machines_are_waited_for_and_named(supervision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "left", "said"),
+    [
+        ("cpu", {"CPU": 3.0}, "the spec wants 4 CPUs and the cluster has 3"),
+        ("cuda", {"CPU": 16.0}, "the spec wants 4 GPUs and the cluster has 0, 4 too few; the attempts before trained"),
+        ("cuda", {"CPU": 16.0, "GPU": 2.0}, "the spec wants 4 GPUs and the cluster has 2"),
+    ],
+)
+def test_too_few_machines_are_waited_for_and_named(
+    device: str, left: dict[str, float], said: str, supervision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def node_lost() -> Exception:
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+        monkeypatch.setattr(ray, "cluster_resources", lambda: left)
         return killed(1)
 
-    result, said, begun = supervision(node_lost)
-    assert isinstance(result, TrainingLost) and "the spec wants 4 CPUs and the cluster has 3" in str(result)
-    assert "waiting for machines to come back" in said[0] and begun == []
+    result, told, begun = supervision(node_lost, overrides=("cluster.device=auto",), device=device)
+    assert isinstance(result, TrainingLost) and said in str(result)
+    assert "waiting for machines to come back" in told[0] and begun == []
 
 
 def test_skipped_steps_and_warnings_are_said(supervision: Any, run: RunFolder) -> None:

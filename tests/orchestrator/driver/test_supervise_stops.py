@@ -26,7 +26,7 @@ from orchestrator.spec.file import load_experiment
 
 NO_ROOM = "the cluster had no room for the workers"
 GONE = "the process of rank 1 (node-b, process 77) was killed, or the machine is gone"
-FEW = "the spec wants 4 CPUs and the cluster has 3; set cluster.workers, min_workers or device"
+FEW = "the spec wants 4 CPUs and the cluster has 3, 1 too few; set cluster.workers, min_workers or device"
 TOO_FEW = f"waiting for machines to come back: {FEW}"
 ENDS = "the run is to stop: no other attempt begins"
 

@@ -56,6 +56,10 @@ def server(status: int, body: str) -> Iterator[str]:
         ("head", "http://head:8265"),
         ("https://ray.example.org", "https://ray.example.org"),
         ("[::1]:8265", "http://[::1]:8265"),
+        ("http://head/ray/", "http://head:8265/ray"),
+        ("[::1]/ray:a", "http://[::1]:8265/ray:a"),
+        ("http://head:80/ray", "http://head:80/ray"),
+        ("https://example.org/ray", "https://example.org/ray"),
     ],
 )
 def test_addresses(address: str, url: str) -> None:

@@ -49,6 +49,8 @@ def test_what_cannot_travel_is_named_all_at_once(spec: Path, tmp_path: Path, mon
     assert "data.sources.0.path: no such file or folder: nowhere" in said
     assert "model.init_from: model has the name of a package" in said
     assert "leads out of this folder" in said and said.endswith("nothing was started")
+    with pytest.raises(BadInput, match=r"data.sources.0.path: \. is this whole folder"):
+        local_data(load_experiment(spec, ["data.sources.0.path=."]))
     monkeypatch.setattr(jobs_package, "TRAVELS_BYTES", 1000)
     with pytest.raises(BadInput, match="too much to travel with a job .* give its absolute path"):
         local_data(load_experiment(spec, [RELATIVE]))

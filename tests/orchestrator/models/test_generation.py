@@ -23,7 +23,7 @@ from orchestrator.cli import cli
 from orchestrator.commands.generation import summary
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.models import generation
-from orchestrator.models.folder import FIRST, write_model_file
+from orchestrator.models.folder import FIRST, open_model_folder, write_model_file
 from orchestrator.models.generation import RECORDED_FROM, Request, Text, generate_texts
 from orchestrator.spec.file import BadInput
 
@@ -183,7 +183,8 @@ def test_texts_end_at_stop_strings_and_tokens_and_at_the_context(folder: Path) -
     with_the_last = ask(folder, "the", max_tokens=cut["new_tokens"], stop=[part])["completions"][0]
     assert with_the_last == cut
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
-    drawn = list(Generation(generation.load_model(folder)[0], [tokenizer.encode("the", bos=True)], max_new_tokens=9))
+    model = generation.load_weights(open_model_folder(folder), torch.device("cpu"))
+    drawn = list(Generation(model, [tokenizer.encode("the", bos=True)], max_new_tokens=9))
     stopped = ask(folder, "the", stop_ids=[drawn[6][0]])["completions"][0]
     assert stopped["new_tokens"] == drawn.index(drawn[6]) and stopped["finish_reason"] == "stop"
     assert ask(folder, "the", max_tokens=3)["completions"][0]["finish_reason"] == "length"

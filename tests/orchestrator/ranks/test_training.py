@@ -78,9 +78,12 @@ def test_every_attempt_compiles_anew(tmp_path: Path) -> None:
     assert [span["phase"] for span in run.phases()] == 2 * names
 
 
-def test_two_workers_equal_one(whole: tuple[Path, RunFolder]) -> None:
+def test_two_workers_equal_one_and_the_first_is_profiled(whole: tuple[Path, RunFolder]) -> None:
     spec, run = whole
-    two = train(spec, run.path.parent / "two", world=2)
+    two = train(spec, run.path.parent / "two", world=2, profile_steps=2)
+    assert {path.name for path in (two.path / "profile").iterdir()} == {"profile.json", "profile.txt", "trace.json.gz"}
+    profile = json.loads((two.path / "profile" / "profile.json").read_text())
+    assert (profile["first_step"], profile["steps"]) == (3, 2) and profile["shares"]["exposed communication"] > 0
     assert losses(two) == pytest.approx(losses(run), abs=1e-4)
     one_loss, two_loss = (each.evaluations()[-1]["validation_loss"] for each in (run, two))
     assert two_loss == pytest.approx(one_loss, abs=1e-4)

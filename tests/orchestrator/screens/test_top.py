@@ -157,6 +157,16 @@ def test_the_command(at_work: Any, tmp_path: Path) -> None:
     assert missing.exit_code == 2 and "is not a run: it has no run.json" in missing.output
 
 
+def test_ctrl_c_ends_the_look_alone(at_work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    at_work(updated_unix_s=time.time())
+    monkeypatch.setattr("orchestrator.commands.top.time.sleep", interrupted)
+    ended = CliRunner().invoke(cli, ["top", "one", "--runs", str(tmp_path)])
+    assert ended.exit_code == 0 and ended.stderr.startswith("the run goes on")
+
+
 def test_a_pipe_ends_with_the_run(tmp_path: Path) -> None:
     make_run(tmp_path / "one", "failed", state(), error="the loss at step 801 is nan")
     done = CliRunner().invoke(cli, ["top", "one", "--runs", str(tmp_path)])

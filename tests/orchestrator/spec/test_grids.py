@@ -102,6 +102,16 @@ def test_the_run_says_what_it_computes_with(whole: tuple[Path, RunFolder], tmp_p
             ["cluster.workers=2", "cluster.tensor_parallel=2", "training.dtype=float8"],
             "dtype float8 and cluster.tensor_parallel do not go together",
         ),
+        (
+            [
+                "cluster.device=auto",
+                "training.dtype=float8",
+                "training.batch_tokens=264",
+                "model.sequence_length=24",
+                "training.micro_batch_sequences=8",
+            ],
+            "multiple of 16 tokens, and one here is 3 x 24; nearest model.sequence_length: 16 or 32",
+        ),
         (["cluster.workers=32", "cluster.tensor_parallel=2"], "does not divide over 16 ranks"),
         (["training.attention=varlen", "cluster.device=auto"], "set data.document_masking"),
         (["training.attention=cudnn", "cluster.device=auto", MASKED], "takes no mask of documents"),

@@ -60,6 +60,11 @@ def test_the_papers_four(size: str, params: int, flop_per_token: int, tokens: in
         ("batch_tokens: 8192", "batch_tokens: 8000", "nearest: 7936 or 8192"),
         ("workers: 2", "workers: 3", "batch of 32 sequences does not divide over 3 ranks; nearest: 30 or 33"),
         ("proportion: 1.0", "proportion: 0.5", "add up to 0.5, expected 1"),
+        (
+            "proportion: 1.0, min_bytes: 20M}",
+            "proportion: 0.99998}\n    - {name: few, kind: python-stdlib, proportion: 0.00002}",
+            "the proportion of few is below one sequence in 10,000",
+        ),
         ("tokens: 1M", "tokens: 1.2 parsecs", "expected a number such as 1.4T"),
         ("sample_interval: 500 ms", "sample_interval: 5 W", "units: ms, s, min, h, d"),
         ("sample_interval: 500 ms", "pue: 1.1", "pue is given without pue_source"),
@@ -187,6 +192,11 @@ def test_nodes_on_the_command_line_are_workers() -> None:
         load_experiment(spec, ["cluster.nodes=4", "cluster.workers=4"])
     with pytest.raises(BadInput, match="sixties"):
         load_experiment(spec, ["cluster.nodes=1:30"])
+    with pytest.raises(BadInput, match=r"--set cluster.nodes: expected a whole number such as 8, got 0\.5"):
+        load_experiment(spec, ["cluster.nodes=0.5"])
+    assert load_experiment(spec, ["cluster.nodes=4", "cluster={workers: 64}"]).cluster.workers == 64
+    with pytest.raises(BadInput, match=r"cluster"):
+        load_experiment(spec, ["cluster.nodes=4", "cluster=null"])
 
 
 def test_a_warmup_longer_than_the_training_is_doubted() -> None:
