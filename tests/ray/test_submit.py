@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tiny import write_spec
 
 from orchestrator.checkpoints.saved import complete, step_of
 from orchestrator.driver.revision import code_revision
+from orchestrator.jobs.inside import RAYS_STOP_WAIT_S, STOP_WAIT, STOP_WAIT_S
 from orchestrator.jobs.package import ROOMS
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +260,48 @@ def test_a_run_in_another_terminal_is_seen_refused_to_a_second_driver_and_stoppe
     assert "nothing runs" in cluster.hoofprint("status", "--runs", runs, cwd=tmp_path).stdout
     over = cluster.hoofprint("stop", "here", "--runs", runs, cwd=tmp_path)
     assert over.returncode == 2 and "it is stopped" in over.stderr
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+LAST_WORDS = """
+import pathlib, signal, sys, time
+told = pathlib.Path(sys.argv[1])
+def end(*_):
+    for beat in range(60):
+        told.write_text(str(beat))
+        time.sleep(0.1)
+    told.write_text("ended")
+    raise SystemExit
+signal.signal(signal.SIGTERM, end)
+told.write_text("up")
+time.sleep(600)
+"""
+
+
+@pytest.mark.stress
+def test_ray_leaves_a_plain_job_three_seconds_and_one_of_ours_as_long_as_it_takes(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "last_words.py").write_text(LAST_WORDS)
+    told = {name: tmp_path / name for name in ("plain", "ours")}
+    for name, file in told.items():
+        job: dict[str, Any] = {"entrypoint": f"{sys.executable} {tmp_path}/last_words.py {file}", "submission_id": name}
+        if name == "ours":
+            job["runtime_env"] = {"env_vars": {STOP_WAIT: str(STOP_WAIT_S)}}
+        requests.post(f"{cluster.url}/api/jobs/", json=job, timeout=60).raise_for_status()
+    wait_until(lambda: all(file.exists() for file in told.values()))
+    for name in told:
+        requests.post(f"{cluster.url}/api/jobs/{name}/stop", timeout=60).raise_for_status()
+    wait_until(lambda: not any(cluster.lives(name) for name in told))
+    assert told["ours"].read_text() == "ended"
+    left_s = int(told["plain"].read_text()) / 10  # by the beats of the one that was killed
+    assert 0.3 * RAYS_STOP_WAIT_S < left_s < 1.5 * RAYS_STOP_WAIT_S
 
 
 @pytest.mark.stress
