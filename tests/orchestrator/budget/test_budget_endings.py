@@ -193,6 +193,7 @@ def test_what_others_draw_on_a_shared_cluster_is_not_spent_before_a_rank_has_a_g
     live.parent.mkdir()
     about = {"kind": "gpu", "missing": None, "counted": True, "power_w": 100.0, "energy_j": 7200.0}
     devices = [about | {"uuid": f"GPU-{n}", "name": "a GPU"} for n in (1, 2)]
+    devices += [about | {"kind": "cpu", "uuid": "CPU-1", "name": "a CPU", "power_w": 10.0, "energy_j": 100.0}]
     told = {"node": "n1", "meter_pid": 2, "boot_id": "one", "began_monotonic_s": 1.0, "time_unix_s": NOW + 150}
     told |= {"power_w": 210.0, "energy_j": 14_500.0, "missing": [], "devices": devices}
     live.write_text(json.dumps(told))
