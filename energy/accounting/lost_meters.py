@@ -21,7 +21,7 @@ def mark_lost(
     fine: bool,
 ) -> list[str]:
     """Add to the devices' `gap_s` the time from their meter's loss to the end of the attempt that lost it, or of the
-    last one which held a GPU of that node; a warning for each node.
+    last one which held a GPU of that node; a warning for each node. One that the run had left before may go.
 
     windows: (attempt, start, end in unix s) of all nodes. held: UUIDs of the GPUs that each attempt held. fine:
     all files were read. Meters of a
@@ -40,7 +40,9 @@ def mark_lost(
         longest_s, since = 0.0, 0.0
         for device, session in devices:
             end, attempt = session.span()[1], int(session.ticks["attempt"][-1])
-            until = max(at for number, at in ends.items() if number == attempt or uuids & held.get(number, set()))
+            its = [number for number in ends if uuids & held.get(number, set())]
+            its += [] if held.get(attempt) else [attempt]  # where nobody says who held what
+            until = max((ends[number] for number in its if number >= attempt), default=end)
             if not session.ended and until - end > (COVERED_S if fine else COARSE_S):
                 device.gap_s += until - end
                 longest_s, since = max((longest_s, since), (until - end, end))
