@@ -209,11 +209,16 @@ def a_damaged_ledger(result: dict[str, Any]) -> None:
     result["readings"]["damaged"] = ["node-001.ledger: a row cannot be read"]
 
 
-@pytest.mark.parametrize("change", [few_nodes, a_fault, a_damaged_ledger])
+def a_leak(result: dict[str, Any]) -> None:
+    result["driver"]["meters_memory_growth_percent"] = 3.0
+
+
+@pytest.mark.parametrize("change", [few_nodes, a_fault, a_damaged_ledger, a_leak])
 def test_meters_that_were_not_all_seen_or_had_faults_do_not_meet_their_target(
     change: Callable[[dict[str, Any]], None],
 ) -> None:
     result = json.loads(json.dumps(RESULT["meters"]))
+    result["driver"] |= {"memory_growth_percent": 0.0, "meters_memory_growth_percent": 0.0}
     assert meters.met(result, 64)
     change(result)
     assert not meters.met(result, 64)
