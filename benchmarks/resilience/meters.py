@@ -28,8 +28,8 @@ from orchestrator.driver.launch import RAY_ENVIRONMENT
 from orchestrator.driver.own_ray import OWN_RAY_ENVIRONMENT
 
 NODES, GPUS, SECONDS = 64, 8, 300.0
-# After the last meter has come up, watched already: RunWatch keeps a minute of all ranks' waits, and a process of Ray that
-# exports metrics, meter or not, grows by some 4 MB in its first quarter of an hour, by less and less.
+# After the last meter has come up, watched already: RunWatch keeps a minute of all ranks' waits, and a process of Ray
+# that exports metrics, meter or not, grows by some 4 MB in its first quarter of an hour, by less and less.
 SETTLE_S = 540.0
 STEP_S = 1.0
 LOOKED_AT = (
