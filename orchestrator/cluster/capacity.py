@@ -25,17 +25,24 @@ def choose_workers(
 
     before: what the run's first attempt had. A spec that names no kind of device is content at first with the GPUs that
     there are, and with the CPU where there are none; from then on it keeps that kind, and at least as many.
-    BadInput, which says what is missing, where there is fewer than the spec allows.
+    BadInput, which says what is missing, where there is fewer than the spec allows, or where it names another kind than
+    the run began with: a run's device-hours are of one kind.
     """
     cluster, there = experiment.cluster, _resources()
     gpus, names_a_kind = int(there.get("GPU", 0)), _names_a_kind(experiment)
     cpu = cluster.device == "cpu" or (not names_a_kind and (before[1] == "cpu" if before else gpus == 0))
     have, device = (int(there.get("CPU", 0)), "cpu") if cpu else (gpus, "cuda")
+    if before is not None and before[1] != device:
+        began, told = ("CPUs", "cpu") if before[1] == "cpu" else ("GPUs", "cuda")
+        raise BadInput(
+            f"the run began on {began} and keeps them, because its hours are booked as one kind: set cluster.device to "
+            f"{told} or auto, or begin a new run from its weights (init_from)"
+        )
     if free:  # what kind it is, the machines say: a GPU that is in use is no reason to go on without
         have = min(have, int(_free("CPU" if cpu else "GPU")) + sum(_ranks_by_node().values()))
     for (section, key), text in needs_a_gpu(experiment) if cpu else ():
-        where = f"the attempts before had none: set {section}.{key} to auto, or cluster.device to cuda"
-        raise BadInput(f"{text}, and {where if gpus else f'the cluster has none: set {section}.{key} to auto'}")
+        where = "the attempts before had none" if gpus else "the cluster has none"
+        raise BadInput(f"{text}, and {where}: set {section}.{key} to auto")
     fewest = cluster.min_workers or cluster.workers
     if not cpu and not names_a_kind and cluster.min_workers is None:  # it may be written for the CPU, with more workers
         fewest = min(cluster.workers, before[0] if before else 1)
@@ -71,8 +78,8 @@ def unlike_the_spec(experiment: Experiment, workers: int, device: str) -> str | 
         )
     if device == "cpu" and gpus and not _names_a_kind(experiment):
         return (
-            f"there {_are(gpus)}, and the attempts before trained on the CPU: this one does too; cluster.device=cuda "
-            "takes the GPUs"
+            f"there {_are(gpus)}, and the attempts before trained on the CPU: this one does too; a new run from its "
+            "weights (init_from) takes the GPUs"
         )
     return None
 
