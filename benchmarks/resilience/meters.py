@@ -195,7 +195,7 @@ def drive(asked: dict[str, Any], work: Path) -> dict[str, Any]:
     assert len({each["node"] for each in described}) == len(asked["nodes"])
     told = _watched(asked)
     _, faults = stop_meters(meters)
-    return {"start_s": start_s, **told, "faults": faults}
+    return {"start_s": start_s, **told, "faults": list(faults.values())}
 
 
 def _watched(asked: dict[str, Any]) -> dict[str, Any]:

@@ -233,16 +233,15 @@ def describe_meters(meters: list[Any]) -> list[dict[str, Any]]:
     return [*described, *({"node": node, "sensors": [], "warnings": [fault]} for node, fault in faults.items())]
 
 
-def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Stops all meters after a last reading; their descriptions, and what could not be stopped in order.
+def stop_meters(meters: list[Any]) -> tuple[list[dict[str, Any]], dict[str | None, str]]:
+    """Stops all meters after a last reading; their descriptions, and of those that could not be stopped in order {node:
+    a line}, by None what is of no single node.
 
     The ledger of such a meter holds what was read until then.
     """
-    faults: list[str] = []
-    if isinstance(meters, Meters) and (fault := meters.tell_last()) is not None:
-        faults.append(fault)
-    described, more = _answers(meters, "stop", STOP_S, "could not be stopped in order")
-    return described, [*faults, *more.values()]
+    told = meters.tell_last() if isinstance(meters, Meters) else None
+    described, faults = _answers(meters, "stop", STOP_S, "could not be stopped in order")
+    return described, ({} if told is None else {None: told}) | faults
 
 
 def _answers(meters: list[Any], what: str, limit_s: float, else_: str) -> tuple[list[dict[str, Any]], dict[str, str]]:

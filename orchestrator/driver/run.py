@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,7 +257,7 @@ def _train(
         described, faults = stop_meters(meters)
         if described or faults:
             folder.update_run(**_metered(folder, described, faults))  # with what came up while they ran
-        for fault in faults:
+        for fault in faults.values():
             screen.note(fault)
         leave_ray()
 
@@ -270,18 +270,20 @@ def _profile(folder: RunFolder) -> str:
     return f"{table.read_text(encoding='utf-8')}  trace for ui.perfetto.dev: {table.with_name('trace.json.gz')}"
 
 
-def _metered(folder: RunFolder, described: list[dict[str, Any]], faults: Sequence[str] = ()) -> dict[str, Any]:
+def _metered(
+    folder: RunFolder, described: list[dict[str, Any]], faults: Mapping[str | None, str] | None = None
+) -> dict[str, Any]:
     """{meters, hosts} for run.json: of all nodes that any attempt had, those that are lost or joined late included.
 
-    faults: of meters that did not end in order. They go to the warnings of the one that each names, else of the last:
+    faults: by node, of meters that did not end in order. They go to the warnings of that node's, else of the last:
     there the record reads them.
     """
     from orchestrator.cluster.meters import of_all_nodes
 
     run = folder.read_run()
     meters = of_all_nodes(run.get("meters") or [], described)
-    for fault in faults if meters else ():
-        place = next((n for n, meter in enumerate(meters) if f"the meter of {meter['node']} " in fault), -1)
+    for node, fault in (faults or {}).items() if meters else ():
+        place = next((place for place, meter in enumerate(meters) if meter["node"] == node), -1)
         meters[place] = meters[place] | {"warnings": [*(meters[place].get("warnings") or []), fault]}
     earlier = run["hosts"] if run.get("meters") else []
     return {"meters": meters, "hosts": list(dict.fromkeys([*earlier, *(meter["node"] for meter in meters)]))}

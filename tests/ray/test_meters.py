@@ -75,7 +75,7 @@ def test_the_meters_of_a_joined_cluster_know_where_the_ranks_were(tmp_path: Path
             ray.kill(rank)
         for started in (meters, all_ours):
             _, faults = stop_meters(started)
-            assert faults == []
+            assert faults == {}
         require_every_reading_of_many_nodes(tmp_path / "many")
     noted = {}
     for path in run.ledgers():

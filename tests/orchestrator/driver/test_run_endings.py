@@ -122,9 +122,11 @@ def test_nodes_that_are_lost_and_nodes_that_come_late_stay_with_the_run(tmp_path
     assert run["hosts"] == ["a", "late", "replacement"]
     assert run["meters"] == [{"node": "a", "n": 2}, {"node": "late", "n": 2}, {"node": "replacement", "n": 1}]
     lost, unknown = "the meter of a could not be stopped in order (ActorDiedError)", "Ray did not say where"
-    told = driver._metered(folder, [{"node": "late", "n": 3, "warnings": ["hot"]}], [lost, unknown, lost])["meters"]
-    assert [(meter["n"], meter.get("warnings")) for meter in told] == [(2, [lost] * 2), (3, ["hot"]), (1, [unknown])]
-    assert driver._metered(RunFolder(tmp_path / "run"), [], [])["meters"] == run["meters"]
+    told = driver._metered(folder, [{"node": "late", "n": 3, "warnings": ["hot"]}], {"a": lost, None: unknown})[
+        "meters"
+    ]
+    assert [(meter["n"], meter.get("warnings")) for meter in told] == [(2, [lost]), (3, ["hot"]), (1, [unknown])]
+    assert driver._metered(RunFolder(tmp_path / "run"), [])["meters"] == run["meters"]
 
 
 def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFixture[str]) -> None:
