@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from energy.accounting.compute import CONVENTIONS, PALM, flop_per_token, recomputed_per_token
 from energy.boundaries import planned_quantities
@@ -67,46 +67,25 @@ def make_plan(
     """
     options = options or PlanOptions()
     basis = Basis()
-    config = experiment.llama_config()
-    cluster, training = experiment.cluster, experiment.training
-    workers, cpu = cluster.workers, cluster.device == "cpu"
-    device = _device(experiment)
-    found, skipped = find_evidence(runs_dir, config, workers, device, socket.gethostname(), cpu)
+    config, workers, training = experiment.llama_config(), experiment.cluster.workers, experiment.training
+    device, on_cpu = _device(experiment), experiment.cluster.device == "cpu"
+    found, skipped = find_evidence(runs_dir, config, workers, device, socket.gethostname(), on_cpu)
     basis.warnings += [*experiment.doubts, *skipped]
     chosen, evidence = _throughput(experiment, device, found, options, basis)
-    device_type = "cpu" if cpu else "cuda" if device or cluster.device == "cuda" else None
-    device_type = device_type or (evidence.device_type if evidence else None)
-
-    model, tokens = model_figures(config), training.tokens
-    width = {"float32": 4, "bfloat16": 2, "float8": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
-    device_gb = device.memory_gb if device else None
-    memory = step_memory(experiment, config, workers, device_type, device_gb)
-    if device_gb is not None:
-        basis.assume("memory_reserve", RESERVE, "1", RESERVE_SOURCE)
-        if not memory["fits"]:
-            fewest = fewest_workers(
-                config, experiment.batch_sequences, training.micro_batch_sequences, width, device_gb
-            )
-            memory["fewest_workers"] = fewest
+    device_type = _device_type(experiment, device, evidence)
+    memory = _memory(experiment, device, device_type, basis)
     if device is not None:
         basis.take(peak_flops(device.name))
 
     rate = chosen.tokens_per_s if chosen else None
-    step_hours = rate.times(workers).dividing(tokens / 3600) if rate else None
-    wall_hours = _with_overhead(step_hours, evidence, basis)
-    devices = workers if device_type == "cuda" else evidence.runs[-1].devices if evidence else None
-    if devices is None and wall_hours is not None:
-        todo = f"{'' if cpu else 'name cluster.accelerator, or '}plan by a run of it on this machine"
-        basis.missing.append(f"how many devices draw power, and with it device-hours, energy and carbon: {todo}")
-    device_hours = product(wall_hours, devices)
-    gpu_hours = Range.exact(0.0) if device_type == "cpu" else device_hours if device_type == "cuda" else None
-    energy = energy_of(device_hours, experiment.energy, device, evidence, basis)
-    price, currency = price_of_gpu_hour(options.gpu_hour_price, cluster.gpu_hour_price, basis)
-    on_gpu = gpu_hours if device_type == "cuda" else None
+    hours = _hours(experiment, rate, device_type, evidence, basis)
+    energy = energy_of(hours.device, experiment.energy, device, evidence, basis)
+    price, currency = price_of_gpu_hour(options.gpu_hour_price, experiment.cluster.gpu_hour_price, basis)
+    on_gpu = hours.device if device_type == "cuda" else None
     ranges: dict[str, Range | None] = {
-        "gpu_hours": gpu_hours,
-        "device_hours": device_hours,
-        "wall_days": product(wall_hours, 1 / 24),
+        "gpu_hours": Range.exact(0.0) if device_type == "cpu" else on_gpu,
+        "device_hours": hours.device,
+        "wall_days": product(hours.wall, 1 / 24),
         "tokens_per_s": product(rate, workers),
         "tokens_per_s_per_gpu": rate if device_type == "cuda" else None,
         "mfu": product(rate, config.flop_per_token / device.peak_flops) if device else None,
@@ -120,17 +99,15 @@ def make_plan(
     }
     exact: dict[str, Any] = {
         "params": config.params,
-        "tokens": tokens,
-        "compute_flop": config.flop_per_token * tokens,
+        "tokens": training.tokens,
+        "compute_flop": config.flop_per_token * training.tokens,
         "flop_convention": PALM,
         "memory_gb_per_gpu": memory["memory_gb_per_gpu"],
         "fits": memory["fits"],
     }
-    checkpoint_s = (
-        None if rate is None else training.checkpoint_every_steps * training.batch_tokens / (rate.likely * workers)
-    )
     failures = None
-    if on_gpu is not None and checkpoint_s is not None:
+    if on_gpu is not None and rate is not None:
+        checkpoint_s = training.checkpoint_every_steps * training.batch_tokens / (rate.likely * workers)
         failures = failure_plan(on_gpu, workers, state_gb(config), checkpoint_s, options.reliability, basis)
     likely = _values(exact, ranges, "likely")
     return {
@@ -139,20 +116,20 @@ def make_plan(
         **likely,
         "low": _values(exact, ranges, "low"),
         "high": _values(exact, ranges, "high"),
-        "flop": _flop(model, memory["checkpointing"], tokens),
+        "flop": _flop(model_figures(config), memory["checkpointing"], training.tokens),
         "steps": experiment.total_steps,
         "workers": workers,
-        "devices": devices,
+        "devices": hours.devices,
         "device_type": device_type,
         "accelerator": device.name if device else None,
         **describe_kind(chosen),
-        "overhead": None if step_hours is None or wall_hours is None else wall_hours.likely / step_hours.likely,
+        "overhead": hours.overhead,
         "pue": experiment.energy.pue,
         "intensity_g_per_kwh": energy.intensity_g_per_kwh,
         "cost_currency": currency,
         "memory": memory,
         "failures": _plain(failures),
-        "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),
+        "loss": loss_plan(config.params, training.tokens, config.vocab_size, exact | ranges, basis),
         "budget": budget_plan(options.budget, ranges),
         "quantities": planned_quantities(
             likely, "measured" if evidence else "assumed", energy.power_told, energy.rated_boundary
@@ -162,6 +139,61 @@ def make_plan(
         "missing": list(dict.fromkeys(basis.missing)),
         "warnings": list(dict.fromkeys(basis.warnings)),
     }
+
+
+def _device_type(experiment: Experiment, device: Accelerator | None, evidence: Evidence | None) -> str | None:
+    """cpu or cuda as the spec has it, else as its earlier runs had it; None: not known before it starts."""
+    if experiment.cluster.device == "cpu":
+        return "cpu"
+    if device or experiment.cluster.device == "cuda":
+        return "cuda"
+    return evidence.device_type if evidence else None
+
+
+def _memory(
+    experiment: Experiment, device: Accelerator | None, device_type: str | None, basis: Basis
+) -> dict[str, Any]:
+    """Of a step on each device, and where that is too much: the fewest workers with which it fits."""
+    config, training = experiment.llama_config(), experiment.training
+    device_gb = device.memory_gb if device else None
+    memory = step_memory(experiment, config, experiment.cluster.workers, device_type, device_gb)
+    if device_gb is None:
+        return memory
+    basis.assume("memory_reserve", RESERVE, "1", RESERVE_SOURCE)
+    if not memory["fits"]:
+        width = {"float32": 4, "bfloat16": 2, "float8": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
+        micro = training.micro_batch_sequences
+        memory["fewest_workers"] = fewest_workers(config, experiment.batch_sequences, micro, width, device_gb)
+    return memory
+
+
+class _Hours(NamedTuple):
+    """Of the training steps alone, of the whole run, and of its devices together; None where it is not known."""
+
+    steps: Range | None
+    wall: Range | None
+    devices: int | None
+    device: Range | None
+
+    @property
+    def overhead(self) -> float | None:
+        return None if self.steps is None or self.wall is None else self.wall.likely / self.steps.likely
+
+
+def _hours(
+    experiment: Experiment, rate: Range | None, device_type: str | None, evidence: Evidence | None, basis: Basis
+) -> _Hours:
+    """rate: tokens/s of each worker."""
+    cluster = experiment.cluster
+    steps = rate.times(cluster.workers).dividing(experiment.training.tokens / 3600) if rate else None
+    wall = _with_overhead(steps, evidence, basis)
+    devices = cluster.workers if device_type == "cuda" else evidence.runs[-1].devices if evidence else None
+    if devices is None and wall is not None:
+        todo = (
+            f"{'' if cluster.device == 'cpu' else 'name cluster.accelerator, or '}plan by a run of it on this machine"
+        )
+        basis.missing.append(f"how many devices draw power, and with it device-hours, energy and carbon: {todo}")
+    return _Hours(steps, wall, devices, product(wall, devices))
 
 
 def _flop(model: dict[str, Any], checkpointing: str, tokens: int) -> dict[str, Any]:
