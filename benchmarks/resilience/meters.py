@@ -85,6 +85,7 @@ def measure(
         "what": f"{nodes} meter actors of one Ray on one machine, each the meter of a node of its own name with {GPUS} "
         f"GPUs of its own (the stand-in), for {seconds:.0f} s",
         "looked_at": LOOKED_AT,
+        "settle_s": settle_s,
         "seconds": seconds,
         "readings": readings,
         "gpus": len(percents),

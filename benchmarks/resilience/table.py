@@ -186,8 +186,17 @@ def _meters_page(part: Result) -> list[str]:
     return [
         f"{what}. {part.get('looked_at', LOOKED_AT_BEFORE)} All up after {driver['start_s']:.0f} s; the driver has "
         f"{driver['memory_mb']['end']:.0f} MB, the meters {driver['meters_memory_mb']['end']:.0f} MB together; the "
-        f"longest pause between two readings of a node was {readings['longest_pause_s']:.1f} s.",
+        f"longest pause between two readings of a node was {readings['longest_pause_s']:.1f} s.{_settled(part)}",
     ]
+
+
+def _settled(part: Result) -> str:
+    if "settle_s" not in part:
+        return ""
+    return (
+        f" Memory is compared after {part['settle_s'] / 60:.0f} minutes of the same, in which every process of Ray that "
+        "exports metrics grows by some 4 MB, meter or not, and then no more."
+    )
 
 
 MOMENTS = {

@@ -61,7 +61,10 @@ def choose_workers(
     wanted = f"{fewest}" if fewest == cluster.workers else f"{fewest} to {cluster.workers}"
     there_are = f"the cluster has {have}{'' if cpu else _gpus_by_node()}, {fewest - have} too few"
     kept = "" if names_a_kind or before is None else f"; the attempts before trained on {before[0]} {what}"
-    raise BadInput(f"the spec wants {wanted} {what} and {there_are}{kept}; set cluster.workers, min_workers or device")
+    ways = f"set cluster.workers{', min_workers or device' if before is None else ' or min_workers'}"
+    if before is not None and not have:
+        ways = "bring such machines back, or begin a new run from its weights (model.init_from)"
+    raise BadInput(f"the spec wants {wanted} {what} and {there_are}{kept}; {ways}")
 
 
 def _names_a_kind(experiment: Experiment) -> bool:

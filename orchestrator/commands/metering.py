@@ -80,25 +80,8 @@ def measure(
 
     factors = Factors.declared(pue, pue_source, intensity_g_per_kwh, intensity_source)
     if grid is not None:
-        if intensity_g_per_kwh is not None:
-            raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
-        from energy.carbon.grid import constant, intensity
-
-        if constant(grid) is not None:
-            raise click.UsageError("--grid names a place; a figure goes to --intensity-g-per-kwh, with its source")
-        factors = Factors(factors.pue, intensity(grid))
-    if node_baseline_w is not None and not node_baseline_source:
-        raise click.UsageError("--node-baseline-w is given without --node-baseline-source: say where it comes from")
-    told = {"--node-baseline-w": node_baseline_w, "--node-power-command": node_power_command}
-    given = [option for option, value in (told | {"--node-power-file": node_power_file}).items() if value is not None]
-    if len(given) > 1:
-        raise click.UsageError(f"{' and '.join(given)} tell the same power of a node: give one of them")
-    declared = {
-        "baseline_w": node_baseline_w,
-        "baseline_source": node_baseline_source or "",
-        "power_command": node_power_command,
-        "power_file": str(node_power_file) if node_power_file else None,
-    }
+        factors = Factors(factors.pue, _intensity_of(grid, intensity_g_per_kwh))
+    declared = _declared_power(node_baseline_w, node_baseline_source, node_power_command, node_power_file)
     which = gpus if gpus in ("visible", "all") else [part.strip() for part in gpus.split(",") if part.strip()]
     if not which:
         raise click.UsageError("--gpus is empty: expected visible, all, or UUIDs with commas between")
@@ -144,6 +127,35 @@ def measure(
     except Exception as error:
         _say(f"hoofprint: unexpected {type(error).__name__}: {error}; the record is in {result.folder.path}")
     sys.exit(result.exit_code)
+
+
+def _intensity_of(grid: str, intensity_g_per_kwh: float | None) -> Any:
+    """The factor of a place by the tables; a figure has options of its own."""
+    if intensity_g_per_kwh is not None:
+        raise click.UsageError("--grid and --intensity-g-per-kwh both give the intensity; take one")
+    from energy.carbon.grid import constant, intensity
+
+    if constant(grid) is not None:
+        raise click.UsageError("--grid names a place; a figure goes to --intensity-g-per-kwh, with its source")
+    return intensity(grid)
+
+
+def _declared_power(
+    baseline_w: float | None, baseline_source: str | None, command: str | None, file: Path | None
+) -> dict[str, Any]:
+    """What the options say of the node's power, in one way at most (energy.sensors)."""
+    if baseline_w is not None and not baseline_source:
+        raise click.UsageError("--node-baseline-w is given without --node-baseline-source: say where it comes from")
+    told = {"--node-baseline-w": baseline_w, "--node-power-command": command, "--node-power-file": file}
+    given = [option for option, value in told.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} tell the same power of a node: give one of them")
+    return {
+        "baseline_w": baseline_w,
+        "baseline_source": baseline_source or "",
+        "power_command": command,
+        "power_file": str(file) if file else None,
+    }
 
 
 def _write_report(result: Any) -> Path | None:
