@@ -91,12 +91,16 @@ def _sharding_table(experiment: "Experiment") -> str:
 
     from model.sharding import Layout, sharding_plan
     from model.transformer import Llama
+    from orchestrator.plan.planned_model import planned_config
 
     cluster = experiment.cluster
+    warnings: list[str] = []
     layout = Layout.of(cluster.workers, replicas=cluster.replicas, tensor=cluster.tensor_parallel)
     with torch.device("meta"):
-        model = Llama(experiment.llama_config())
+        model = Llama(planned_config(experiment, warnings))
     on_gpus = cluster.device != "cpu" and (cluster.accelerator is not None or cluster.device == "cuda")
+    for warning in warnings:
+        click.echo(f"hoofprint: {warning}", err=True)
     return sharding_plan(model, layout, prefetch=1 if on_gpus else 0).table()
 
 

@@ -112,7 +112,7 @@ def _run(
         folder.write_run(previous | described | kept)
         keep_series_file(experiment, folder)
         if fresh:
-            _write_plan(experiment, folder)
+            _write_plan(experiment, folder, prepared.vocab_size)
     except (OSError, ValueError):
         claim.free_space()
         attempt_files.undo(folder, before)
@@ -320,18 +320,18 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "device_type": None,
         "model": model_figures(config),
         "data": prepared.description,
-        "planned_tokens": experiment.total_steps * experiment.training.batch_tokens,
+        "planned_tokens": experiment.planned_tokens,
         **accounting_of(experiment),
         "training": {},  # what `auto` becomes is the ranks' decision: see keep_choices
         "meters": [],
     }
 
 
-def _write_plan(experiment: Experiment, folder: RunFolder) -> None:
+def _write_plan(experiment: Experiment, folder: RunFolder, vocab_size: int) -> None:
     """What is expected, from earlier runs beside this one or published figures, while nothing of it is known yet."""
     from orchestrator.plan import PlanOptions, make_plan
 
-    plan = make_plan(experiment, folder.path.parent, PlanOptions(strict=False))
+    plan = make_plan(experiment, folder.path.parent, PlanOptions(strict=False, vocab_size=vocab_size))
     write_json(folder.path / PLAN, {"plan": plan, "outcome": None})
 
 

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 from energy.accounting.compute import CONVENTIONS, PALM, flop_per_token, recomputed_per_token
 from energy.boundaries import planned_quantities
 from energy.factors import Accelerator, accelerator, peak_flops
+from model.config import LlamaConfig
 from orchestrator.driver.accounting import model_figures
 from orchestrator.plan.choices import step_memory
 from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of, price_of_gpu_hour
 from orchestrator.plan.earlier_runs import Evidence, find_evidence, throughput_from
 from orchestrator.plan.failures import Reliability, failure_plan
 from orchestrator.plan.memory import RESERVE, RESERVE_SOURCE, fewest_workers, state_gb
+from orchestrator.plan.planned_model import planned_config
 from orchestrator.plan.ranges import Basis, Range, positive, product
 from orchestrator.plan.scaling import loss_plan
 from orchestrator.plan.throughput import ASK, ASK_ON_CPU, Throughput, anchors_for, describe_kind, from_anchors, stated
@@ -41,6 +43,7 @@ class PlanOptions:
 
     throughput: `auto`, `runs`, `published`, or the name of a system in `throughput_anchors.csv`.
     strict: refuse (ValueError) an accelerator's plan without a throughput; otherwise it is listed as missing.
+    vocab_size: the tokenizer's, where it is known; otherwise its file is read.
     """
 
     throughput: str = "auto"
@@ -50,6 +53,7 @@ class PlanOptions:
     budget: str | None = None
     reliability: Reliability = field(default_factory=Reliability)
     strict: bool = True
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         positive("--mfu", self.mfu, most=1.0)
@@ -67,13 +71,14 @@ def make_plan(
     """
     options = options or PlanOptions()
     basis = Basis()
-    config, workers, training = experiment.llama_config(), experiment.cluster.workers, experiment.training
+    workers, training, tokens = experiment.cluster.workers, experiment.training, experiment.training.tokens
+    config = planned_config(experiment, basis.warnings, options.vocab_size)
     device, on_cpu = _device(experiment), experiment.cluster.device == "cpu"
     found, skipped = find_evidence(runs_dir, config, workers, device, socket.gethostname(), on_cpu)
     basis.warnings += [*experiment.doubts, *skipped]
-    chosen, evidence = _throughput(experiment, device, found, options, basis)
+    chosen, evidence = _throughput(experiment, config, device, found, options, basis)
     device_type = _device_type(experiment, device, evidence)
-    memory = _memory(experiment, device, device_type, basis)
+    memory = _memory(experiment, config, device, device_type, basis)
     if device is not None:
         basis.take(peak_flops(device.name))
 
@@ -99,8 +104,8 @@ def make_plan(
     }
     exact: dict[str, Any] = {
         "params": config.params,
-        "tokens": training.tokens,
-        "compute_flop": config.flop_per_token * training.tokens,
+        "tokens": tokens,
+        "compute_flop": config.flop_per_token * tokens,
         "flop_convention": PALM,
         "memory_gb_per_gpu": memory["memory_gb_per_gpu"],
         "fits": memory["fits"],
@@ -116,7 +121,7 @@ def make_plan(
         **likely,
         "low": _values(exact, ranges, "low"),
         "high": _values(exact, ranges, "high"),
-        "flop": _flop(model_figures(config), memory["checkpointing"], training.tokens),
+        "flop": _flop(model_figures(config), memory["checkpointing"], tokens),
         "steps": experiment.total_steps,
         "workers": workers,
         "devices": hours.devices,
@@ -129,7 +134,7 @@ def make_plan(
         "cost_currency": currency,
         "memory": memory,
         "failures": _plain(failures),
-        "loss": loss_plan(config.params, training.tokens, config.vocab_size, exact | ranges, basis),
+        "loss": loss_plan(config.params, tokens, config.vocab_size, exact | ranges, basis),
         "budget": budget_plan(options.budget, ranges),
         "quantities": planned_quantities(
             likely, "measured" if evidence else "assumed", energy.power_told, energy.rated_boundary
@@ -151,10 +156,10 @@ def _device_type(experiment: Experiment, device: Accelerator | None, evidence: E
 
 
 def _memory(
-    experiment: Experiment, device: Accelerator | None, device_type: str | None, basis: Basis
+    experiment: Experiment, config: LlamaConfig, device: Accelerator | None, device_type: str | None, basis: Basis
 ) -> dict[str, Any]:
     """Of a step on each device, and where that is too much: the fewest workers with which it fits."""
-    config, training = experiment.llama_config(), experiment.training
+    training = experiment.training
     device_gb = device.memory_gb if device else None
     memory = step_memory(experiment, config, experiment.cluster.workers, device_type, device_gb)
     if device_gb is None:
@@ -217,10 +222,15 @@ def _device(experiment: Experiment) -> Accelerator | None:
 
 
 def _throughput(
-    experiment: Experiment, device: Accelerator | None, found: Evidence | None, options: PlanOptions, basis: Basis
+    experiment: Experiment,
+    config: LlamaConfig,
+    device: Accelerator | None,
+    found: Evidence | None,
+    options: PlanOptions,
+    basis: Basis,
 ) -> tuple[Throughput | None, Evidence | None]:
     """The throughput by the order in `throughput.py`, and the earlier runs where it rests on them."""
-    config, workers, how = experiment.llama_config(), experiment.cluster.workers, options.throughput
+    workers, how = experiment.cluster.workers, options.throughput
     chosen = stated(config, device, options.mfu, options.tokens_per_s_per_gpu)
     evidence = None
     if chosen is None and how in ("auto", "runs") and found is not None and found.same_shape:

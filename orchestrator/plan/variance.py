@@ -29,8 +29,6 @@ def compare(plan: Mapping[str, Any], footprint: Mapping[str, Any]) -> dict[str, 
     record does not know has ratio None, and the totals after it have none either.
     """
     planned, actual = _planned(plan), _actual(footprint)
-    # A run trains whole batches: what it set out to do is a little less than the spec's tokens.
-    planned["tokens"] = footprint["run"].get("planned_tokens") or planned["tokens"]
     rows = [
         _row("tokens", planned["tokens"], actual["tokens"], "tokens"),
         # More tokens/s make less energy: the factor is the time per token.

@@ -333,6 +333,11 @@ class Experiment(Section):
         return self.training.tokens // self.training.batch_tokens
 
     @property
+    def planned_tokens(self) -> int:
+        """What is trained of `training.tokens`: whole batches."""
+        return self.total_steps * self.training.batch_tokens
+
+    @property
     def doubts(self) -> list[str]:
         """What can be trained and is hardly meant: said before the start, and no fault."""
         found = []
@@ -341,6 +346,12 @@ class Experiment(Section):
             found.append(
                 f"training.warmup_steps {warmup:,} is not less than the {steps:,} steps of the training: the learning "
                 "rate only rises, and peak_lr is hardly reached, or never"
+            )
+        left = self.training.tokens - self.planned_tokens
+        if left > self.training.tokens / 100:
+            found.append(
+                f"training.tokens {self.training.tokens:,} is not a whole number of batches: the last {left:,} are not "
+                f"trained; training.tokens={self.planned_tokens} says what is"
             )
         tokenizer = self.data.tokenizer
         if tokenizer.path is not None and tokenizer.vocab_size != TokenizerSpec().vocab_size:

@@ -91,8 +91,18 @@ AUTO, CUDA, FEWER = "cluster.device=auto", "cluster.device=cuda", "cluster.min_w
     [
         ([2.0], None, [CUDA], r"wants 8 GPUs and the cluster has 2 \(n0: 2\), 6 too few; set cluster.workers, min_wo"),
         ([4.0, 0.0], None, ["cluster.accelerator=H100-PCIe", AUTO], r"has 4 \(n1: none, n0: 4\), 4 too few"),
-        ([0.0], (8, "cuda"), [AUTO], r"has 0 \(n0: none\), 8 too few; the attempts before trained on 8 GPUs; bring such"),
-        ([2.0], (8, "cuda"), [AUTO], r"6 too few; the attempts before trained on 8 GPUs; set cluster.workers or min_workers$"),
+        (
+            [0.0],
+            (8, "cuda"),
+            [AUTO],
+            r"has 0 \(n0: none\), 8 too few; the attempts before trained on 8 GPUs; bring such",
+        ),
+        (
+            [2.0],
+            (8, "cuda"),
+            [AUTO],
+            r"6 too few; the attempts before trained on 8 GPUs; set cluster.workers or min_workers$",
+        ),
         ([0.0], (8, "cuda"), ["training.dtype=float8", AUTO], "wants 8 GPUs and the cluster has 0"),
         ([4.0], (8, "cuda"), [AUTO], "wants 8 GPUs and the cluster has 4"),
         ([1.0], (2, "cuda"), [AUTO], "wants 2 to 8 GPUs and the cluster has 1 .* before trained on 2 GPUs"),

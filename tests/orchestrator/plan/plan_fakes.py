@@ -34,7 +34,7 @@ def footprint(experiment: Experiment, **changes: Any) -> dict[str, Any]:
     facility = it_kwh * given["pue"]
     shape = {key: asdict(config)[key] for key in SHAPE}
     return {
-        "run": {"run_id": given["run_id"], "attempts": given["attempts"]},
+        "run": {"run_id": given["run_id"], "attempts": given["attempts"], "planned_tokens": experiment.planned_tokens},
         "model": shape | {"flop_per_token": config.flop_per_token},
         "data": {"tokens_trained": given["trained"] or processed, "tokens_processed": processed},
         "compute": {"tokens_per_s": given["tokens_per_s"], "flop_per_token": config.flop_per_token},

@@ -202,6 +202,10 @@ def test_nodes_on_the_command_line_are_workers() -> None:
 def test_a_warmup_longer_than_the_training_is_doubted() -> None:
     assert load_experiment(LAPTOP).doubts == []
     assert "warmup_steps 500" in load_experiment(LAPTOP, ["training.warmup_steps=500"]).doubts[0]
+    [doubt] = load_experiment(
+        LAPTOP, ["training.tokens=600k", "training.batch_tokens=393216", "training.warmup_steps=0"]
+    ).doubts
+    assert "the last 206,784 are not trained; training.tokens=393216" in doubt
 
 
 def test_the_size_of_a_tokenizer_that_is_there_already_is_doubted(tmp_path: Path) -> None:
