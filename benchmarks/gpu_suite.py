@@ -4,24 +4,22 @@
     python benchmarks/gpu_suite.py --tiny --device cpu       # whether it runs at all; its figures mean nothing
 
 Needs a torch from 2.11 on, numpy and Python 3.11 or later; no Ray and no internet. Peers come from the environment or
-from wheels in a folder, all of which are installed without their dependencies into .cache/gpu-peers:
-    torchtitan spmd_types tyro docstring-parser typeguard (torchtitan's Llama; with torch 2.11 it is 0.2.2, which wants
-    torchdata datasets dill multiprocess too), torchao (float8), nvidia-ml-py (energy),
-    transformers tokenizers huggingface_hub safetensors regex pyyaml packaging tqdm filelock fsspec (transformers),
-    pytest pluggy iniconfig (the tests in gpu_tests/)
-What is missing is said in the result. Each part is a process of its own with a limit of time, and keeps what it found
-when it is cut short; while one works on the GPU, the next imports its libraries. --help names the parts, in their
-order. Where no --output is given, a whole run on a GPU writes to benchmarks/results/gpu.json, and any other to
+from wheels in a folder, all of which are installed without their dependencies into .cache/gpu-peers; what is missing is
+said in the result. Each part is a process of its own with a limit of time, and keeps what it found when it is cut
+short; while one works on the GPU, the next imports its libraries. --help names the parts, in their order, and the
+wheels. Where no --output is given, a whole run on a GPU writes to benchmarks/results/gpu.json, and any other to
 .cache/gpu-suite/gpu.json."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,19 @@ CACHE = ROOT / ".cache"
 LOGS = CACHE / "gpu-suite"
 LEAST_S = 15.0  # with less time left than that no part is started
 LAYERS = 32
+# What the environment may lack, with all that each requires but torch and numpy and what these bring.
+WHEELS = {
+    "torchtitan's Llama": "torchtitan spmd_types tyro docstring-parser typeguard",
+    "torchtitan 0.2.2 (the one for torch 2.11), beside these": "torchdata datasets dill multiprocess xxhash pyarrow "
+    "pandas python-dateutil six requests urllib3 certifi charset-normalizer idna tensorboard tensorboard-data-server "
+    "absl-py grpcio markdown protobuf werkzeug pillow einops tomli",
+    "float8": "torchao",
+    "energy": "nvidia-ml-py",
+    "transformers": "transformers tokenizers huggingface_hub hf-xet httpx2 httpcore2 h11 idna truststore anyio click "
+    "typer rich pygments markdown-it-py mdurl shellingham annotated-doc pydantic pydantic-core annotated-types "
+    "typing-inspection safetensors regex pyyaml packaging tqdm filelock fsspec",
+    "the tests in gpu_tests/": "pytest pluggy iniconfig packaging pygments",
+}
 # What peers take beside master weights and moments, of what we take there (results/gpu.json: transformers).
 PEERS_TAKE = 1.25
 USABLE = 0.9  # the rest: the driver's context, libraries, fragmentation
@@ -58,7 +69,7 @@ EXPECTED_S = {
     "generation": 58,
     "training selective": 28,
     "attention": 37,
-    "training whole": 43,
+    "training full": 43,
 }
 PATIENCE = 2  # times that, a part is cut short
 
@@ -89,20 +100,39 @@ def model(scale: Scale, layers: int, length: int) -> LlamaConfig:
     )
 
 
-def fitting_layers(scale: Scale, memory_bytes: float) -> int:
-    """The most layers, in fours, whose training fits into the device without checkpointing, ours and the peers'; at
-    least one."""
-    for layers in (*range(LAYERS, 0, -4), 2):
-        config = model(scale, layers, max(scale.lengths))
-        ours = memory_gb(config, Layout(), Batch(scale.tokens, 1), "none", Compute())
-        state_gb = ours["parameters"] + ours["optimizer"]
-        if state_gb + PEERS_TAKE * (ours["total"] - state_gb) <= USABLE * memory_bytes / GB:
-            return layers
-    return 1
+def needed_gb(scale: Scale, layers: int, checkpointing: str) -> float:
+    """What a step takes: without checkpointing of ours and of the peers, else of ours, which has no peers there."""
+    config = model(scale, layers, max(scale.lengths))
+    ours = memory_gb(config, Layout(), Batch(scale.tokens, 1), checkpointing, Compute())
+    state_gb = ours["parameters"] + ours["optimizer"]
+    return state_gb + (PEERS_TAKE if checkpointing == "none" else 1) * (ours["total"] - state_gb)
 
 
-def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict[str, Any]]]:
+def fitting_layers(scale: Scale, memory_bytes: float, checkpointing: str) -> int:
+    """The most layers, in fours, whose training fits into the device; at least one."""
+    usable_gb = USABLE * memory_bytes / GB
+    numbers = (*range(LAYERS, 0, -4), 2)
+    return next((layers for layers in numbers if needed_gb(scale, layers, checkpointing) <= usable_gb), 1)
+
+
+def full_layers(scale: Scale, memory_bytes: float) -> tuple[int, str]:
+    """Layers with full checkpointing, and in words of how many and why not all."""
+    if scale is TINY:
+        return 2, f"2 of {LAYERS}, of a tiny model"
+    fits = fitting_layers(scale, memory_bytes, "full")
+    if fits == LAYERS:
+        return fits, f"{fits} of {LAYERS}, the whole model"
+    needed, usable, there = needed_gb(scale, LAYERS, "full"), USABLE * memory_bytes / GB, memory_bytes / GB
+    return fits, (
+        f"{fits} of {LAYERS}; the whole model takes {needed:.0f} GB and does not fit into the {usable:.0f} GB that "
+        f"can be used of {there:.0f}"
+    )
+
+
+def parts(scale: Scale, layers: int, full: int, device: str) -> dict[str, tuple[float, dict[str, Any]]]:
     """{name: (limit in s, what `benchmarks.gpu.part` takes)}, in the order of `EXPECTED_S`.
+
+    layers: without checkpointing and with a selective one. full: with a full one.
 
     A GPU at its limit of power may be faster while it is cool: ours, which comes first, has a second turn after the
     peers, at all lengths.
@@ -111,8 +141,7 @@ def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict
     case = Case(
         config=model(scale, layers, longest), sequences=scale.tokens // longest, dtype="bfloat16", device=device
     )
-    whole = dataclasses.replace(case, config=model(scale, LAYERS if device == "cuda" else layers, longest))
-
+    whole = model(scale, LAYERS if device == "cuda" else layers, longest)  # fits where nothing is trained
     compiled = "_compiled" if device == "cuda" else ""
 
     def train(system: str, only: list[int] | None = None, **changed: Any) -> dict[str, Any]:
@@ -126,14 +155,13 @@ def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict
 
     generation = {
         "part": "generation",
-        "case": dataclasses.replace(whole, sequences=1).as_json(),
+        "case": dataclasses.replace(case, config=whole, sequences=1).as_json(),
         "batches": list(scale.batches),
         "prompt": scale.prompt,
         "new": scale.new,
         "seconds": scale.seconds,
     }
     documents = {"lengths": lengths, "document": longest // 8}
-    full = {"config": whole.config, "checkpointing": "full"}
     tasks = {
         "ceiling": kernels("ceiling", scale.seconds / 4, square=scale.square),
         "training hoofprint": train("hoofprint"),
@@ -146,7 +174,7 @@ def parts(scale: Scale, layers: int, device: str) -> dict[str, tuple[float, dict
         "generation": generation,
         "training selective": train("hoofprint", [longest], checkpointing="selective"),
         "attention": kernels("attention", scale.seconds / 20, **documents),
-        "training whole": train("hoofprint", [longest], **full),
+        "training full": train("hoofprint", [longest], config=model(scale, full, longest), checkpointing="full"),
     }
     return {name: (PATIENCE * expected_s, tasks[name]) for name, expected_s in EXPECTED_S.items()}
 
@@ -170,17 +198,19 @@ def install(wheels: Path | None) -> tuple[Path | None, str | None]:
 
 
 def main() -> None:
-    names = list(parts(TINY, 1, "cpu"))
+    names = list(EXPECTED_S)
+    wrapped = functools.partial(textwrap.fill, width=118, subsequent_indent="    ", break_on_hyphens=False)
+    wheels = (wrapped(f"{what}: {each}") for what, each in WHEELS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"Parts: {', '.join(names)}.",
+        epilog="\n".join((wrapped(f"Parts: {', '.join(names)}."), "", "Wheels:", *wheels)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--wheels", type=Path, help="a folder of wheels of peers")
     parser.add_argument("--output", type=Path, help="the JSON file; a table for people is written beside it")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--only", default=",".join(names), help="parts, with commas between")
-    parser.add_argument("--layers", type=int, help=f"default: what fits, at most {LAYERS}")
+    parser.add_argument("--layers", type=int, help=f"without full checkpointing; default: what fits, at most {LAYERS}")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes")
     options = parser.parse_args()
@@ -202,7 +232,9 @@ def main() -> None:
     if about is None:
         raise SystemExit(f"{options.device}: {told['error']}")
     scale = TINY if options.tiny else FULL
-    fits = 2 if options.tiny else fitting_layers(scale, about.get("memory_bytes", 16e9))
+    memory_bytes = about.get("memory_bytes", 16e9)
+    fits = 2 if options.tiny else fitting_layers(scale, memory_bytes, "none")
+    full, why_full = full_layers(scale, memory_bytes)
     layers = options.layers or fits
     result: dict[str, Any] = {
         "what": "LLaMA-7B shapes on one GPU: training, generation, attention, products, sensors",
@@ -213,9 +245,10 @@ def main() -> None:
         "layers": layers,
         "why_layers": f"{layers} of {LAYERS}: "
         + ("as asked" if options.layers else "what fits beside master weights and moments, without checkpointing"),
+        "why_full_layers": why_full,
         "parts": {},
     }
-    chosen = [(name, *part) for name, part in parts(scale, layers, options.device).items() if name in wanted]
+    chosen = [(name, *part) for name, part in parts(scale, layers, full, options.device).items() if name in wanted]
     result["parts"] = {name: unreached("the suite was ended before it came to it") for name, _, _ in chosen}
     ahead = start(chosen[0][0], chosen[0][2])
     for at, (name, limit_s, _) in enumerate(chosen):

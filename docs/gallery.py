@@ -106,9 +106,9 @@ def page_of() -> str:
     lines = [
         "# What it looks like",
         "",
-        "`make gallery` makes each picture by the command under it, in a folder that has `experiments/` (and in it "
-        "`sample/small.yaml`), `faulty.yaml` and `runs/`. Those of a training that goes on were kept by "
-        "`make_sample.py`. What the names stand for:",
+        "`make gallery` makes each picture by the command under it, in a folder that has `experiments/` (with "
+        "`small.yaml` of `sample/` in it), `faulty.yaml` of `sample/` and `runs/`. Those of a training that goes "
+        "on were kept by `make_sample.py`. What the names stand for:",
         "",
     ]
     lines += [f"- `{name}`: {note}" for name, note in NOTES.items()]

@@ -50,6 +50,7 @@ def form_of(wanted: Backend, device: torch.device, dtype: torch.dtype) -> Form:
 def pack(tokens_BL: torch.Tensor, first_id: int, form: Form, device: torch.device, dtype: torch.dtype) -> Packing:
     """The packing of `tokens_BL` (on the CPU), whose documents each begin with `first_id` (bos).
 
+    Where bos is eos too, one lies between two documents: the target of the last token of one, and first of the other.
     A sequence may begin and end within a document; what it has of that counts as one. dtype: what attention computes
     in, for the additive mask of `form` "mask", (B, 1, L, L).
     """

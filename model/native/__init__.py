@@ -1,4 +1,4 @@
-"""Routines in C for the CPU, compiled for the machine that they run on, at their first use, in about a second.
+"""Routines in C for the CPU, compiled for the machine that they run on, at their first use, in a few seconds.
 
 PyTorch's wheels must run everywhere, and eager operators cannot keep a tile in registers between one and the next; a
 file of C compiled with `-march=native` can. It needs a C compiler that knows OpenMP (gcc, or clang with libomp), as

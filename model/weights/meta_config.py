@@ -16,7 +16,7 @@ from model.weights.settings import POSITIVE, SWITCH, WHOLE, Kind, or_null, read_
 
 PARAMS = "params.json"
 OURS = "hoofprint.json"  # {sequence_length} of a model that we exported
-_THETA = 1e4
+_THETA, _SCALED_THETA = 1e4, 5e5  # where none is said: of the code of LLaMA 1 and 2, and of that which scales
 _MULTIPLE = 256
 _SEQUENCE_LENGTH = 2048
 _SIZES = ("dim", "n_layers", "n_heads")
@@ -90,7 +90,7 @@ def read_params(
             vocab_size=vocab_size,
             sequence_length=length,
             norm_eps=raw["norm_eps"],
-            rope_theta=float(raw.get("rope_theta") or _THETA),
+            rope_theta=float(raw.get("rope_theta") or (_SCALED_THETA if raw.get("use_scaled_rope") else _THETA)),
             rope_scaling=_scaling(path, raw, rope_scaling_factor),
             tie_embeddings=tied,
         ), warnings

@@ -55,8 +55,16 @@ def run(
 
 @click.command()
 @click.option("--record", is_flag=True, help="Of a record (footprint.json), instead of an experiment.")
-def schema(record: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Of an experiment, for people: each key and what it means.")
+def schema(record: bool, markdown: bool) -> None:
     """The JSON Schema of an experiment, for editors, or of a record."""
+    if record and markdown:
+        raise click.UsageError("--markdown is of an experiment: leave out --record")
+    if markdown:
+        from orchestrator.spec.keys_page import keys_page
+
+        click.echo(keys_page(), nl=False)
+        return
     if record:
         from energy.schemas import record_schema
 

@@ -13,7 +13,10 @@ from orchestrator.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class SourceTokens:
-    """One tokenised source. train and validation are memory-mapped ids: bos, document, eos, bos, ..."""
+    """One tokenised source. train and validation are memory-mapped ids: bos, document, eos, bos, ...
+
+    Where the tokenizer's bos is its eos, one such token lies between two documents: E, document, E, document, E.
+    """
 
     name: str
     kind: str

@@ -57,7 +57,8 @@ def build(
     with _place_named(cache):
         tokenizer = _tokenizer(sources, described, tokenizer_spec, cache, total_bytes, report)
         digest = hashlib.sha256(tokenizer.model).hexdigest()
-        folder = cache / _key("shards", described, digest, validation_fraction, seed)
+        layout = ["one token between documents"] if _is_shared(tokenizer) else []  # older files have two
+        folder = cache / _key("shards", described, digest, validation_fraction, seed, *layout)
         if not folder.exists():
             cache.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(cache)
@@ -151,7 +152,7 @@ def _write(
     total_bytes: int | None,
     report: Progress,
 ) -> None:
-    dtype = _dtype(tokenizer)
+    dtype, shared = _dtype(tokenizer), _is_shared(tokenizer)
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     stats, done_bytes = [], 0
     for number, spec in enumerate(sources):
@@ -162,11 +163,14 @@ def _write(
         with train_path.open("wb") as train, validation_path.open("wb") as validation:
             for texts in batches(documents(spec, skipped), BATCH_CHARACTERS):
                 source_bytes += sum(len(text.encode()) for text in texts)
-                for ids in tokenizer.encode_batch(texts, bos=True, eos=True):
+                for ids in tokenizer.encode_batch(texts, bos=True, eos=not shared):
                     held_out = _draw(seed, document) < validation_fraction
                     (validation if held_out else train).write(np.asarray(ids, dtype).tobytes())
                     document += 1
                 report(done_bytes + source_bytes, total_bytes, f"tokenising {spec.name}")
+            for file in (train, validation):
+                if shared and file.tell():  # no document follows that would end the last one
+                    file.write(np.asarray([tokenizer.eos_id], dtype).tobytes())
         done_bytes += source_bytes
         by_documents = train_path.stat().st_size > 0 and validation_path.stat().st_size > 0
         if not by_documents:
@@ -240,6 +244,15 @@ def _paths(folder: Path, number: int) -> tuple[Path, Path]:
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def _is_shared(tokenizer: Tokenizer) -> bool:
+    """Whether one token both ends a document and begins the next.
+
+    With two of them between documents, document masking would make a document of the first, whose next token is
+    the second: a model would learn that every other document has no text.
+    """
+    return tokenizer.bos_id == tokenizer.eos_id
 
 
 def _draw(seed: int, document: int) -> float:

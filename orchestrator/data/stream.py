@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -51,6 +50,7 @@ class TokenStream:
         # _before[k, j]: how many of the first j places of a period belong to source k.
         places = self._schedule == np.arange(len(weights))[:, None]
         self._before = np.concatenate([np.zeros((len(weights), 1), np.int64), places.cumsum(1)], axis=1)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source: the epoch it is in, and its order in that
 
     def source_of(self, index: int) -> tuple[int, int]:
         """(source, number of its sequences dealt before) of global sequence `index`."""
@@ -66,11 +66,15 @@ class TokenStream:
         for row in range(count):
             source, dealt = self.source_of(start_index + row)
             epoch, place = divmod(dealt, self.lengths[source])
-            part = self.corpus.parts[source]
-            number = int(_permutation(self.lengths[source], self.seed, part.name, epoch)[place])
-            first = number * self.sequence_length
-            result[row] = part.train[first : first + self.sequence_length + 1]
+            first = int(self._order(source, epoch)[place]) * self.sequence_length
+            result[row] = self.corpus.parts[source].train[first : first + self.sequence_length + 1]
         return result
+
+    def _order(self, source: int, epoch: int) -> np.ndarray:
+        if source not in self._orders or self._orders[source][0] != epoch:
+            name = self.corpus.parts[source].name
+            self._orders[source] = epoch, _permutation(self.lengths[source], self.seed, name, epoch)
+        return self._orders[source][1]
 
     @property
     def epoch(self) -> int:
@@ -114,7 +118,6 @@ def _schedule(weights: Sequence[float]) -> np.ndarray:
     return owners[np.argsort(places, kind="stable")]
 
 
-@lru_cache(maxsize=32)
 def _permutation(length: int, seed: int, name: str, epoch: int) -> np.ndarray:
     """Order by a hash (splitmix64): the stream of numpy's generators may change between versions."""
     key = zlib.crc32(f"{seed}:{epoch}:{name}".encode()) << 32 | zlib.crc32(f"{name}:{epoch}:{seed}".encode())

@@ -11,7 +11,8 @@ from energy.factors import Factor, peak_flops, presets
 from energy.factors.places import from_source
 from energy.runs import SERIES, RunFolder, write_json
 from model.config import LlamaConfig
-from orchestrator.spec.experiment import EnergySpec, Experiment, with_range
+from orchestrator.spec.energy_spec import EnergySpec, with_range
+from orchestrator.spec.experiment import Experiment
 
 # Keys of the spec's energy section, and the accounting figures with their units that they become.
 FIGURES = {

@@ -48,6 +48,21 @@ def step_memory(
     )
 
 
+def fewest_workers(
+    experiment: Experiment, config: LlamaConfig, device_type: str | None, device_gb: float
+) -> int | None:
+    """The fewest workers on which a step of the spec fits, all but their number as it says; None where it fits on none.
+
+    Asked are those that share the batch evenly, up to one sequence for each.
+    """
+    cluster, sequences = experiment.cluster, experiment.batch_sequences
+    for ranks in range(cluster.replicas, sequences + 1, cluster.replicas):
+        workers = ranks * cluster.tensor_parallel
+        if sequences % ranks == 0 and step_memory(experiment, config, workers, device_type, device_gb)["fits"]:
+            return workers
+    return None
+
+
 def choose(
     experiment: Experiment, config: LlamaConfig, workers: int, device_type: str, device_gb: float | None
 ) -> Choices:

@@ -16,7 +16,7 @@ from orchestrator.driver.accounting import declared
 from orchestrator.plan.earlier_runs import Evidence
 from orchestrator.plan.ranges import Basis, Range
 from orchestrator.spec.budget import money
-from orchestrator.spec.experiment import EnergySpec
+from orchestrator.spec.energy_spec import EnergySpec
 from orchestrator.spec.quantities import quantity
 
 _BUDGET_UNITS = {

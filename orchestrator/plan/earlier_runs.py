@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class EarlierRun:
     power_w: float | None  # mean of one device over the whole run, all that was metered divided by the devices
     power_boundary: str
     power_method: str  # how the energy was come by (energy.boundaries.METHODS)
-    startup_s: float
+    startup_s: float  # of one attempt
     other_share: float  # evaluation, checkpoints and the like, per second of training step
 
 
@@ -128,13 +128,15 @@ def _read(folder: RunFolder, device: Accelerator | None, hostname: str, cpu: boo
             return None
     elif hostname not in (hardware.get("hosts") or []):
         return None
-    duration_s, device_hours = float(time["duration_s"]), float(time["device_hours"])
-    workers = int(hardware["world_size"])
-    if {attempt.get("world_size", workers) for attempt in record["run"].get("attempts") or []} - {workers}:
+    device_hours, workers = float(time["device_hours"]), int(hardware["world_size"])
+    attempts = record["run"].get("attempts") or []
+    if {attempt.get("world_size", workers) for attempt in attempts} - {workers}:
         return None
-    devices = workers if device_type == "cuda" else max(1, round(device_hours * 3600 / duration_s))
+    held_s = _held_s(attempts, time)
+    # All attempts had as many: the mean that `compute` has, too, is this number.
+    devices = compute.get("devices") or (workers if device_type == "cuda" else round(device_hours * 3600 / sum(held_s)))
     it_kwh = energy.get("energy_it_kwh")
-    startup_s, step_s, other_s = _seconds(energy.get("phases") or [], duration_s)
+    startup_s, step_s, other_s = _seconds(energy.get("phases") or [], held_s)
     tokens_per_s = float(compute["tokens_per_s"])
     if not (math.isfinite(tokens_per_s) and tokens_per_s > 0 and device_hours > 0):
         return None
@@ -142,7 +144,7 @@ def _read(folder: RunFolder, device: Accelerator | None, hostname: str, cpu: boo
         run_id=str(record["run"]["run_id"]),
         device_type=device_type,
         workers=workers,
-        devices=devices,
+        devices=max(1, int(devices)),
         shape={key: int(record["model"][key]) for key in SHAPE},
         flop_per_token=float(compute["flop_per_token"]),
         tokens_per_s=tokens_per_s,
@@ -154,19 +156,30 @@ def _read(folder: RunFolder, device: Accelerator | None, hostname: str, cpu: boo
     )
 
 
-def _seconds(phases: Iterable[dict[str, Any]], duration_s: float) -> tuple[float, float, float]:
-    """(start-up, training steps, evaluation and checkpoints) of a run in s.
+def _held_s(attempts: Sequence[dict[str, Any]], time: dict[str, Any]) -> list[float]:
+    """Of each attempt the s in which it held its devices; of a record that does not tell them those of the whole run.
 
-    Start-up is what remains of the duration, because data and Ray are prepared before the metering begins; what was
-    lost or lay idle is left out: a plan does not repeat it.
+    The time between two attempts (days, where a run is resumed) is in none of them, nor is what one waited for devices.
+    """
+    ends = [each.get("ended_unix_s") or time.get("ended_unix_s") for each in attempts]  # the last one may go on
+    held_s = [
+        max(0.0, end - each["started_unix_s"] - each.get("waited_s", 0.0))
+        for each, end in zip(attempts, ends, strict=True)
+        if end is not None and "started_unix_s" in each
+    ]
+    return held_s or [float(time["duration_s"])]
+
+
+def _seconds(phases: Iterable[dict[str, Any]], held_s: Sequence[float]) -> tuple[float, float, float]:
+    """(start-up of an attempt, training steps, evaluation and checkpoints) of a run in s; held_s: of each attempt.
+
+    Start-up is what remains of the time in which devices were held, because data and Ray are prepared before the
+    metering begins; steps that were lost are left out: a plan does not repeat them.
     """
     by_name = {str(each["phase"]): float(each["seconds"] or 0.0) for each in phases}
-    step = by_name.get("train_step", 0.0)
-    other, lost = (
-        sum(by_name.get(name, 0.0) for name in names)
-        for names in (("evaluation", "checkpoint"), ("lost", "gap", "idle"))
-    )
-    return (max(0.0, duration_s - step - other - lost) if step else 0.0), step, other
+    step, lost = by_name.get("train_step", 0.0), by_name.get("lost", 0.0)
+    other = by_name.get("evaluation", 0.0) + by_name.get("checkpoint", 0.0)
+    return (max(0.0, sum(held_s) - step - other - lost) / len(held_s) if step else 0.0), step, other
 
 
 def throughput_from(evidence: Evidence, config: LlamaConfig, workers: int) -> Throughput:

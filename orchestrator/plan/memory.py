@@ -70,15 +70,3 @@ def memory_plan(
             "loss": parts["logits"],
         },
     }
-
-
-def fewest_workers(config: LlamaConfig, sequences: int, micro: int, width: int, device_gb: float) -> int | None:
-    """The fewest workers (a divisor of `sequences`, the batch) on which full checkpointing fits; None if none does."""
-    compute = Compute("bfloat16" if width == 2 else "float32")
-    for workers in (count for count in range(1, sequences + 1) if sequences % count == 0):
-        batch = batch_of(sequences, workers, micro, config.sequence_length)
-        if memory_gb(config, Layout(shards=workers), batch, "full", compute, EACH)["total"] <= device_gb * (
-            1 - RESERVE
-        ):
-            return workers
-    return None

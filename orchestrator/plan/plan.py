@@ -1,8 +1,9 @@
 """The plan of an experiment: its predicted FLOP, memory, time, energy, carbon and cost, before anything starts.
 
-A pure function of the spec, the factor tables and earlier run folders. Each quantity has a low, a likely and a high
-value of its own (the low of tokens/s belongs to the high of the hours); what cannot be known is None and is named in
-`missing`. Import nothing heavy here: `hoofprint plan` answers without torch and ray.
+Read are the spec, the tokenizer's and the grid series' files that it names, the factor tables, earlier run folders, and
+this machine's name, by which the runs of a machine without a named accelerator are found. Each quantity has a low, a
+likely and a high value of its own (the low of tokens/s belongs to the high of the hours); what cannot be known is None
+and is named in `missing`. Import nothing heavy here: `hoofprint plan` answers without torch and ray.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from energy.boundaries import planned_quantities
 from energy.factors import Accelerator, accelerator, peak_flops
 from model.config import LlamaConfig
 from orchestrator.driver.accounting import model_figures
-from orchestrator.plan.choices import step_memory
+from orchestrator.plan.choices import fewest_workers, step_memory
 from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of, price_of_gpu_hour
 from orchestrator.plan.earlier_runs import Evidence, find_evidence, throughput_from
 from orchestrator.plan.failures import Reliability, failure_plan
-from orchestrator.plan.memory import RESERVE, RESERVE_SOURCE, fewest_workers, state_gb
+from orchestrator.plan.memory import RESERVE, RESERVE_SOURCE, state_gb
 from orchestrator.plan.planned_model import planned_config
 from orchestrator.plan.ranges import Basis, Range, positive, product
 from orchestrator.plan.scaling import loss_plan
@@ -71,7 +72,7 @@ def make_plan(
     """
     options = options or PlanOptions()
     basis = Basis()
-    workers, training, tokens = experiment.cluster.workers, experiment.training, experiment.training.tokens
+    workers, tokens = experiment.cluster.workers, experiment.training.tokens
     config = planned_config(experiment, basis.warnings, options.vocab_size)
     device, on_cpu = _device(experiment), experiment.cluster.device == "cpu"
     found, skipped = find_evidence(runs_dir, config, workers, device, socket.gethostname(), on_cpu)
@@ -84,13 +85,13 @@ def make_plan(
 
     rate = chosen.tokens_per_s if chosen else None
     hours = _hours(experiment, rate, device_type, evidence, basis)
-    energy = energy_of(hours.device, experiment.energy, device, evidence, basis)
+    energy = energy_of(hours.device_h, experiment.energy, device, evidence, basis)
     price, currency = price_of_gpu_hour(options.gpu_hour_price, experiment.cluster.gpu_hour_price, basis)
-    on_gpu = hours.device if device_type == "cuda" else None
+    on_gpu = hours.device_h if device_type == "cuda" else None
     ranges: dict[str, Range | None] = {
         "gpu_hours": Range.exact(0.0) if device_type == "cpu" else on_gpu,
-        "device_hours": hours.device,
-        "wall_days": product(hours.wall, 1 / 24),
+        "device_hours": hours.device_h,
+        "wall_days": product(hours.wall_h, 1 / 24),
         "tokens_per_s": product(rate, workers),
         "tokens_per_s_per_gpu": rate if device_type == "cuda" else None,
         "mfu": product(rate, config.flop_per_token / device.peak_flops) if device else None,
@@ -110,10 +111,7 @@ def make_plan(
         "memory_gb_per_gpu": memory["memory_gb_per_gpu"],
         "fits": memory["fits"],
     }
-    failures = None
-    if on_gpu is not None and rate is not None:
-        checkpoint_s = training.checkpoint_every_steps * training.batch_tokens / (rate.likely * workers)
-        failures = failure_plan(on_gpu, workers, state_gb(config), checkpoint_s, options.reliability, basis)
+    failures = _failures(experiment, config, on_gpu, rate, options.reliability, basis)
     likely = _values(exact, ranges, "likely")
     return {
         "schema": SCHEMA,
@@ -159,30 +157,27 @@ def _memory(
     experiment: Experiment, config: LlamaConfig, device: Accelerator | None, device_type: str | None, basis: Basis
 ) -> dict[str, Any]:
     """Of a step on each device, and where that is too much: the fewest workers with which it fits."""
-    training = experiment.training
     device_gb = device.memory_gb if device else None
     memory = step_memory(experiment, config, experiment.cluster.workers, device_type, device_gb)
     if device_gb is None:
         return memory
     basis.assume("memory_reserve", RESERVE, "1", RESERVE_SOURCE)
     if not memory["fits"]:
-        width = {"float32": 4, "bfloat16": 2, "float8": 2}.get(training.dtype, 2 if device_type == "cuda" else 4)
-        micro = training.micro_batch_sequences
-        memory["fewest_workers"] = fewest_workers(config, experiment.batch_sequences, micro, width, device_gb)
+        memory["fewest_workers"] = fewest_workers(experiment, config, device_type, device_gb)
     return memory
 
 
 class _Hours(NamedTuple):
-    """Of the training steps alone, of the whole run, and of its devices together; None where it is not known."""
+    """Of the training steps alone, of the whole run, and of all its devices together; None where it is not known."""
 
-    steps: Range | None
-    wall: Range | None
+    steps_h: Range | None
+    wall_h: Range | None
     devices: int | None
-    device: Range | None
+    device_h: Range | None
 
     @property
     def overhead(self) -> float | None:
-        return None if self.steps is None or self.wall is None else self.wall.likely / self.steps.likely
+        return None if self.steps_h is None or self.wall_h is None else self.wall_h.likely / self.steps_h.likely
 
 
 def _hours(
@@ -190,15 +185,31 @@ def _hours(
 ) -> _Hours:
     """rate: tokens/s of each worker."""
     cluster = experiment.cluster
-    steps = rate.times(cluster.workers).dividing(experiment.training.tokens / 3600) if rate else None
-    wall = _with_overhead(steps, evidence, basis)
+    steps_h = rate.times(cluster.workers).dividing(experiment.training.tokens / 3600) if rate else None
+    wall_h = _with_overhead(steps_h, evidence, basis)
     devices = cluster.workers if device_type == "cuda" else evidence.runs[-1].devices if evidence else None
-    if devices is None and wall is not None:
+    if devices is None and wall_h is not None:
         todo = (
             f"{'' if cluster.device == 'cpu' else 'name cluster.accelerator, or '}plan by a run of it on this machine"
         )
         basis.missing.append(f"how many devices draw power, and with it device-hours, energy and carbon: {todo}")
-    return _Hours(steps, wall, devices, product(wall, devices))
+    return _Hours(steps_h, wall_h, devices, product(wall_h, devices))
+
+
+def _failures(
+    experiment: Experiment,
+    config: LlamaConfig,
+    gpu_hours: Range | None,
+    rate: Range | None,
+    declared: Reliability,
+    basis: Basis,
+) -> dict[str, Any] | None:
+    """rate: tokens/s of each worker. None where hours on GPUs are not known."""
+    if gpu_hours is None or rate is None:
+        return None
+    training, workers = experiment.training, experiment.cluster.workers
+    checkpoint_s = training.checkpoint_every_steps * training.batch_tokens / (rate.likely * workers)
+    return failure_plan(gpu_hours, workers, state_gb(config), checkpoint_s, declared, basis)
 
 
 def _flop(model: dict[str, Any], checkpointing: str, tokens: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from energy.factors import Factor
 
+SAME = 5e-4  # a smaller relative difference is none
+
 
 @dataclass(frozen=True)
 class Range:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from energy.human import digits, human_count, human_flop, human_time
 from model.memory import EACH
+from orchestrator.plan.ranges import SAME
 
 Plan = dict[str, Any]
 _BAR = 24
@@ -96,7 +97,7 @@ def _table(plan: Plan) -> Padding:
         if not known:
             continue
         low, likely, high = (side[key] / unit for side in (plan["low"], plan, plan["high"]))
-        spread = high > low * 1.0005
+        spread = high > low * (1 + SAME)
         outer = (_four(low), _four(high)) if spread else ("", "")
         table.add_row(label, outer[0], Text(_four(likely), style="bold"), outer[1], Text(source, style="dim"))
     failures = plan["failures"]
@@ -145,14 +146,19 @@ def _memory(plan: Plan, console: Console) -> None:
     text += "; gradients reduced with each micro-batch" if memory["gradient_reduction"] == EACH and batches > 1 else ""
     console.print(indented(Text(text, style="dim")))
     if memory["fits"] is False:
-        fewest = memory.get("fewest_workers")
-        hint = (
-            f"fits from {fewest:,} workers on"
-            if fewest
-            else "fits on no number of workers: lower micro_batch_sequences"
-        )
-        console.print(indented(Text(hint, style="red")))
+        console.print(indented(Text(_from_where_on(memory), style="red")))
     console.print()
+
+
+def _from_where_on(memory: dict[str, Any]) -> str:
+    """The number of workers on which what does not fit would; without one, what else would take less."""
+    fewest, said = memory.get("fewest_workers"), memory["checkpointing"]
+    if fewest:
+        return f"fits from {fewest:,} workers on"
+    # Other than full is chosen for what does not fit only where the spec says so.
+    recompute = "" if said == "full" else f"activation_checkpointing full (the spec says {said}), "
+    # Not smaller micro-batches: the most workers have one sequence each.
+    return f"fits on no number of workers: try {recompute}fewer replicas, more tensor_parallel or shorter sequences"
 
 
 def _failures(plan: Plan, console: Console) -> None:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.plan.ranges import SAME
+
 Row = dict[str, Any]
 # What each further row completes: device-hours after the first four, and so on.
 TOTALS = (
@@ -63,10 +65,10 @@ def _planned(plan: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _actual(footprint: Mapping[str, Any]) -> dict[str, float | None]:
-    data, time, energy = footprint["data"], footprint["time"], footprint["energy"]
+    data, compute, time, energy = (footprint[key] for key in ("data", "compute", "time", "energy"))
     trained, processed = data.get("tokens_trained"), data.get("tokens_processed")
-    tokens_per_s, hours = footprint["compute"].get("tokens_per_s"), time.get("device_hours")
-    devices = _devices(footprint)
+    tokens_per_s, hours = compute.get("tokens_per_s"), time.get("device_hours")
+    devices = compute.get("mean_devices") or compute.get("devices")  # attempts may have had more or fewer
     step_hours = processed / tokens_per_s / 3600 * devices if processed and tokens_per_s and devices else None
     it_kwh = energy.get("energy_it_kwh")
     return {
@@ -78,15 +80,6 @@ def _actual(footprint: Mapping[str, Any]) -> dict[str, float | None]:
         "pue": energy.get("pue"),
         "intensity": footprint["carbon"].get("intensity_g_per_kwh"),
     }
-
-
-def _devices(footprint: Mapping[str, Any]) -> int | None:
-    """GPUs in use, else CPU packages, as the record counts device-hours."""
-    hardware = footprint["hardware"]
-    if hardware.get("device_type") == "cuda":
-        return hardware.get("world_size")
-    packages = [device for device in hardware.get("devices") or [] if device["kind"] == "cpu"]
-    return len(packages) or len(hardware.get("hosts") or []) or None
 
 
 def _row(factor: str, planned: float | None, actual: float | None, unit: str, inverse: bool = False) -> Row:
@@ -127,6 +120,6 @@ _WORDS = {
 def _say(factor: str, ratio: float | None) -> str:
     if ratio is None:
         return "not known on one side"
-    if abs(ratio - 1) < 5e-4:
+    if abs(ratio - 1) < SAME:
         return "as planned"
     return f"{_WORDS[factor][0 if ratio > 1 else 1]} (x {ratio:.3g})"

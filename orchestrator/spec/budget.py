@@ -54,7 +54,13 @@ class BudgetSpec(Section):
     Without embodied carbon: hardware is made whether it trains or not. A plain number is in the unit named here.
     """
 
-    energy: Annotated[EnergyKwh, Field(gt=0)] | None = None  # kWh of the facility where energy.pue is given, else IT
-    carbon: Annotated[CarbonT, Field(gt=0)] | None = None  # t CO2eq of the facility's energy, by location
-    gpu_hours: Annotated[GpuHours, Field(gt=0)] | None = None
-    cost: Money | None = None  # GPU-hours at cluster.gpu_hour_price
+    energy: Annotated[EnergyKwh, Field(gt=0)] | None = Field(
+        default=None, description="kWh of the facility where energy.pue is given, else of the IT equipment"
+    )
+    carbon: Annotated[CarbonT, Field(gt=0)] | None = Field(
+        default=None, description="t CO2eq of the facility's energy, by location"
+    )
+    gpu_hours: Annotated[GpuHours, Field(gt=0)] | None = Field(
+        default=None, description="Hours times the GPUs that were held"
+    )
+    cost: Money | None = Field(default=None, description="GPU-hours at cluster.gpu_hour_price")

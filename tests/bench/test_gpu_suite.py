@@ -1,5 +1,6 @@
 """The GPU suite at tiny size on the CPU: every part runs, says what it cannot, and keeps what it has."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import gpu_suite
 from benchmarks.gpu import part
@@ -18,7 +21,7 @@ from model.config import LlamaConfig
 from model.float8 import to_float8
 from model.transformer import Llama
 
-PARTS = gpu_suite.parts(gpu_suite.TINY, 2, "cpu")
+PARTS = gpu_suite.parts(gpu_suite.TINY, 2, 2, "cpu")
 SEEN = json.loads((Path(gpu_suite.__file__).parent / "results" / "gpu.json").read_text(encoding="utf-8"))
 
 
@@ -46,7 +49,7 @@ def test_training_has_rates_and_names_its_convention(found: dict[str, Any]) -> N
             assert cell["convention"].startswith("PaLM") and cell["mfu"] is None
             assert cell["energy_j"] is None and cell["not_metered"]
     assert found["training selective"]["found"]["64"]["checkpointing"] == "selective"
-    assert found["training whole"]["found"]["64"]["checkpointing"] == "full"
+    assert found["training full"]["found"]["64"]["checkpointing"] == "full"
 
 
 def test_what_is_not_here_is_said(found: dict[str, Any]) -> None:
@@ -139,12 +142,67 @@ def test_all_parts_fit_into_nine_minutes_and_the_checks_are_not_the_last() -> No
     seen_s = {name: part["seconds"] for name, part in SEEN["parts"].items() if part["error"] is None}
     assert seen_s and all(seconds <= expected_s[name] for name, seconds in seen_s.items())
     order = list(expected_s)
-    assert all(order.index("checks") < order.index(name) for name in ("generation", "attention", "training whole"))
+    assert all(order.index("checks") < order.index(name) for name in ("generation", "attention", "training full"))
 
 
 def test_layers_are_as_many_as_fit() -> None:
-    fits = [gpu_suite.fitting_layers(gpu_suite.FULL, gib * 2**30) for gib in (400, 139.8, 79.1, 23.6, 4)]
-    assert fits == [32, 12, 8, 1, 1]
+    cards_gib = (400, 139.8, 79.1, 23.6, 4)
+    for checkpointing, expected in (("none", [32, 12, 8, 1, 1]), ("full", [32, 32, 20, 2, 1])):
+        assert [gpu_suite.fitting_layers(gpu_suite.FULL, gib * 2**30, checkpointing) for gib in cards_gib] == expected
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "layers", "why"),
+    [
+        (85e9, 20, "20 of 32; the whole model takes 114 GB and does not fit into the 76 GB that can be used of 85"),
+        (150e9, 32, "32 of 32, the whole model"),
+    ],
+)
+def test_a_card_trains_with_full_checkpointing_what_fits_and_the_page_says_of_how_many_layers(
+    memory_bytes: float, layers: int, why: str
+) -> None:
+    assert gpu_suite.full_layers(gpu_suite.FULL, memory_bytes) == (layers, why)
+    task = gpu_suite.parts(gpu_suite.FULL, 8, layers, "cuda")["training full"][1]
+    assert task["case"]["checkpointing"] == "full" and task["case"]["config"]["n_layers"] == layers
+    taken = {"median": 1.0, "least": 1.0, "most": 1.0}
+    cell = {"tokens_per_s": 4096.0, "sequences": 1, "seconds_of_a_call": taken}
+    cells = {
+        name: {"found": {"4096": cell | {"layers": count}}, "error": None}
+        for name, count in (("training hoofprint", 8), ("training full", layers))
+    }
+    about = {"machine": {"device": "cuda", "date": "today"}, "how": HOW, "layers": 8, "why_layers": "8 of 32"}
+    page = markdown(about | {"why_full_layers": why, "parts": cells})
+    assert f"Layers with full checkpointing: {why}." in page
+    assert "| hoofprint | 4096 |" in page and f"| full, {layers} layers | 4096 |" in page
+
+
+def test_the_wheels_are_all_that_each_of_them_requires(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def required(name: str) -> set[str] | None:
+        try:
+            found = map(Requirement, importlib.metadata.requires(name) or [])
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        return {
+            canonicalize_name(each.name) for each in found if not each.marker or each.marker.evaluate({"extra": ""})
+        }
+
+    there = {"torch", "numpy"}
+    while more := set().union(*(required(name) or () for name in there)) - there:
+        there |= more
+    named = {canonicalize_name(name) for names in gpu_suite.WHEELS.values() for name in names.split()}
+    there |= {"torch-checkpointing", "wandb"}  # torchtitan 0.3 requires them, and its Llama does not import them
+    all_required = {name: required(name) for name in named}
+    missing = {name: each - named - there for name, each in all_required.items() if each and each - named - there}
+    unchecked = sorted(name for name, each in all_required.items() if each is None)
+    assert not missing, f"also required: {missing}; not installed here, so not checked: {unchecked}"
+    assert not {"pytest", "transformers", "huggingface-hub", "httpx2"} & set(unchecked), unchecked
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--help"])
+    with pytest.raises(SystemExit):
+        gpu_suite.main()
+    shown = capsys.readouterr().out.split()
+    assert all(name in shown for names in gpu_suite.WHEELS.values() for name in names.split())
 
 
 def test_a_part_that_is_cut_short_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +245,7 @@ def test_the_whole_command_writes_one_json(tmp_path: Path) -> None:
 def test_only_a_whole_run_on_a_gpu_replaces_the_committed_result_and_what_is_skipped_is_in_it(
     options: list[str], committed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    about = {"torch": "2.13.0", "device": "any"}
+    about = {"torch": "2.13.0", "device": "any", "memory_bytes": 85e9}
 
     class Told(PartProcess):
         def __init__(self, *_: Any):
@@ -207,7 +265,9 @@ def test_only_a_whole_run_on_a_gpu_replaces_the_committed_result_and_what_is_ski
     gpu_suite.main()
     assert [path.name for path in tmp_path.iterdir()] == ["RESULTS" if committed else "LOGS"]
     [written] = tmp_path.glob("*/gpu.json")
-    found = json.loads(written.read_text())["parts"]
+    result = json.loads(written.read_text())
+    assert result["why_full_layers"].startswith("2 of 32" if "--tiny" in options else "20 of 32; the whole model takes")
+    found = result["parts"]
     assert list(found) == (["checks"] if "--only" in options else list(PARTS))
     assert {cell["error"] for cell in found.values()} == {"skipped: no time left"}
 

@@ -1,12 +1,15 @@
 """The token files hold every document once, are built once, and are rebuilt when something changes."""
 
 import errno
+import hashlib
 import os
 import resource
 import shutil
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from orchestrator.data import shards
 from orchestrator.data.shards import TokenizerSpec, build
@@ -24,6 +27,36 @@ def test_every_document_is_in_exactly_one_part(corpus, specs):
         assert sorted(train + validation) == sorted(documents(spec))
         assert validation and len(validation) < len(train)
         assert part.train.dtype == np.uint16 and part.train[0] == corpus.tokenizer.bos_id
+
+
+def test_where_bos_is_eos_one_token_lies_between_two_documents(corpus, specs, tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.txt").write_text("a single document")
+    sources = [*specs, SourceSpec("one", "text-folder", str(tmp_path / "one"))]
+    found = build(sources, TokenizerSpec(str(tmp_path / "tokenizer.json")), tmp_path / "cache", 0.1)
+    end = found.tokenizer.eos_id
+    assert found.tokenizer.bos_id == end
+    for spec, part in zip(sources, found.parts, strict=True):
+        files, texts = [part.train, part.validation], []
+        if spec.name == "one":
+            assert part.stats["held_out"] == "tail"  # which begins within the document
+            files = [np.concatenate(files)]
+        for ids in files:
+            first, *others = split(found, ids)
+            assert (first, ids[0], ids[-1]) == ("", end, end)
+            texts += others
+        assert sorted(texts) == sorted(documents(spec))  # no other is empty
+    # Files of before, with two between documents, are not used; those of any other tokenizer are.
+    for each, of, older in ((found, sources, False), (corpus, specs, True)):
+        digest = hashlib.sha256(each.tokenizer.model).hexdigest()
+        key = shards._key("shards", [shards._describe(spec) for spec in of], digest, 0.1, 0)
+        assert (key == each.folder.name) == older
 
 
 def test_stats_and_entropy(corpus, specs):

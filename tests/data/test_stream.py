@@ -5,6 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from orchestrator.data import stream as stream_module
+from orchestrator.data.corpus import SourceTokens, TokenizedCorpus
 from orchestrator.data.stream import PERIOD, TokenStream, _permutation
 
 LENGTH = 16
@@ -81,6 +83,23 @@ def test_permutations_are_permutations_and_fixed():
     assert not np.array_equal(_permutation(1000, 1, "a", 0), _permutation(1000, 1, "a", 1))
     # Written out, because a run that resumes under another numpy must see the same order.
     assert _permutation(8, 0, "a", 0).tolist() == [6, 7, 0, 3, 2, 4, 5, 1]
+
+
+def test_a_source_is_put_in_order_once_an_epoch_however_many_there_are(corpus, monkeypatch):
+    tokens = np.arange(5 * LENGTH + 1, dtype=np.uint16)  # 5 sequences
+    parts = tuple(SourceTokens(f"source {i}", "jsonl", 1.0, {}, tokens, tokens) for i in range(40))
+    stream = TokenStream(TokenizedCorpus(corpus.folder, corpus.tokenizer, parts, 0.0), None, LENGTH, seed=7)
+    asked = []
+
+    def counted(length, seed, name, epoch):
+        asked.append((name, epoch))
+        return _permutation(length, seed, name, epoch)
+
+    monkeypatch.setattr(stream_module, "_permutation", counted)
+    for start in range(0, 40 * 5 * 3, 8):
+        stream.batch(start, 8)
+    assert sorted(asked) == sorted((part.name, epoch) for part in parts for epoch in range(3))
+    assert len(stream._orders) == 40  # of the epochs before nothing is kept
 
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, -1), (1, float("inf")), (1, 1e-9)])

@@ -133,11 +133,12 @@ def test_scaled_rotary_positions_come_back(tmp_path: Path) -> None:
         MetaFolder(folder, rope_scaling_factor=8.0)
     assert MetaFolder(folder, rope_scaling_factor=32.0).config.rope_scaling == scaling
     params = json.loads((folder / "params.json").read_text())
-    del params["rope_scaling_factor"]  # as Meta has it
+    del params["rope_scaling_factor"], params["rope_theta"]  # as Meta has it; and its code that scales takes 500,000
     (folder / "params.json").write_text(json.dumps(params))
     with pytest.raises(ValueError, match="--rope-scaling-factor"):
         MetaFolder(folder)
-    assert MetaFolder(folder, rope_scaling_factor=32.0).config.rope_scaling == scaling
+    found = MetaFolder(folder, rope_scaling_factor=32.0).config
+    assert (found.rope_scaling, found.rope_theta) == (scaling, 5e5)
     plain = written(tmp_path / "plain", build(CONFIGS["plain"]))
     with pytest.raises(ValueError, match="has no scaled rotary positions .* leave --rope-scaling-factor out"):
         MetaFolder(plain, rope_scaling_factor=8.0)

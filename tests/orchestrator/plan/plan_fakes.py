@@ -24,11 +24,11 @@ def footprint(experiment: Experiment, **changes: Any) -> dict[str, Any]:
         "run_id": "before", "device_type": "cuda", "world_size": 8, "gpu": "NVIDIA A100-SXM4-80GB", "hosts": ["node"],
         "tokens_per_s": 40_000.0, "power_w": 320.0, "duration_s": 4000.0, "step_s": 3600.0,
         "other_s": 180.0, "trained": None, "pue": 1.2, "intensity": 50.0, "method": "counter",
-        "attempts": [],
+        "attempts": [], "held_s": None, "packages": 1, "mean_devices": None, "ended_unix_s": None,
     } | changes  # fmt: skip
     on_gpu = given["device_type"] == "cuda"
-    devices = given["world_size"] if on_gpu else 1
-    hours = devices * given["duration_s"] / 3600
+    devices = given["world_size"] if on_gpu else given["packages"]
+    hours = (given["mean_devices"] or devices) * (given["held_s"] or given["duration_s"]) / 3600
     processed = given["tokens_per_s"] * given["step_s"]
     it_kwh = hours * given["power_w"] / 1000
     facility = it_kwh * given["pue"]
@@ -37,12 +37,17 @@ def footprint(experiment: Experiment, **changes: Any) -> dict[str, Any]:
         "run": {"run_id": given["run_id"], "attempts": given["attempts"], "planned_tokens": experiment.planned_tokens},
         "model": shape | {"flop_per_token": config.flop_per_token},
         "data": {"tokens_trained": given["trained"] or processed, "tokens_processed": processed},
-        "compute": {"tokens_per_s": given["tokens_per_s"], "flop_per_token": config.flop_per_token},
+        "compute": {
+            "tokens_per_s": given["tokens_per_s"], "flop_per_token": config.flop_per_token, "devices": devices,
+            "mean_devices": given["mean_devices"],
+        },
         "hardware": {
             "device_type": given["device_type"], "world_size": given["world_size"], "hosts": given["hosts"],
             "devices": [{"name": given["gpu"] if on_gpu else "a CPU", "kind": "gpu" if on_gpu else "cpu"}] * devices,
         },
-        "time": {"duration_s": given["duration_s"], "device_hours": hours},
+        "time": {
+            "duration_s": given["duration_s"], "device_hours": hours, "ended_unix_s": given["ended_unix_s"],
+        },
         "energy": {
             "energy_it_kwh": it_kwh, "energy_facility_kwh": facility, "pue": given["pue"], "boundary": "gpu",
             "phases": [{"phase": "train_step", "seconds": given["step_s"]},

@@ -1,12 +1,16 @@
 """What fits: known cases, what must grow and shrink, the share of a worker. The formulas: test_model_memory.py."""
 
+import io
+
 import pytest
 from plan_fakes import spec
+from rich.console import Console
 
 from model.memory import CHECKPOINTING, Batch, Compute, memory_gb
 from model.sharding import Layout
 from orchestrator.plan import make_plan
-from orchestrator.plan.memory import batch_of, fewest_workers
+from orchestrator.plan.memory import batch_of
+from orchestrator.plan.screen import print_plan
 
 
 def test_state_is_16_bytes_a_parameter_over_the_workers() -> None:
@@ -35,12 +39,41 @@ def test_the_fastest_choice_that_fits_is_planned() -> None:
     assert not any(memory["choices"][name]["fits"] for name in CHECKPOINTING[:chosen])
 
 
-def test_65b_does_not_fit_on_8_and_the_plan_says_from_where_it_does() -> None:
-    memory = make_plan(spec("llama_65b", "cluster.workers=8"))["memory"]
-    fewest = memory["fewest_workers"]
-    assert 8 < fewest <= 2048
-    assert make_plan(spec("llama_65b", f"cluster.workers={fewest}"))["fits"]
-    assert fewest_workers(spec("llama_65b").llama_config(), 2048, 8, 2, 10.0) is None
+NONE, WIDE = "training.activation_checkpointing=none", "training.micro_batch_sequences=16"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "workers", "unit"),
+    [
+        ("llama_65b", (), 8, 1),
+        ("llama_7b", (NONE, WIDE), 8, 1),
+        ("llama_7b", ("cluster.replicas=256",), 256, 256),
+        ("llama_65b", ("cluster.replicas=64",), 512, 64),
+        ("llama_65b", ("cluster.replicas=4", "cluster.tensor_parallel=8"), 32, 32),
+        ("llama_65b", ("training.dtype=float8",), 8, 1),
+    ],
+)
+def test_what_does_not_fit_says_from_where_on_it_does(
+    name: str, overrides: tuple[str, ...], workers: int, unit: int
+) -> None:
+    def memory(workers: int) -> dict:
+        return make_plan(spec(name, *overrides, f"cluster.workers={workers}"))["memory"]
+
+    fewest = memory(workers)["fewest_workers"]
+    assert fewest > workers and fewest % unit == 0 and memory(fewest)["fits"]
+    assert all(memory(fewest // factor)["fits"] is False for factor in (2, 4) if fewest // factor % unit == 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "todo"),
+    [((NONE,), "activation_checkpointing full (the spec says none), fewer replicas"), ((), "fewer replicas")],
+)
+def test_what_fits_on_no_number_of_workers_says_what_would_help(overrides: tuple[str, ...], todo: str) -> None:
+    plan = make_plan(spec("llama_65b", "cluster.replicas=2048", *overrides))
+    assert plan["memory"]["fewest_workers"] is None
+    screen = Console(file=io.StringIO(), width=200)
+    print_plan(plan, "", screen)
+    assert f"fits on no number of workers: try {todo}" in screen.file.getvalue()
 
 
 def test_monotone() -> None:

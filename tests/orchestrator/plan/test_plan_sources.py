@@ -127,6 +127,30 @@ def test_a_laptop_learns_from_its_own_runs(tmp_path: Path) -> None:
     assert plan["carbon_tco2eq"] is None  # no intensity was given
 
 
+@pytest.mark.parametrize("told", [True, False])  # False: a record that has no count of devices
+def test_a_run_that_was_resumed_after_a_week_plans_as_one_that_went_through(told: bool, tmp_path: Path) -> None:
+    experiment, week_s = spec("laptop"), 7 * 86400.0
+    again = {"started_unix_s": 2000 + week_s, "waited_s": 300.0}  # and it goes on, as far as the record
+    cases = {
+        "through": {"attempts": [{"started_unix_s": 0.0, "ended_unix_s": 4000.0}]},
+        "resumed": {
+            "attempts": [{"started_unix_s": 0.0, "ended_unix_s": 2000.0}, again],
+            "duration_s": 4520 + week_s, "ended_unix_s": 4520 + week_s, "held_s": 4220.0,
+        },
+        "untold": {},  # when its attempts were
+    }  # fmt: skip
+    plans = []
+    for name, changes in cases.items():
+        folder = write_run(tmp_path / name, experiment, device_type="cpu", world_size=2, packages=2, **changes)
+        if not told:
+            record = json.loads((folder / "footprint.json").read_text())
+            del record["compute"]["devices"]
+            (folder / "footprint.json").write_text(json.dumps(record))
+        plans.append(make_plan(experiment, tmp_path / name))
+    startup_s = {each["key"]: each["value"] for each in plans[0]["assumptions"]}["startup_s"]
+    assert plans[0] == plans[1] == plans[2] and (plans[0]["devices"], startup_s) == (2, 220.0)
+
+
 def test_runs_of_another_machine_say_nothing_about_this_one(tmp_path: Path) -> None:
     experiment = spec("laptop")
     write_run(tmp_path, experiment, device_type="cpu", world_size=2, hosts=["another"])

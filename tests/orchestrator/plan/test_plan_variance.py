@@ -8,14 +8,18 @@ from plan_fakes import footprint, spec
 from orchestrator.plan import compare, make_plan
 
 EXPERIMENT = spec("llama_7b", "cluster.workers=8")
+PLANNED = 4668.2365  # tokens/s of each
+# At that rate on 8 for 90 % of the tokens, then on 4: a device-second each over 0.1375 s.
+ELASTIC = {"world_size": 4, "tokens_per_s": PLANNED / 0.1375, "mean_devices": 1 / 0.1375}
 
 
 def explained(actual: dict) -> dict:
     return compare(make_plan(EXPERIMENT), actual)
 
 
-def test_the_factors_multiply_to_every_total() -> None:
-    result = explained(footprint(EXPERIMENT, trained=1.2e8))
+@pytest.mark.parametrize("changes", [{"trained": 1.2e8}, ELASTIC])
+def test_the_factors_multiply_to_every_total(changes: dict) -> None:
+    result = explained(footprint(EXPERIMENT, **changes))
     ratios = {row["factor"]: row["ratio"] for row in result["factors"]}
     assert [total["key"] for total in result["totals"]] == [
         "device_hours", "energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq",
@@ -31,7 +35,9 @@ def test_the_factors_multiply_to_every_total() -> None:
     [
         ({"power_w": 200.0}, "power", 0.5, "less"),
         ({"intensity": 770.0}, "intensity", 2.0, "dirtier"),
-        ({"tokens_per_s": 8 * 4668.2365 / 2}, "throughput", 2.0, "slower"),
+        ({"tokens_per_s": 8 * PLANNED / 2}, "throughput", 2.0, "slower"),
+        (ELASTIC, "throughput", 1.0, "as planned"),
+        (ELASTIC | {"duration_s": 3600.0}, "overhead", 1.0, "as planned"),
         ({"trained": 40_000.0 * 3600 / 1.25}, "repeated", 1.25, "done again"),
         ({"duration_s": 7200.0}, "overhead", 2.0, "outside"),
         ({"pue": 1.1}, "pue", 1.0, "as planned"),

@@ -15,7 +15,7 @@ from orchestrator.preflight.node import REPEATS, disk_write_mb_per_s, repeated
 from orchestrator.preflight.nodes import Held, Node, in_turn, ring
 from orchestrator.preflight.rules import Finding, find_faults
 from orchestrator.screens.preflight import in_lines, print_preflight
-from orchestrator.spec.experiment import ClusterSpec
+from orchestrator.spec.cluster_spec import ClusterSpec
 from orchestrator.spec.file import BadInput, load_experiment
 
 FLEET: dict[str, Any] = {"backend": "gloo", "bytes": 2**25, "nodes": 0, "bus_gb_per_s": None, "fault": None}

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.driver.accounting import accounting_of
-from orchestrator.spec.experiment import EnergySpec
+from orchestrator.spec.energy_spec import EnergySpec
 from orchestrator.spec.file import load_experiment
 
 NAMES = {
