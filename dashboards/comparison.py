@@ -19,6 +19,7 @@ from dashboards.figures.curves import energy_at
 from dashboards.figures.drawing import Drawing
 from dashboards.figures.pareto import pareto_drawing
 from energy.human import digits, human_energy, percent
+from energy.runs import flat
 from energy.units import JOULE_PER_KWH
 
 FIGURES = (
@@ -30,6 +31,7 @@ OF_ENERGY = ("energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_
 LESS_IS_BETTER = ("loss", "energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq", "gpu_hours")
 MORE_IS_BETTER = ("mfu",)
 SHARE_APART = 0.2  # shares of measured energy that differ by more are worth a word
+SAME = 5e-4  # a smaller relative change is none
 AS_FACTOR = 4.0  # so many times more is said as a factor: 2,843 % more is hard to think of
 UNTIMED = ("name",)  # keys of a spec that say nothing of what was trained
 
@@ -67,13 +69,6 @@ def sense_of(figure: str, relative: float) -> str:
     if figure not in (*LESS_IS_BETTER, *MORE_IS_BETTER):
         return ""
     return "better" if (relative < 0) == (figure in LESS_IS_BETTER) else "worse"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {prefix: value}
-    return {k: v for key, child in items for k, v in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 def _tokenizer(folder: Path) -> str | None:
@@ -139,7 +134,7 @@ def read_compared(source: Source) -> Compared:
             "peak_flops": compute["peak_flops"],
         },
         path=path,
-        spec={key: value for key, value in _flat(spec).items() if key not in UNTIMED},
+        spec={key: value for key, value in flat(spec).items() if key not in UNTIMED},
     )
 
 
@@ -157,7 +152,7 @@ def obstacles(one: Compared, other: Compared) -> list[tuple[tuple[str, ...], str
         found.append((("loss",), "other tokenizers: a token is not the same piece of text"))
     elif have_loss and differs("validation_set"):
         found.append((("loss",), "losses on other validation sets"))
-    if differs("boundary"):
+    if differs("boundary") and None not in (one.means["boundary"], other.means["boundary"]):
         found.append((OF_ENERGY, f"other boundaries: {one.means['boundary']} against {other.means['boundary']}"))
     if one.figures["mfu"] is not None and other.figures["mfu"] is not None and differs("flop_convention"):
         names = [str(run.means["flop_convention"]).partition(":")[0] for run in (one, other)]

@@ -49,7 +49,8 @@ def headline(record: dict[str, Any]) -> list[dict[str, str]]:
     facility, mfu = energy["energy_facility_kwh"], compute["mfu"]
     shares = [(energy[f"share_{kind}"], kind) for kind in ("measured", "modelled", "assumed")]
     covered = ", ".join(f"{share_text(share)} {kind}" for share, kind in shares if share)
-    device_hours, rate = f"{human.digits(time['device_hours'])} device-hours", compute["tokens_per_s"]
+    hours, rate = time["device_hours"], compute["tokens_per_s"]
+    device_hours = "device-hours not known" if hours is None else f"{human.digits(hours)} device-hours"
     used = card(
         "IT energy",
         human.human_energy(energy["energy_it_kwh"], *bounds("energy_it_kwh")),

@@ -28,6 +28,7 @@ BOUNDARIES = {
     "meter": "the metering alone",
 }
 WHOLE_NODE = "whole nodes, by their own sensor or as was declared of them: no network between them and no cooling"
+NO_DEVICE = "no device was metered"
 METHODS = {
     "counter": "energy counter",
     "integrated": "integrated power readings",
@@ -41,7 +42,8 @@ METHODS = {
 SHARES = {"share_measured": MEASURED, "share_modelled": ("modelled",), "share_assumed": ("assumed",)}
 
 Record = Mapping[str, Any]
-Told = tuple[str, str, str, tuple[str, ...]]  # boundary, method, from what it is computed, the figures
+# Boundary (None where nothing was metered), method, from what it is computed, the figures.
+Told = tuple[str | None, str, str, tuple[str, ...]]
 
 
 class Metered(Protocol):
@@ -55,13 +57,16 @@ class Metered(Protocol):
     def energy_j(self) -> float | None: ...
 
 
-def boundary_of(devices: Iterable[Metered]) -> str:
-    """gpu when nothing but accelerators is in the total, else node."""
-    return "node" if any(device.boundary == "node" for device in devices) else "gpu"
+def boundary_of(devices: Iterable[Metered]) -> str | None:
+    """gpu when nothing but accelerators is in the total, else node; None where nothing is in it."""
+    found = {device.boundary for device in devices}
+    return ("node" if "node" in found else "gpu") if found else None
 
 
-def boundary_text(boundary: str, kinds: Collection[str]) -> str:
+def boundary_text(boundary: str | None, kinds: Collection[str]) -> str:
     """A boundary for people; `kinds` are those of the devices in it."""
+    if boundary is None:
+        return NO_DEVICE
     return WHOLE_NODE if {"node", "baseline"} & set(kinds) else BOUNDARIES[boundary]
 
 
@@ -117,6 +122,7 @@ def _compute() -> list[Told]:
         ("model", "computed", "FLOP per token x tokens_lost", ("recomputed_flop",)),
         ("devices", "computed", "hardware_flop_per_token x all tokens", ("hardware_flop",)),
         ("run", "measured", "", ("tokens_useful", "tokens_lost", "useful_share", "devices")),
+        ("run", "computed", "the devices of each attempt x its time in steps", ("mean_devices",)),
         ("devices", "measured", "", ("tokens_per_s", "device_hours", "gpu_hours", "hardware_days")),
         ("devices", "assumed", "", ("peak_flops",)),
         ("devices", "computed", "tokens_per_s x FLOP per token / peak of all devices", ("mfu", "hfu")),

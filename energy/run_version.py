@@ -31,15 +31,16 @@ def require_known(path: str | os.PathLike[str], documents: Mapping[str, Any] | N
     folder = Path(path)
     for what, wrote in _newer(folder, documents or {}):
         take = f"hoofprint {wrote} or a later one (pip install 'hoofprint>={wrote}')" if wrote else "a later one"
+        mine = program_version() or "not installed"
         raise ValueError(
-            f"{folder} was written by a newer version of hoofprint: {what}; this is {_version() or 'not installed'}: "
+            f"{folder} was written by a newer version of hoofprint: {what}; this is {mine}: "
             f"take {take}; nothing was changed"
         )
 
 
 def _newer(folder: Path, read: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """(what is newer than what is known here, the version of hoofprint that wrote it where that is told)."""
-    versions, mine = _told(folder / "run.json", "versions", read), _version()
+    versions, mine = _told(folder / "run.json", "versions", read), program_version()
     wrote = versions.get("hoofprint") if isinstance(versions, dict) else None
     # The first two numbers of a version change when what lies in a run folder does.
     if isinstance(wrote, str) and mine and _release(wrote) > _release(mine):
@@ -78,8 +79,8 @@ def _number(schema: Any, known: str) -> int:
 
 
 @cache
-def _version() -> str | None:
-    """None where the program is not installed: then its formats alone tell."""
+def program_version() -> str | None:
+    """The version of hoofprint that runs; None where it is not installed: then its formats alone tell."""
     try:
         return importlib.metadata.version("hoofprint")
     except importlib.metadata.PackageNotFoundError:

@@ -77,9 +77,9 @@ class RunFolder:
     def evaluations(self) -> list[dict[str, Any]]:
         return [event for event in self.events() if event.get("event") == "evaluation"]
 
-    def phases(self, rank: int = 0) -> list[dict[str, Any]]:
-        """Spans {phase, attempt, start_unix_s, end_unix_s} of what the rank was doing."""
-        return [event for event in self.events(rank) if event.get("event") == "phase"]
+    def phases(self) -> list[dict[str, Any]]:
+        """Spans {phase, attempt, start_unix_s, end_unix_s} of what rank 0 was doing."""
+        return [event for event in self.events() if event.get("event") == "phase"]
 
     def devices_used(self) -> set[str]:
         """UUIDs of the accelerators that the ranks of all attempts trained on; empty where rank 0 does not say."""
@@ -159,6 +159,15 @@ def require_run_name(name: str) -> None:
     """ValueError for a --name that is no folder's."""
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise ValueError(f"--name {name!r}: expected a plain folder name, without slashes and line breaks")
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a JSON value by their place in it: {'model.dim': 128, 'data.0.name': 'wiki'}; none of what is
+    empty."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {prefix: value}
+    return {k: v for key, child in items for k, v in flat(child, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 def _read_or_nothing(path: Path) -> bytes:

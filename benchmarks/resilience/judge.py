@@ -51,9 +51,8 @@ def judge(run: RunFolder, kills: Sequence[Kill], reference: Reference, nodes: Se
         wrong.append(_difference(losses, reference.losses))
     percents = percent_of_truth(run, nodes)
     wrong += [f"{uuid}: {percent:.2f} % of its energy" for uuid, percent in percents.items() if not _near(percent)]
-    verified = verify_run(run)
-    wrong += [f"verify: {check.name}: {fault}" for check in verified.checks for fault in check.faults]
-    wrong += [f"verify: {check.name}: {check.note}" for check in verified.checks if check.ok is False]
+    verified, faults = _verified(run)
+    wrong += faults
     wrong += [said for path in complete(run.path / "checkpoints") if (said := damage(path)) is not None]
     resumed = [kill for kill in kills if _went_on(run, kill)]
     wrong += [f"after the kill of a {kill.kind} nothing went on" for kill in kills if kill not in resumed]
@@ -64,12 +63,21 @@ def judge(run: RunFolder, kills: Sequence[Kill], reference: Reference, nodes: Se
     return {
         "losses_equal": equal,
         "percent_of_truth": percents,
-        "verified": verified.ok,
+        "verified": verified,
         "resumed": len(resumed),
         "attempts": [attempt["status"] for attempt in attempts],
         "steps_lost": steps_lost(run, kills),
         "wrong": wrong,
     }
+
+
+def _verified(run: RunFolder) -> tuple[bool, list[str]]:
+    try:
+        found = verify_run(run)
+    except ValueError as error:  # nothing of it was metered
+        return False, [f"verify: {error}"]
+    faults = [f"verify: {check.name}: {fault}" for check in found.checks for fault in check.faults]
+    return found.ok, faults + [f"verify: {check.name}: {check.note}" for check in found.checks if check.ok is False]
 
 
 def inside_checkpoint(kill: Mapping[str, Any]) -> bool:

@@ -175,13 +175,20 @@ def many(
     first_run: int = 0,
     most_minutes: float = math.inf,
     before: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
 ) -> dict[str, Any]:
     """So many kills over as many runs as it takes, in turns in a Ray of their own and on a cluster; fewer, if no run is
     begun any more because `most_minutes` are over. before: what an earlier call returned, whose runs these go on from.
+    keep: given after each run what will be returned if none follows.
     """
     runs: list[dict[str, Any]] = list(before["runs"]) if before else []
     minutes, sittings = (before["minutes"], before.get("sittings", 1)) if before else (0.0, 0)
     began_s = time.monotonic()
+
+    def so_far() -> dict[str, Any]:
+        about = {"minutes": minutes + _minutes(began_s), "sittings": sittings + 1, "target_kills": TARGET_KILLS}
+        return again({**about, "seed": seed, "runs": runs})
+
     places: list[Place] = [OwnRay(work / "own"), TwoNodes(work / "two")]
     try:
         while (done := sum(len(run["kills"]) for run in runs)) < kills and _minutes(began_s) < most_minutes:
@@ -195,11 +202,11 @@ def many(
                 raise RuntimeError(f"no process was found to kill in {IN_VAIN} runs: {run['wrong']}")
             ends = ", ".join(f"{kill['kind']} ({kill['moment']})" for kill in run["kills"])
             print(f"run {number} on {place.name}: {ends}: {'; '.join(run['wrong']) or 'as it should be'}", flush=True)
+            keep(so_far())
     finally:
         for place in places:
             place.close()
-    about = {"minutes": minutes + _minutes(began_s), "sittings": sittings + 1, "target_kills": TARGET_KILLS}
-    return again({**about, "seed": seed, "runs": runs})
+    return so_far()
 
 
 def _minutes(since_s: float) -> float:

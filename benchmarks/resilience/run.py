@@ -4,10 +4,10 @@
         [--first-run 0] [--minutes M] [--more] [--times 4] [--summarise]
         [--output NAME]
 
-Writes benchmarks/results/resilience.json and resilience.md after each part; with --only the other parts stay as they
-were. All of it takes about an hour on two cores, which should have nothing else to do for `recovery`, `checkpoints`
-and `meters`. --summarise measures nothing: it counts and judges the stored runs of `kills` anew and writes both files.
-A run of `kills` that was not as it should be is repeated by its seed and number:
+Writes benchmarks/results/resilience.json and resilience.md after each part, and after each run of `kills`; with --only
+the other parts stay as they were. All of it takes about an hour on two cores, which should have nothing else to do for
+`recovery`, `checkpoints` and `meters`. --summarise measures nothing: it counts and judges the stored runs of `kills`
+anew and writes both files. A run of `kills` that was not as it should be is repeated by its seed and number:
 `--only kills --seed S --first-run N --kills 5 --output again`.
 
 What the meters and Ray cost a training together is in benchmarks/overhead.py.
@@ -35,15 +35,16 @@ from benchmarks.resilience import checkpoints, kills, meters, recovery  # noqa: 
 from benchmarks.resilience.table import OVERHEADS, markdown  # noqa: E402
 
 STEPS = 800
-Part = Callable[[argparse.Namespace, Path], dict[str, Any]]
+Keep = Callable[[dict[str, Any]], None]  # writes what a part has so far
+Part = Callable[[argparse.Namespace, Path, Keep], dict[str, Any]]
 
 
-def _kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+def _kills(options: argparse.Namespace, work: Path, keep: Keep) -> dict[str, Any]:
     reference = kills.uninterrupted(work, STEPS)
     before = _read(options).get("kills") if options.more else None
     if before and before["seed"] != options.seed:
         raise SystemExit(f"the runs of before have seed {before['seed']}: give --seed {before['seed']}")
-    return kills.many(options.kills, options.seed, reference, work, options.first_run, options.minutes, before)
+    return kills.many(options.kills, options.seed, reference, work, options.first_run, options.minutes, before, keep)
 
 
 def _read(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,9 +62,9 @@ def _write(result: dict[str, Any], file: Path) -> None:
 
 PARTS: dict[str, Part] = {
     "kills": _kills,
-    "recovery": lambda options, work: recovery.measure(work, options.times),
-    "checkpoints": lambda options, work: checkpoints.measure(work),
-    "meters": lambda options, work: meters.measure(work),
+    "recovery": lambda options, work, _: recovery.measure(work, options.times),
+    "checkpoints": lambda _, work, __: checkpoints.measure(work),
+    "meters": lambda _, work, __: meters.measure(work),
 }
 
 
@@ -90,8 +91,12 @@ def main() -> None:
         print(name, flush=True)
         work = Path(tempfile.mkdtemp(prefix=f"resilience-{name}-"))
         about = machine() | {"load_before": os.getloadavg()[0], "ray": importlib.metadata.version("ray")}
-        result[name] = {"machine": about, **PARTS[name](options, work)}
-        _write(result, file)
+
+        def keep(part: dict[str, Any], name: str = name, about: dict[str, Any] = about) -> None:
+            result[name] = {"machine": about, **part}
+            _write(result, file)
+
+        keep(PARTS[name](options, work, keep))
         if result[name]["met"]:
             shutil.rmtree(work, ignore_errors=True)
         else:

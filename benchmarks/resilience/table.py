@@ -194,8 +194,8 @@ def _settled(part: Result) -> str:
     if "settle_s" not in part:
         return ""
     return (
-        f" Memory is compared after {part['settle_s'] / 60:.0f} minutes of the same, in which every process of Ray that "
-        "exports metrics grows by some 4 MB, meter or not, and then no more."
+        f" Memory is compared after {part['settle_s'] / 60:.0f} minutes of the same, in which every process of Ray "
+        "that exports metrics grows by some 4 MB, meter or not, and then no more."
     )
 
 

@@ -20,7 +20,7 @@ from dashboards.server.power_store import PowerStore
 from dashboards.server.rendering import environment
 from dashboards.server.web import REPORT_POLICY, Arguments, Response, text
 from energy.records.record import FILE_NAME as RECORD
-from energy.records.record import series_of
+from energy.records.record import SERIES, series_of
 from energy.records.total import RunList
 from energy.runs import RunFolder
 
@@ -182,9 +182,10 @@ class App:
         live = self._live_state(folder)
         found = found or {"edges_unix_s": []}
         edges = found["edges_unix_s"]
-        grid = _grid(folder, edges[0], edges[-1]) if edges else None
+        grid, fault = _grid(folder, edges[0], edges[-1]) if edges else (None, None)
+        notes = {} if fault is None else {"notes": [fault, *found["notes"]]}
         lanes = self._steps.lanes(folder, edges[0], edges[-1], points) if edges else {}
-        return as_json(found | self._around(run, live) | {"grid": grid, "lanes": lanes})
+        return as_json(found | self._around(run, live) | notes | {"grid": grid, "lanes": lanes})
 
     def _around(self, run: Mapping[str, Any], live: Mapping[str, Any] | None) -> dict[str, Any]:
         """What is drawn over the curves: attempts, events, budgets as IT energy, and where it will end."""
@@ -234,16 +235,17 @@ class App:
         return as_csv(f"{plain_name(folder.path.name)}-steps.csv", steps.rows(self._measured_steps(folder)))
 
 
-def _grid(folder: RunFolder, start: float, end: float) -> list[tuple[float, float, float]] | None:
-    """(start, end, g/kWh) of the grid between two moments; None where no series was declared, or it is not readable."""
+def _grid(folder: RunFolder, start: float, end: float) -> tuple[list[tuple[float, float, float]] | None, str | None]:
+    """((start, end, g/kWh) of the grid between two moments, None where no series was declared; why it is not known)."""
     try:
         series = series_of(folder)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{folder.path / SERIES}: ")
+        return None, f"no grid is drawn, {SERIES} cannot be read: {why}"
     if series is None:
-        return None
+        return None, None
     pieces = zip(series.start_unix_s, series.end_unix_s, series.g_per_kwh, strict=True)
-    return [(max(a, start), min(b, end), g) for a, b, g in pieces if a < end and b > start][:MOST_POINTS]
+    return [(max(a, start), min(b, end), g) for a, b, g in pieces if a < end and b > start][:MOST_POINTS], None
 
 
 def _number(arguments: Mapping[str, str], key: str) -> float | None:

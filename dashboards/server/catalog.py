@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dashboards.server.preflight import is_number
 from energy.records.record import FILE_NAME as RECORD
 from energy.records.total import FAILED, SUMMED, Entry, Together, read_entry, roll_up
 from energy.run_holder import is_held
@@ -290,10 +291,10 @@ def _checked(entry: Entry) -> Entry:
     wrong = []
     for key in ("start_unix_s", "end_unix_s", "tokens", "loss", *SUMMED):
         value = getattr(entry, key)
-        if value is not None and not _is_number(value):
+        if value is not None and not is_number(value):
             wrong.append(key)
             setattr(entry, key, None)
-    odd = [key for key, share in entry.shares.items() if share is not None and not _is_number(share)]
+    odd = [key for key, share in entry.shares.items() if share is not None and not is_number(share)]
     if odd:
         wrong += odd
         entry.shares = {key: None if key in odd else share for key, share in entry.shares.items()}
@@ -301,10 +302,6 @@ def _checked(entry: Entry) -> Entry:
         text = f"not a number in its files: {', '.join(wrong)}"
         entry.note = f"{entry.note}; {text}" if entry.note else text
     return entry
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def week(entries: Iterable[Entry], now: float) -> dict[str, Any]:

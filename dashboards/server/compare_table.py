@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dashboards.comparison import AS_FACTOR, Compared, Comparison, sense_of
+from dashboards.comparison import AS_FACTOR, SAME, Compared, Comparison, sense_of
 from dashboards.server.parts import UNKNOWN
 from energy import human
 
 _KWH: human.Scales = ((1e3, 1e3, "MWh"), (0.1, 1.0, "kWh"), (1e-4, 1e-3, "Wh"), (0.0, 1 / 3.6e6, "J"))
 _JOULE: human.Scales = ((1e3, 1e3, "kJ"), (1.0, 1.0, "J"), (1e-3, 1e-3, "mJ"), (0.0, 1e-6, "µJ"))
 _TONNE: human.Scales = ((1.0, 1.0, "t"), (1e-3, 1e-3, "kg"), (1e-6, 1e-6, "g"), (0.0, 1e-9, "mg"))
-SAME = 5e-4  # a smaller change is none
 Say = Callable[[float], str]
 
 

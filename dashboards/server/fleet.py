@@ -57,9 +57,9 @@ class RunNow:
         return {"run": self.name, **told, "preflight": seen, "nodes": [node.as_json() for node in self.nodes]}
 
 
-def read_fleet(catalog: Catalog, read_live: ReadLive, now: float | None = None) -> tuple[list[RunNow], list[str]]:
+def read_fleet(catalog: Catalog, read_live: ReadLive) -> tuple[list[RunNow], list[str]]:
     """(the live runs by name, what is wrong with those that say that they run and are not shown)."""
-    now = time.time() if now is None else now
+    now = time.time()
     runs, wrong = [], []
     listing = catalog.listing()
     if not listing.is_whole:

@@ -13,9 +13,9 @@ from typing import Any
 from dashboards.server.preflight import is_number
 from energy.accounting.uncertainty import NODE_LEAST
 from energy.factors import match_accelerator
+from energy.metering.live import SILENT_S
 from energy.runs import RunFolder
 
-SILENT_S = 10.0  # a node whose file is older says nothing of now
 LARGEST_FILE = 4_000_000
 
 

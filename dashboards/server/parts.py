@@ -116,7 +116,8 @@ def heat_map(nodes: Iterable[tuple[str, list[tuple[str, str, str, float | None, 
     most: dict[str, float] = {}
     for _, devices in rows:
         for _, _, kind, power_w, _ in devices:
-            most[kind] = max(most.get(kind, 0.0), power_w or 0.0)
+            if power_w is not None:
+                most[kind] = max(most.get(kind, 0.0), power_w)
     table = []
     for name, devices in rows:
         cells = []

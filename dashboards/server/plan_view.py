@@ -153,10 +153,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
                 "width": round(100 * parts["total"] / largest, 1) if usable else None,
             }
         )
-    fewest, hint = memory.get("fewest_workers"), ""
-    if memory["fits"] is False:
-        none = "It fits on no number of workers: lower micro_batch_sequences."
-        hint = f"It fits from {fewest:,} workers on." if fewest else none
+    hint = f"It {memory['how_it_fits']}." if "how_it_fits" in memory else ""
     often = f", {memory['micro_batches']} times a step" if memory["micro_batches"] > 1 else ""
     return {
         "per": "GPU" if plan["device_type"] == "cuda" else "worker",

@@ -20,11 +20,11 @@ import numpy as np
 from energy.accounting.curves import Array, Curve, Gap, curve_of, power_of
 from energy.accounting.lost_meters import mark_lost
 from energy.accounting.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_phase, disjoint, overlay, union_s
-from energy.accounting.placement import held_by, is_others, own_stretches
+from energy.accounting.placement import gpus_held, is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.uncertainty import Part, share_of
 from energy.accounting.whole_node import Line, Straight, incredible, rests, unread
-from energy.ledger.readings import FINEST_BYTES, Session, first_devices, read_sessions
+from energy.ledger.readings import Session, first_devices, is_fine, read_sessions
 from energy.runs import RunFolder
 
 SLOT_S = 300.0  # grid intensities hold for five minutes or more
@@ -119,10 +119,10 @@ def account_run(run: RunFolder, *, fine: bool | None = None) -> Account:
     edges = [edge for _, start, end in spans for edge in (start, end)]
     ledgers = run.ledgers()
     if fine is None:
-        fine = sum(_size(path.with_suffix(".seconds")) for path in ledgers) <= FINEST_BYTES
+        fine = is_fine(ledgers)
         if not fine:
             account.warnings.append("phases are told by rows a minute apart: the finer files are too large together")
-    used, in_turns = held_by(run)
+    used, in_turns = gpus_held(run)
     for group in with_shared_devices(ledgers):
         found: dict[str, list[Stretch]] = {}
         for path in group:
@@ -187,10 +187,6 @@ def lost_windows(steps: list[dict[str, Any]], phases: list[dict[str, Any]]) -> l
             next_began = attempts[following][0]["time_unix_s"] - (attempts[following][0].get("seconds") or 0.0)
             windows.append((start, min(max([*ends, lost[-1]["time_unix_s"]]), next_began)))
     return windows
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _collect(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from energy.accounting.held import Held
 from energy.factors import common_accelerator, match_accelerator
 from energy.factors import peak_flops as peak_by_name
 
@@ -117,14 +118,15 @@ def _is_within(step: Row, spans: Sequence[tuple[float, float]]) -> bool:
     return any(start <= middle_s <= end for start, end in spans)
 
 
-def _mean_devices(steps: Sequence[Row], devices: int, devices_of: Mapping[int, int]) -> float:
-    """How many devices a run had in the mean over the time of these steps."""
-    if set(devices_of.values()) <= {devices}:
-        return devices
+def _mean_devices(steps: Sequence[Row], held: Held) -> float | None:
+    """How many devices carried these steps in the mean over their time; None of none."""
+    if not steps or not held.devices:
+        return None
+    counts = [held.by_attempt.get(int(step.get("attempt") or 1), held.devices) for step in steps]
     seconds = [float(step.get("seconds") or 0.0) for step in steps]
-    held = [devices_of.get(int(step.get("attempt") or 1), devices) for step in steps]
-    device_s = math.fsum(count * passed_s for count, passed_s in zip(held, seconds, strict=True))
-    return device_s / math.fsum(seconds) if any(seconds) else devices
+    if len(set(counts)) == 1 or not any(seconds):
+        return float(counts[-1])
+    return math.fsum(count * passed_s for count, passed_s in zip(counts, seconds, strict=True)) / math.fsum(seconds)
 
 
 def _hardware(run: Row, model: Row, steps: Sequence[Row]) -> tuple[float | None, str | None]:
@@ -150,20 +152,18 @@ def _times(value: float | None, factor: float | None) -> float | None:
 def compute_account(
     run: Row,
     steps: Sequence[Row],
+    held: Held,
     *,
-    devices: int,
     peak_flops: float | None,
-    device_hours: float,
     compiling: Sequence[tuple[float, float]] = (),
-    devices_of: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """The record's `compute`: a pure function of run.json and the steps of rank 0.
 
-    devices: how many carried the training; devices_of: of each attempt, where its number was noted. peak_flops: dense
-    BF16 FLOP/s of one. device_hours: reserved, in h, all attempts together. What is not known is None. A rate is over
-    the time in steps, so that it compares between runs of any length, without the steps that compile the model (the
-    first of each attempt whose model is compiled): those are the ones that lie in a span of `compiling`, (start, end)
-    in unix s. `mfu_reserved` is over all device-hours and shows what compiling, waiting and crashes cost.
+    held: the devices that carried the training. peak_flops: dense BF16 FLOP/s of one. What is not known is None. A rate
+    is over the time in steps, so that it compares between runs of any length, without the steps that compile the model
+    (the first of each attempt whose model is compiled): those are the ones that lie in a span of `compiling`, (start,
+    end) in unix s. `mean_devices` is over the same time. `mfu_reserved` is over all device-hours and shows what
+    compiling, waiting and crashes cost.
     """
     model = run.get("model") or {}
     per_token = flop_per_token(model)
@@ -176,12 +176,13 @@ def compute_account(
     step_s = math.fsum(step.get("seconds") or 0.0 for step in steady)
     steady_tokens = math.fsum(step["tokens"] / max(1, step["step"]) for step in steady)
     tokens_per_s = steady_tokens / step_s if step_s > 0 else None
-    carried = _mean_devices(steady, devices, devices_of or {})
+    carried = _mean_devices(steady or steps, held)
     peak_all = peak_flops * carried if peak_flops and carried else None
 
     def utilisation(flop: float | None) -> float | None:
         return tokens_per_s * flop / peak_all if tokens_per_s and flop and peak_all else None
 
+    device_hours = held.device_hours
     reserved_flop = peak_flops * device_hours * 3600 if peak_flops and device_hours else None
     model_flop = _times(palm, useful)
     return {
@@ -208,8 +209,9 @@ def compute_account(
         "mfu_reserved": model_flop / reserved_flop if model_flop and reserved_flop else None,
         "mfu_basis": "FLOP by the PaLM convention over dense BF16 peak, in the time of the steps after compiling",
         "peak_flops": peak_flops,
-        "devices": devices,
+        "devices": held.devices,
+        "mean_devices": carried,
         "device_hours": device_hours,
-        "gpu_hours": device_hours if run.get("device_type") == "cuda" else 0.0,
-        "hardware_days": device_hours / 24,
+        "gpu_hours": held.gpu_hours,
+        "hardware_days": None if device_hours is None else device_hours / 24,
     }

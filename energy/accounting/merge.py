@@ -20,7 +20,7 @@ from energy.accounting.curves import Array, Curve, curve_of
 from energy.accounting.placement import is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.whole_node import Span, Straight, incredible, rests
-from energy.ledger.readings import read_sessions
+from energy.ledger.readings import is_fine, read_sessions
 from energy.runs import RunFolder
 
 WHOLE = "whole"  # of a device that is not parted into MIG instances
@@ -74,10 +74,11 @@ class _Machine:
 
 @dataclass
 class Merged:
-    """The devices of several runs. `energy_j` is the union's; `overlap_j` is what a plain sum would count again."""
+    """The devices of several runs. `energy_j` is the union's; `overlap_j` is what a plain sum would count again. What
+    was found wrong is in `warnings`."""
 
     devices: list[MergedDevice] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def energy_j(self) -> float:
@@ -107,15 +108,17 @@ class _Piece:
         return float(np.interp(end, self.times, self.energy_j) - before_j)
 
 
-def merge(runs: Iterable[RunFolder], *, fine: bool = True, until_unix_s: Mapping[Path, float] | None = None) -> Merged:
-    """The devices of several runs, each joule once. What is damaged in a ledger is named.
+def merge(runs: Iterable[RunFolder], *, until_unix_s: Mapping[Path, float] | None = None) -> Merged:
+    """The devices of several runs, each joule once, by their seconds where these are not too large together.
 
     until_unix_s: of a run by its folder, the moment after which nothing of it counts.
 
     Runs on several MIG instances of one GPU each stand for their share of it: together they have the sum of the shares
     of the instances that were metered at a time, at most the whole GPU.
     """
-    merged, machines = Merged(), Machines()
+    merged, machines, runs = Merged(), Machines(), list(runs)
+    if not (fine := is_fine(path for run in runs for path in run.ledgers())):
+        merged.warnings.append("runs are told apart by rows a minute apart: the finer files are too large together")
     pieces: dict[str, list[_Piece]] = {}
     about: dict[str, dict] = {}
     nodes: dict[str, _Machine] = {}
@@ -125,7 +128,7 @@ def merge(runs: Iterable[RunFolder], *, fine: bool = True, until_unix_s: Mapping
             stretches: dict[str, list[Stretch]] = {}
             for path in group:
                 sessions, damaged = read_sessions(path, fine=fine)
-                merged.damaged += [f"{run.path.name}/{text}" for text in damaged]
+                merged.warnings += [f"{run.path.name}/{text}" for text in damaged]
                 for session in own_stretches(sessions, path.stem, []):
                     if session.span()[0] >= end_unix_s:
                         continue

@@ -31,7 +31,7 @@ def ranks_event(ranks: int, *, shared: bool, on_gpus: bool, from_monotonic_s: fl
     return note if from_monotonic_s is None else note | {"from_monotonic_s": from_monotonic_s}
 
 
-def held_by(run: RunFolder) -> tuple[set[str], bool]:
+def gpus_held(run: RunFolder) -> tuple[set[str], bool]:
     """UUIDs of the GPUs that the ranks held, as in `RunFolder.devices_used`; and whether others may have had some of
     them in between: attempts held different ones, or waited for room."""
     held = run.devices_by_attempt()

@@ -84,9 +84,9 @@ def half_widths(parts: Sequence[Part]) -> list[float]:
     return [abs(error) for error in errors if error]
 
 
-def half_width(parts: Sequence[Part], confidence: float = CONFIDENCE) -> float:
-    """Half width in J of the interval of a sum of energies."""
-    return quantile(half_widths(parts), confidence)
+def half_width(parts: Sequence[Part]) -> float:
+    """Half width in J of the 95 % interval of a sum of energies."""
+    return quantile(half_widths(parts))
 
 
 def relative_range(factor: Mapping[str, Any]) -> tuple[float, float] | None:

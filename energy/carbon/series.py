@@ -72,18 +72,14 @@ class SeriesCarbon(NamedTuple):
     """Carbon of an energy curve under a series.
 
     carbon_g: grams of the whole curve; None when a part is not covered and no fallback was declared
-    covered_*: the part under the series; missing_*: the part outside it; missing: its spans in unix seconds
-    fallback_g: what the declared fallback adds for the missing part; notes: what must be said with the figure
+    covered_g: of the part under the series; missing_j: the part outside it; missing: its spans in unix seconds
+    notes: what must be said with the figure
     """
 
     carbon_g: float | None
-    covered_s: float
     covered_g: float
-    covered_j: float
-    missing_s: float
     missing_j: float
     missing: tuple[tuple[float, float], ...]
-    fallback_g: float | None
     notes: tuple[str, ...]
 
 
@@ -141,9 +137,9 @@ def carbon(
     if not all(map(math.isfinite, times)):
         raise ValueError("the energy curve has a time that is not a number")
     pieces = _pieces(times, energy, series)
-    known = [(end - start, joules, g) for start, end, joules, g in pieces if g is not None]
+    known = [(joules, g) for _, _, joules, g in pieces if g is not None]
     unknown = [(start, end, joules) for start, end, joules, g in pieces if g is None]
-    covered_g = math.fsum(joules * g for _, joules, g in known) / JOULE_PER_KWH
+    covered_g = math.fsum(joules * g for joules, g in known) / JOULE_PER_KWH
     missing_j = math.fsum(joules for *_, joules in unknown)
     spans = _joined([(start, end) for start, end, joules in unknown if joules])
     notes: list[str] = []
@@ -163,13 +159,9 @@ def carbon(
     complete = not spans or fallback_g is not None
     return SeriesCarbon(
         carbon_g=math.fsum((covered_g, fallback_g or 0.0)) if complete else None,
-        covered_s=math.fsum(seconds for seconds, *_ in known),
         covered_g=covered_g,
-        covered_j=math.fsum(joules for _, joules, _ in known),
-        missing_s=math.fsum(end - start for start, end, _ in unknown),
         missing_j=missing_j,
         missing=tuple(spans),
-        fallback_g=fallback_g,
         notes=tuple(notes),
     )
 

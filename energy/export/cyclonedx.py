@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from energy.export.facts import Facts, facts_of, utc
-from energy.records.record import canonical, program_version
+from energy.records.record import canonical
+from energy.run_version import program_version
 
 NAMESPACE = uuid.UUID("6f8a1d3e-52c4-5b8b-9d0e-1b6f0a6f2c11")  # of hoofprint's exports, for names made by content
 

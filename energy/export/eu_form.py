@@ -96,7 +96,8 @@ def _methodology(facts: Facts, pue: float | None) -> str:
 def document(record: Mapping[str, Any]) -> dict[str, Any]:
     """The form's fields as text, with the thresholds beside them."""
     facts = facts_of(record)
-    days, hardware_days = facts.duration_s / SECONDS_PER_DAY, facts.device_hours / 24
+    days = facts.duration_s / SECONDS_PER_DAY
+    hardware_days = NOT_KNOWN if facts.device_hours is None else two(facts.device_hours / 24)
     magnitude, flop, flop_method = _compute(facts)
     energy, energy_method = _energy(facts)
     partial = " The run is partial: its training was not finished." if facts.partial else ""
@@ -104,7 +105,7 @@ def document(record: Mapping[str, Any]) -> dict[str, Any]:
         "form": "Model Documentation Form, Code of Practice for general-purpose AI models (July 2025)",
         "run_id": facts.run_id,
         "training_time_ncas": f"{training_range(days)}, from the start of the first attempt to the end of the last",
-        "training_time_aio": f"{two(days)} wall-clock days; {two(hardware_days)} hardware days ({facts.devices})",
+        "training_time_aio": f"{two(days)} wall-clock days; {hardware_days} hardware days ({facts.devices})",
         "computation_used_ncas": magnitude,
         "computation_used_aio": flop,
         "computation_methodology": flop_method + partial,

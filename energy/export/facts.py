@@ -39,8 +39,7 @@ class Facts:
     intensity_source: str | None
     market_source: str | None
     embodied_tco2eq: float | None
-    gpu_hours: float
-    device_hours: float
+    device_hours: float | None
     duration_s: float
     started_unix_s: float
     ended_unix_s: float
@@ -48,7 +47,6 @@ class Facts:
     unread: str  # the devices that no sensor could tell of; '' where there are none
     training_type: str | None  # pre-training or fine-tuning; None of what trained nothing
     is_command: bool  # of `hoofprint measure`
-    boundary: str
     boundary_text: str
     methods: str
     share_measured: float | None
@@ -90,7 +88,6 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         intensity_source=carbon["source"],
         market_source=carbon.get("market_source"),
         embodied_tco2eq=record["embodied"]["carbon_tco2eq"],
-        gpu_hours=time["gpu_hours"],
         device_hours=time["device_hours"],
         duration_s=time["duration_s"],
         started_unix_s=time["started_unix_s"],
@@ -99,7 +96,6 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         unread=_unread(energy["devices"]),
         is_command=run.get("purpose") == MEASURE,
         training_type=run.get("training_type") or ("pre-training" if compute["compute_flop"] is not None else None),
-        boundary=energy["boundary"],
         boundary_text=boundary_text(energy["boundary"], {device["kind"] for device in energy["devices"]}),
         methods=", ".join(METHODS[name] for name in METHODS if any(d["method"] == name for d in energy["devices"])),
         share_measured=energy["share_measured"],

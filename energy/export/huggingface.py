@@ -77,13 +77,14 @@ def section(record: Mapping[str, Any]) -> str:
     intensity = "not known" if facts.intensity_g_per_kwh is None else f"{figure(facts.intensity_g_per_kwh)} g/kWh"
     facility = human_energy(facts.energy_facility_kwh)
     pue = "" if facts.pue is None else f" (PUE {facts.pue:g})"
+    hours = "not known" if facts.device_hours is None else f"{digits(facts.device_hours)} device-hours"
     lines = [
         "## Environmental Impact",
         "",
         say(facts),
         "",
         f"- **Hardware Type:** {facts.devices}",
-        f"- **Hours used:** {digits(facts.device_hours)} device-hours",
+        f"- **Hours used:** {hours}",
         f"- **Cloud Provider:** {facts.provider or 'not known'}",
         f"- **Compute Region:** {facts.region or 'not known'}",
         f"- **Energy:** {human_energy(facts.energy_it_kwh)} IT; {facility} at the facility{pue}",

@@ -19,7 +19,10 @@ def say(facts: Facts) -> str:
     on = f" on {human_count(facts.tokens)} tokens" if facts.tokens else ""
     what = f"{'Running' if facts.is_command else 'Training'} {facts.name}{on}"
     begun = f" ({facts.status}: the run is partial)" if facts.partial else ""
-    parts = [f"{what}{begun} took {digits(facts.device_hours)} device-hours on {facts.devices}"]
+    if facts.device_hours is None:
+        parts = [f"{what}{begun}: on which devices, and for how many device-hours, is not known"]
+    else:
+        parts = [f"{what}{begun} took {digits(facts.device_hours)} device-hours on {facts.devices}"]
     if facts.energy_it_kwh is None:
         parts.append("its energy was not measured")
     else:

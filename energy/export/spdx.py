@@ -13,7 +13,7 @@ from typing import Any
 
 from energy.export.cyclonedx import identity
 from energy.export.facts import Facts, facts_of, utc
-from energy.records.record import program_version
+from energy.run_version import program_version
 
 CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
 CREATION = "_:creation"
@@ -47,6 +47,7 @@ def _training(facts: Facts) -> str:
     def known(value: float | None, unit: str) -> str:
         return "not known" if value is None else f"{value:.6g} {unit}"
 
+    hours = "not known" if facts.device_hours is None else f"{facts.device_hours:,.3f}"
     where = f"facility (IT energy times PUE {facts.pue:g})" if facts.energy_facility_kwh is not None else "IT"
     return (
         f"Energy: {where}; {facts.boundary_text}; by {facts.methods or 'no sensor'}. "
@@ -54,7 +55,7 @@ def _training(facts: Facts) -> str:
         f"Carbon, location-based {known(facts.location_tco2eq, 'tCO2eq')}, market-based "
         f"{known(facts.market_tco2eq, 'tCO2eq')}, embodied {known(facts.embodied_tco2eq, 'tCO2eq')}. "
         f"Compute {known(facts.compute_flop, 'FLOP')} ({facts.flop_convention}). "
-        f"Trained on {known(facts.tokens, 'tokens')}. Hardware {facts.devices}, {facts.device_hours:,.3f} device-hours."
+        f"Trained on {known(facts.tokens, 'tokens')}. Hardware {facts.devices}, {hours} device-hours."
     )
 
 

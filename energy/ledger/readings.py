@@ -34,7 +34,7 @@ assert ROW.itemsize == ledger.STATE.size
 FIRST_BYTES, HEADER_BYTES = 1 << 13, 1 << 18
 CURRENT_S = 1.0  # a device whose last update is older than this when a stretch ends does not hold back its end
 COVERED_S = 5.0  # raw rows are no further apart, where none was lost
-FINEST_BYTES = 2_000_000_000  # more than this in seconds files is not read for an account unless asked
+FINEST_BYTES = 2_000_000_000  # more than this in seconds files is not read for an account or a merge unless asked
 
 
 def tick_dtype(devices: int) -> np.dtype:
@@ -154,6 +154,12 @@ def _cover(raws: list[NDArray[Any]], since_unix_s: float) -> bool:
     """Whether raw rows alone tell all from a moment on."""
     times = np.concatenate([table["unix_s"] for table in raws]) if raws else np.empty(0)
     return len(times) > 0 and bool(times[0] <= since_unix_s and np.diff(times).max(initial=0.0) <= COVERED_S)
+
+
+def is_fine(ledgers: Iterable[Path]) -> bool:
+    """Whether the seconds files beside these ledgers are small enough together to be read at once."""
+    files = [path.with_suffix(".seconds") for path in ledgers]
+    return sum(path.stat().st_size for path in files if path.exists()) <= FINEST_BYTES
 
 
 def first_devices(path: Path) -> set[str]:

@@ -54,13 +54,9 @@ def span(payload: bytes) -> tuple[int, float, float]:
     return SPAN.unpack_from(payload)
 
 
-def expand(payload: bytes) -> Any:
-    """A block's ticks as an array of energy.ledger.readings.tick_dtype. `held_mj` is -1: not kept."""
-    return expand_all([payload])[0]
-
-
 def expand_all(payloads: Sequence[bytes]) -> list[Any]:
-    """The ticks of several blocks in few arrays, of blocks alike that follow each other in one."""
+    """The ticks of several blocks in few arrays of energy.ledger.readings.tick_dtype, of blocks alike that follow each
+    other in one. `held_mj` is -1: not kept."""
     import numpy as np
 
     found: list[Any] = []

@@ -15,6 +15,7 @@ from energy.accounting.uncertainty import NODE_LEAST
 from energy.runs import write_json
 
 TOLD_EVERY_S = 1.0
+SILENT_S = 10.0  # a live/<node>.json that is older says nothing of now: ten of its seconds were left out
 # Of a device, what tells the next meter's reader what it used in between (energy.accounting.curves.counted_between).
 COUNTER = ("counter_mj", "range_mj", "share")
 

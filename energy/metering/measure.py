@@ -9,7 +9,6 @@ accounted from its ledger. Once the command has ended nothing here changes its e
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from energy.metering.live import told
 from energy.metering.measurement import Factors, Measurement
 from energy.metering.meter import Meter
 from energy.metering.windows import Window
+from energy.run_version import program_version
 from energy.runs import LOCK, MEASURE, RunFolder, require_run_name
 from energy.sensors import discover
 from energy.sensors.declared import node_sensors
@@ -166,7 +166,7 @@ def _mark(folder: RunFolder, window: Window) -> None:
 def _describe(
     folder: RunFolder, command: Sequence[str], name: str | None, factors: Factors, meter: Meter
 ) -> dict[str, Any]:
-    now = time.time()
+    now, own = time.time(), program_version()
     on_gpus = any(sensor["kind"] == "gpu" for sensor in meter.sensors)
     return {
         "run_id": folder.path.name,
@@ -178,7 +178,7 @@ def _describe(
         "ended_unix_s": None,
         "error": None,
         "code_revision": None,  # of the command: not known to us
-        "versions": {"python": platform.python_version(), **_own_version()},
+        "versions": {"python": platform.python_version()} | ({"hoofprint": own} if own else {}),
         "attempts": [{"attempt": ATTEMPT, "status": "running", "started_unix_s": now}],
         "hosts": [meter.node],
         "world_size": None,
@@ -192,13 +192,6 @@ def _describe(
         "measured_command": list(command),
         "working_directory": os.getcwd(),
     }
-
-
-def _own_version() -> dict[str, str]:
-    try:
-        return {"hoofprint": importlib.metadata.version("hoofprint")}
-    except importlib.metadata.PackageNotFoundError:
-        return {}
 
 
 def _make_folder(runs_dir: Path, name: str | None) -> RunFolder:

@@ -111,8 +111,8 @@ class Measurement:
         return shares_of(self.window.counted, self.window.energy_j)
 
     @property
-    def boundary(self) -> str:
-        """gpu when nothing but accelerators is in the total, else node."""
+    def boundary(self) -> str | None:
+        """gpu when nothing but accelerators is in the total, else node; None where nothing is in it."""
         return boundary_of(self.window.counted)
 
     def as_json(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ begin at zero with the meter; Prometheus' `increase` and `rate` know what to mak
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 
 from energy.metering.meter import Meter
 from energy.metering.readers import boot_id
+from energy.run_version import program_version
 
 
 class Name(NamedTuple):
@@ -87,8 +87,8 @@ class MeterCollector:
         warnings = GaugeMetricFamily(*WARNINGS, labels=METER_LABELS)
         warnings.add_metric(values, len(about["warnings"]))
         info = InfoMetricFamily(*INFO, labels=METER_LABELS)
-        facts = {"version": _version(), "interval_s": f"{self._meter.interval_s:g}", "boot_id": boot_id() or ""}
-        info.add_metric(values, facts)
+        facts = {"version": program_version() or "unknown", "interval_s": f"{self._meter.interval_s:g}"}
+        info.add_metric(values, facts | {"boot_id": boot_id() or ""})
         yield from (cpu, readings, warnings, info)
 
 
@@ -121,10 +121,3 @@ def serve(meter: Meter, port: int, address: str = "127.0.0.1", *, run: str = "")
     except OverflowError:
         raise ValueError(f"the Prometheus port {port}: expected 0 to 65535") from None
     return Endpoint(server, thread, address)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("hoofprint")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

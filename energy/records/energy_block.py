@@ -70,10 +70,10 @@ def _device(device: Any) -> dict[str, Any]:
     }
 
 
-def paper_method(hours: float, power_w: float | None, pue: float | None, intensity: float | None,
+def paper_method(hours: float | None, power_w: float | None, pue: float | None, intensity: float | None,
                  facility_kwh: float | None) -> dict[str, Any] | None:  # fmt: skip
-    """LLaMA's formula (device-hours x rated W x PUE) beside what was measured; None without power or PUE."""
-    if power_w is None or pue is None:
+    """LLaMA's formula (device-hours x rated W x PUE) beside what was measured; None without hours, power or PUE."""
+    if hours is None or power_w is None or pue is None:
         return None
     result = estimate(hours, power_w, pue, intensity or 0.0)
     paper_kwh = float(str(result["energy_facility_kwh"]))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energy.accounting.compute import compute_account, peak_of
+from energy.accounting.held import held_by, trained_on
 from energy.accounting.uncertainty import RULE, half_widths, interval, parts_of, relative_quantile, relative_range
 from energy.boundaries import quantities_of
 from energy.carbon.impact import carbon_block, embodied_block, given, sci_block, water_block
@@ -15,7 +16,6 @@ from energy.carbon.series import IntensitySeries
 from energy.checking.checks import IMPLAUSIBLE, check_record
 from energy.factors import common_accelerator, rated_power
 from energy.records.energy_block import energy_block, metering_overhead, paper_method
-from energy.records.held import held_by, trained_on
 
 SCHEMA = "hoofprint/footprint/1"
 
@@ -49,7 +49,7 @@ def _assumption(run: Row, account: Any, key: str, warnings: list[str]) -> dict[s
     """
     stored = (run.get("accounting") or {}).get(key)
     value = given(run, key, lowest=1.0 if key == "pue" else 0.0)[0]
-    on_gpus = run.get("device_type") == "cuda"
+    on_gpus = run.get("device_type") in ("cuda", None)  # of a run that ended before this was known, as far as it goes
     names = [device.name for device in trained_on(run, account)] if on_gpus else []
     if key == "peak_flops":
         stored, warning = peak_of(stored, names, on_gpus)
@@ -130,15 +130,7 @@ def make_footprint(
     assumed = _assumptions(run, account, warnings)
     pue, power_w, peak = (assumed.get(key, {}).get("value") for key in ("pue", "device_rated_power_w", "peak_flops"))
     held = held_by(run, account)
-    compute = compute_account(
-        run,
-        steps,
-        devices=held.devices,
-        peak_flops=peak,
-        device_hours=held.device_hours,
-        compiling=account.compiling,
-        devices_of=held.by_attempt,
-    )
+    compute = compute_account(run, steps, held, peak_flops=peak, compiling=account.compiling)
     trained = compute["tokens_useful"]
     planned = run.get("planned_tokens")
     fraction = (trained + _skipped_last(run, steps)) / planned if planned else None
@@ -148,7 +140,8 @@ def make_footprint(
     carbon = carbon_block(run, facility_kwh, pue, account.curve, series, warnings)
     intensity = carbon["intensity_g_per_kwh"]
     energy["paper_method"] = paper_method(held.device_hours, power_w, pue, intensity, facility_kwh)
-    made = embodied_block(run, [device.name for device in trained_on(run, account)], held.device_hours)
+    # Where no hours are known there is no device that would have made them.
+    made = embodied_block(run, [device.name for device in trained_on(run, account)], held.device_hours or 0.0)
     made_tco2eq, params = made["carbon_tco2eq"], (run.get("model") or {}).get("params")
     warnings += _missing(run, account, energy, carbon, series, held.most_devices)
 
@@ -169,7 +162,7 @@ def make_footprint(
         "quality": {
             "warnings": list(dict.fromkeys(warnings)),
             "damaged": damaged,
-            "gap_s": max((float(d.gap_s) for d in account.devices), default=0.0),
+            "gap_s": max((float(d.gap_s) for d in account.devices), default=None),
             "metering_overhead": metering_overhead(account),
         },
         "assumptions": list(assumed.values()),

@@ -22,7 +22,6 @@ its rows that is gone had given its energy to the seconds and minutes before.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import time
@@ -37,6 +36,7 @@ from energy.factors import table_versions
 from energy.factors.model import Basis
 from energy.records.footprint import SCHEMA, make_footprint
 from energy.records.turns import alone
+from energy.run_version import program_version
 from energy.runs import SERIES, RunFolder, replace_file
 
 FILE_NAME = "footprint.json"
@@ -321,14 +321,6 @@ def _append(
         file.write(("\n" if torn else "") + _line(entry) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def program_version() -> str | None:
-    """The version of hoofprint that runs; None where it is not installed."""
-    try:
-        return importlib.metadata.version("hoofprint")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

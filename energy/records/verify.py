@@ -26,6 +26,7 @@ from energy.ledger.readings import read_sessions
 from energy.metering.track import MISSING, RESET, UNKNOWN
 from energy.records import record as records
 from energy.records.record import (
+    ABSENT,
     ENTRIES,
     FILE_NAME,
     SPEC,
@@ -41,6 +42,7 @@ from energy.schemas import require_known, schema_faults
 from energy.units import JOULE_PER_KWH
 
 TOLERANCE = 1e-9  # relative: of sums inside a record (J to kWh, device by device), and of what is computed again
+ADDED = ("compute.mean_devices", "compute.quantities.mean_devices")  # a record from before they were noted lacks them
 Found = tuple[list[str] | None, str]  # what does not hold (None: could not be looked at), a note
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError)  # whatever an altered file may lead to
 MOST_FAULTS = 20  # named of each check; the rest is counted
@@ -268,7 +270,7 @@ def _factors(record: Mapping[str, Any]) -> Found:
 
 def _recomputed(run: RunFolder, record: Mapping[str, Any]) -> Found:
     again = json.loads(canonical(records.compute_record(run)))
-    found = list(differences(record, again))
+    found = [each for each in differences(record, again) if each.old is not ABSENT or each.field not in ADDED]
     rounding = [each for each in found if _last_digits(each.old, each.new)]
     faults = [
         f"{FILE_NAME}: {field} is {short(said)}, its sources give {short(now)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ RECORD_VERSION = 1
 FAMILY = "hoofprint/footprint/"
 
 
-@lru_cache(maxsize=4)
-def record_schema(version: int = RECORD_VERSION) -> dict[str, Any]:
+@cache
+def record_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a record."""
-    return json.loads((FOLDER / f"footprint-{version}.schema.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"footprint-{RECORD_VERSION}.schema.json").read_text(encoding="utf-8"))
 
 
 def require_known(record: dict[str, Any]) -> None:

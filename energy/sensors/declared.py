@@ -25,6 +25,7 @@ _WATTS = re.compile(r"(?<![0-9.,-])([0-9]+(?:\.[0-9]+)?)\s*(k?)\s*(?:W\b|watts?\
 _REDFISH_KEY, _REDFISH = "PowerConsumedWatts", re.compile(r'"PowerConsumedWatts"\s*:\s*([0-9]+(?:\.[0-9]+)?)\s*[,}]')
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 PREFERRED = ("instantaneous", "current", "consumedwatts", "present")  # lines of ipmitool and Redfish that are meant
+ASK_EVERY_S = 1.0  # after each answer
 TIMEOUT_S = 10.0
 OLD_S = 30.0  # a reading that is older than this is missing
 
@@ -53,17 +54,15 @@ class BaselineSensor:
 
 
 class NodePowerSensor:
-    """Whole-node power by a command (`ipmitool dcmi power reading`) or a file, asked on a thread every `every_s`.
+    """Whole-node power by a command (`ipmitool dcmi power reading`) or a file, asked on a thread every second.
 
     Management controllers answer in up to seconds, so the reading is the newest answer; an old one is missing.
     """
 
-    def __init__(
-        self, node: str, *, command: str | None = None, file: Path | None = None, every_s: float = 1.0
-    ) -> None:
+    def __init__(self, node: str, *, command: str | None = None, file: Path | None = None) -> None:
         if (command is None) == (file is None):
             raise ValueError("node power: give either a command or a file")
-        self._command, self._file, self._every_s = command, file, every_s
+        self._command, self._file = command, file
         self._newest: tuple[float, float, float] | None = None  # W, unix s, monotonic s
         self._error = "no answer yet"
         self._thread_s = self._commands_s = 0.0
@@ -102,7 +101,7 @@ class NodePowerSensor:
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 self._error = f"{self._about['name']}: {error}"
             self._thread_s = time.thread_time()
-            time.sleep(self._every_s)
+            time.sleep(ASK_EVERY_S)
 
     def _ask(self) -> str:
         if self._file is not None:

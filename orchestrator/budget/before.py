@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from energy.accounting.held import held_s
 from energy.carbon.series import carbon
 from energy.runs import RunFolder
 from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
@@ -24,11 +25,8 @@ def spent_before(folder: RunFolder, experiment: Experiment, world_size: int, att
     account, run = account_run(folder), folder.read_run()
     energy_j = math.fsum(each["energy_j"] for each in account.attempts if each["attempt"] < attempt)
     times = [each for each in run.get("attempts") or [] if each["attempt"] < attempt]
-    held_s = math.fsum(
-        (each.get("world_size") or world_size)
-        * max(0.0, (each.get("ended_unix_s") or 0.0) - each["started_unix_s"] - each.get("waited_s", 0.0))
-        for each in times
-    )
+    until = account.end_unix_s or 0.0
+    device_s = math.fsum(held_s(each, each.get("world_size") or world_size, until) for each in times)
     startup_j = account.phases.get("startup", {"energy_j": 0.0})["energy_j"] / max(1, len(times))
     stepped = {int(step.get("attempt") or 1) for step in folder.steps()}
     # One that ended before its first step was nothing but a start-up, and has no mark of one.
@@ -43,7 +41,7 @@ def spent_before(folder: RunFolder, experiment: Experiment, world_size: int, att
         tonnes = grams / GRAM_PER_TONNE * (energy_j / account.energy_j if account.energy_j else 1.0)
     elif pue is not None and (g_per_kwh := grid.g_per_kwh(0.0)) is not None:
         tonnes = energy_j / JOULE_PER_KWH * pue * g_per_kwh / GRAM_PER_TONNE
-    return Spending(energy_j, tonnes, held_s / 3600, startup_j)
+    return Spending(energy_j, tonnes, device_s / 3600, startup_j)
 
 
 def require_room(limits: list[Limit], before: Spending) -> None:

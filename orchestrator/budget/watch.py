@@ -15,7 +15,7 @@ from typing import Any
 
 from energy.carbon.series import IntensitySeries
 from energy.carbon.series_file import read_series
-from energy.human import digits, human_carbon, human_energy
+from energy.human import NONE, digits, human_carbon, human_energy
 from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
 from orchestrator.spec.budget import money
 from orchestrator.spec.experiment import Experiment
@@ -57,7 +57,8 @@ class Limit:
 
     def spent(self, spending: Spending) -> float:
         if self.key == "carbon":  # counted as it came: the grid changes by the hour
-            return spending.carbon_t or 0.0
+            assert spending.carbon_t is not None  # the spec has PUE and grid: it is known where the energy is
+            return spending.carbon_t
         return self.amount(spending.energy_j, spending.device_hours)
 
     def option(self, value: float) -> str:
@@ -119,32 +120,40 @@ def limits_of(experiment: Experiment, grid_g_per_kwh: float | None) -> list[Limi
 class State:
     """A limit at one moment, in its own unit; None is not known yet. `stops_at_step`: None where it will not.
 
+    spent: None while it goes by energy and this command's meters have read none: then it stops nothing.
     startup: what this command took before its first step, which going on would take once more.
     """
 
     limit: Limit
-    spent: float
+    spent: float | None
     forecast: float | None
     held_back: float
     stops_at_step: int | None
     startup: float = 0.0
 
     @property
-    def share(self) -> float:
-        return self.spent / self.limit.limit
+    def share(self) -> float | None:
+        return None if self.spent is None else self.spent / self.limit.limit
 
     @property
     def due(self) -> bool:
-        return self.spent + self.held_back >= self.limit.limit
+        return self.spent is not None and self.spent + self.held_back >= self.limit.limit
 
     @property
     def says(self) -> str:
-        """ "ok", "warned" from 80 % on, "over" when the forecast passes the limit, "due" when it must stop."""
+        """ "ok", "warned" from 80 % on, "over" when the forecast passes the limit, "due" when it must stop; "unknown"
+        while nobody knows what was spent."""
+        if self.share is None:
+            return "unknown"
         if self.due:
             return "due"
         if self.forecast is not None and self.forecast > self.limit.limit:
             return "over"
         return "warned" if self.share >= WARN_AT else "ok"
+
+    @property
+    def spent_words(self) -> str:
+        return NONE if self.spent is None else self.limit.words(self.spent)
 
     def document(self) -> dict[str, Any]:
         return {
@@ -154,13 +163,13 @@ class State:
             "spent": self.spent,
             "share": self.share,
             "forecast": self.forecast,
-            "held_back": self.held_back,
-            "startup": self.startup,
+            "held_back": None if self.spent is None else self.held_back,
+            "startup": None if self.forecast is None else self.startup,
             "stops_at_step": self.stops_at_step,
             "state": self.says,
             "words": {
                 "limit": self.limit.words(self.limit.limit),
-                "spent": self.limit.words(self.spent),
+                "spent": self.spent_words,
                 "forecast": None if self.forecast is None else self.limit.words(self.forecast),
                 "of": self.limit.of_what,
             },
@@ -183,10 +192,10 @@ class Watch:
     """The budget of one attempt. Fed with the attempt's energy; without limits it only counts."""
 
     def __init__(self, experiment: Experiment, before: Spending, world_size: int, started_unix_s: float):
-        self._experiment, self._grid = experiment, Grid(experiment)
+        self._experiment, self._grid, self.pue = experiment, Grid(experiment), experiment.energy.pue
         self._world_size, self._until = world_size, started_unix_s
         self.spending = self._before = before
-        self._fed_j = 0.0
+        self._fed_j: float | None = None  # None: nothing was read yet
         self._startup: tuple[float, float] = (0.0, 0.0)  # J and device-hours until the first step
 
     def intensity_g_per_kwh(self, now: float) -> float | None:
@@ -200,17 +209,14 @@ class Watch:
         """energy_j: IT energy in J until now, without what was spent before; None while nothing was read."""
         hours = self._world_size * max(0.0, now - self._until) / 3600
         self._until = max(now, self._until)
-        added_j = 0.0 if energy_j is None else energy_j - self._fed_j
-        self._fed_j += added_j
-        tonnes, pue, g_per_kwh = self.spending.carbon_t, self._experiment.energy.pue, self._grid.g_per_kwh(now)
-        if pue is not None and g_per_kwh is not None:
-            tonnes = (tonnes or 0.0) + added_j / JOULE_PER_KWH * pue * g_per_kwh / GRAM_PER_TONNE
-        self.spending = replace(
-            self.spending,
-            energy_j=self.spending.energy_j + added_j,
-            carbon_t=tonnes,
-            device_hours=self.spending.device_hours + hours,
-        )
+        self.spending = replace(self.spending, device_hours=self.spending.device_hours + hours)
+        if energy_j is None:
+            return
+        added_j, self._fed_j = energy_j - (self._fed_j or 0.0), energy_j
+        tonnes, g_per_kwh = self.spending.carbon_t, self._grid.g_per_kwh(now)
+        if self.pue is not None and g_per_kwh is not None:
+            tonnes = (tonnes or 0.0) + added_j / JOULE_PER_KWH * self.pue * g_per_kwh / GRAM_PER_TONNE
+        self.spending = replace(self.spending, energy_j=self.spending.energy_j + added_j, carbon_t=tonnes)
 
     def waited(self, seconds: float) -> None:
         """So long nobody held the devices, which have been counted."""
@@ -219,7 +225,7 @@ class Watch:
 
     def first_step(self) -> None:
         """The start-up is over."""
-        self._startup = (self._fed_j, self.spending.device_hours - self._before.device_hours)
+        self._startup = (self._fed_j or 0.0, self.spending.device_hours - self._before.device_hours)
 
     def correct(self, before: Spending) -> None:
         """What was spent before is known better: a counter has told what it grew by while nobody read it."""
@@ -235,9 +241,10 @@ class Watch:
 
     def _state(self, limit: Limit, pace: Pace) -> State:
         per_s = limit.amount(pace.power_w or 0.0, self._world_size / 3600)
-        spent, held_back = limit.spent(self.spending), per_s * pace.ahead_s
-        known = pace.step_s is not None and (pace.power_w is not None or not limit.per_j)
-        if not known or pace.step_s is None:
+        held_back = per_s * pace.ahead_s
+        spent = None if limit.per_j and self._fed_j is None else limit.spent(self.spending)
+        known = pace.power_w is not None or not limit.per_j
+        if spent is None or not known or pace.step_s is None:
             return State(limit, spent, None, held_back, None)
         startup = limit.amount(*self._startup)
         per_step = per_s * pace.step_s
@@ -275,7 +282,7 @@ class BudgetSpent(Exception):
         limit, words = self.state.limit, self.state.limit.words
         of = f"the budget of {words(limit.limit)} ({limit.of_what})"
         if self.startup:
-            return f"{of} does not hold the start-up, which has taken {words(self.state.spent)} before its first step"
+            return f"{of} does not hold the start-up, which has taken {self.state.spent_words} before its first step"
         if self.starting is not None:
             where = f"after step {self.step:,}" if self.step else "before the run's first step"
             return f"{of} was reached while attempt {self.starting} started, {where}"
@@ -285,7 +292,7 @@ class BudgetSpent(Exception):
     def option(self) -> str:
         """The value for `--set` with which the run would start again and get to its end, or at least into its steps."""
         limit, state = self.state.limit, self.state
-        enough = 10 * max(state.spent, limit.limit)
+        enough = 10 * max(state.spent or 0.0, limit.limit)
         if state.forecast is not None:
             enough = ENOUGH * (state.forecast + state.startup + state.held_back)
         return limit.option(max(enough, ENOUGH * limit.limit))

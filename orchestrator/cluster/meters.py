@@ -47,9 +47,10 @@ class MeterActor:
 
         declared = meter.pop("declared")
         # An actor that Ray restarts is told the attempt with which the run began: run.json knows of later ones.
-        meter["attempt"] = max(meter["attempt"], len(_attempts(run_dir)))
+        self._run, self._shared = RunFolder(run_dir), shared
+        meter["attempt"] = max(meter["attempt"], len(self._run.read_run().get("attempts") or []))
         self._meter = Meter(
-            Path(run_dir) / "energy" / f"{name}.ledger",
+            self._run.ledger_file(name),
             node=name,
             gpus="all",
             sensors=node_sensors(name, **declared),
@@ -57,7 +58,6 @@ class MeterActor:
             **meter,
         )
         self._meter.start()
-        self._run, self._shared = RunFolder(run_dir), shared
         self._ranks: int | None = None
         self._placing = threading.Lock()
         self._before: dict[str, Any] | None = None  # of the screens' figures, what was read while the node was others'
@@ -106,10 +106,6 @@ class MeterActor:
             self._metrics.publish(self._meter.now(), self._meter.describe())
             with suppress(OSError):  # a full disk: the meter itself says so, and the next second may have room again
                 write_json(self._live, since(self._meter.live(), self._before), durable=False)
-
-
-def _attempts(run_dir: str) -> list[Any]:
-    return RunFolder(run_dir).read_run().get("attempts") or []
 
 
 class Meters(list[Any]):

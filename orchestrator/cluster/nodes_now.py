@@ -16,10 +16,10 @@ from typing import Any
 
 from energy.accounting.curves import counted_between
 from energy.accounting.uncertainty import NODE_LEAST
+from energy.metering.live import SILENT_S
 from energy.runs import RunFolder
 
 FEW_DEVICES = 64
-SILENT_S = 10.0  # a node whose file is older than this is not known to draw anything
 ASK_EVERY_S = 5.0  # how often Ray is asked whether the silent ones live
 # A node that lives may be silent for its full disk, or for storage that is away; its record will have it. Ray sees
 # within a minute that one is dead.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.run_version import require_known
-from energy.runs import LOCK, SERIES, RunFolder, replace_file, require_run_name
+from energy.runs import LOCK, SERIES, RunFolder, flat, replace_file, require_run_name
 from orchestrator.checkpoints.saved import remove_partial
 from orchestrator.driver.run_lock import RunLock
 from orchestrator.driver.skipped import keep_skipped
@@ -159,8 +159,8 @@ def resumable(experiment: Experiment, path: Path) -> tuple[RunFolder, list[str]]
         )
         raise BadInput(f"{path} is not a run: {what or 'it has no experiment.yaml'}")
     require_known(path)
-    before = _flat(load_experiment(spec).model_dump(mode="json"))
-    now = _flat(experiment.model_dump(mode="json"))
+    before = flat(load_experiment(spec).model_dump(mode="json"))
+    now = flat(experiment.model_dump(mode="json"))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     refused = [
         key for key in changed if key.split(".")[0] in ("model", "data", "training", "seed") and key not in RESUMABLE
@@ -231,10 +231,3 @@ def _last_written(folder: RunFolder) -> float:
     places = ("metrics/*.jsonl", "energy/*", "live/*", "checkpoints/step-*/.metadata", "run.json")
     times = [path.stat().st_mtime for pattern in places for path in folder.path.glob(pattern)]
     return max(times, default=time.time())
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {prefix: value}
-    return {k: v for key, child in items for k, v in _flat(child, f"{prefix}.{key}" if prefix else str(key)).items()}

@@ -111,15 +111,12 @@ class Training(threading.Thread):
             self.error = error
 
     def has_room(self) -> bool | None:
-        """Whether Ray holds machines for the ranks; None before it was asked, and where it does not say."""
-        try:
-            return None if self._places is None else self._places.held()
-        except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
-            return None
+        """Whether Ray holds machines for the ranks; None before it was asked. Raises what Ray raises."""
+        return None if self._places is None else self._places.held()
 
     def give_back(self) -> None:
         """Leaves the machines of a training that has ended to others."""
-        with contextlib.suppress(Exception):  # as above; whoever cannot be asked does not hold them long
+        with contextlib.suppress(Exception):  # of Ray's many types; whoever cannot be asked does not hold them long
             if self._places is not None:
                 self._places.give_back()
 

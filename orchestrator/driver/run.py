@@ -5,7 +5,6 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,18 @@ from orchestrator.budget.before import require_budget
 from orchestrator.budget.watch import BudgetSpent
 from orchestrator.checkpoints.saved import newest_complete
 from orchestrator.cluster.reach import require_cluster
-from orchestrator.data.prepare import PreparedCorpus, prepare_corpus
+from orchestrator.data.prepare import prepare_corpus
 from orchestrator.driver import attempts as attempt_files
 from orchestrator.driver.accounting import accounting_of, ask_for_series, keep_series_file, model_figures
 from orchestrator.driver.attempts import Claim
 from orchestrator.driver.endings import advice, cause
-from orchestrator.driver.head_watch import HeadWatch, let_ranks_end
-from orchestrator.driver.in_use import in_words, keep_choices
+from orchestrator.driver.head_watch import let_ranks_end
 from orchestrator.driver.run_status import RunStatus, code
-from orchestrator.driver.run_watch import RunWatch
-from orchestrator.driver.skipped import keep_skipped
 from orchestrator.driver.stops import Stops
+from orchestrator.driver.training import Command, train
 from orchestrator.jobs import inside as inside_job
-from orchestrator.models.folder import ModelFolder, initial_weights
-from orchestrator.preflight.before_run import before_preparing, before_training
+from orchestrator.models.folder import initial_weights
+from orchestrator.preflight.before_run import before_preparing
 from orchestrator.screens.run import RayLog, RunScreen
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, dump_experiment
@@ -77,44 +74,31 @@ def run_experiment(
             if changed:
                 screen.note(f"changed since the run was started: {', '.join(changed)}")
             require_budget(experiment, claim.folder)
-        return _run(experiment, claim, prepared, weights, screen, spec, not resume, profile_steps)
+        command = Command(
+            experiment=experiment,
+            claim=claim,
+            prepared=prepared,
+            weights=weights,
+            spec=spec,
+            fresh=not resume,
+            profile_steps=profile_steps,
+        )
+        return _run(command, screen)
     finally:
         claim.release()
 
 
-def _run(
-    experiment: Experiment,
-    claim: Claim,
-    prepared: PreparedCorpus,
-    weights: ModelFolder | None,
-    screen: RunScreen,
-    spec: Path | None,
-    fresh: bool,
-    profile_steps: int,
-) -> tuple[RunFolder, int]:
-    folder, started = claim.folder, time.time()  # the corpus is made by now: what it took is no training time
-    previous = {} if fresh else folder.read_run()
-    before = None if fresh else attempt_files.Before(folder)
-    attempts = [*previous.get("attempts", []), {"started_unix_s": started, "status": "running"}]
+def _run(command: Command, screen: RunScreen) -> tuple[RunFolder, int]:
+    experiment, folder, spec = command.experiment, command.folder, command.spec
+    previous = {} if command.fresh else folder.read_run()
+    before = None if command.fresh else attempt_files.Before(folder)
+    attempts = [*previous.get("attempts", []), {"started_unix_s": command.started_unix_s, "status": "running"}]
     attempts[-1] |= {"attempt": len(attempts), **code()}
-    ending = RunStatus(claim, attempts, screen)
+    ending = RunStatus(command.claim, attempts, screen)
     try:
-        claim.hold_space()
-        for old in folder.path.glob("live/*.json"):  # of the attempt before
-            old.unlink(missing_ok=True)
-        (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
-        described = _describe(experiment, folder, prepared, attempts)
-        if weights is not None:
-            described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
-        replace_file(folder.path / "experiment.yaml", dump_experiment(experiment))
-        # of the attempts before, until this one has its machines
-        kept = {key: previous.get(key, described[key]) for key in ("hosts", "meters", "device_type", "world_size")}
-        folder.write_run(previous | described | kept)
-        keep_series_file(experiment, folder)
-        if fresh:
-            _write_plan(experiment, folder, prepared.vocab_size)
+        _open_folder(command, previous, attempts)
     except (OSError, ValueError):
-        claim.free_space()
+        command.claim.free_space()
         attempt_files.undo(folder, before)
         raise
     over: BudgetSpent | None = None
@@ -134,18 +118,7 @@ def _run(
     with Stops(stop_file, screen, lambda: ending.write("stopped"), lambda: trained(ending.attempt)) as stops:
         with RayLog(folder.path / RAY_LOG) as log:
             try:
-                complete = _train(
-                    experiment,
-                    claim,
-                    prepared.path,
-                    weights,
-                    started,
-                    ending,
-                    screen,
-                    stops,
-                    profile_steps,
-                    without_ray,
-                )
+                complete = train(command, ending, screen, stops, without_ray)
                 ending.write("completed" if complete else "stopped")
             except BudgetSpent as spent:
                 over = spent
@@ -168,138 +141,24 @@ def _run(
     return folder, {"completed": 0 if accounted else 1, "stopped": 130, "budget": 3}.get(ending.status or "", 1)
 
 
-def _train(
-    experiment: Experiment,
-    claim: Claim,
-    corpus: Path,
-    weights: ModelFolder | None,
-    started: float,
-    ending: RunStatus,
-    screen: RunScreen,
-    stops: Stops,
-    profile_steps: int,
-    without_ray: Callable[[str], None],
-) -> bool:
-    """True when all planned tokens were trained, False when it was asked to stop; raises what made it fail, and
-    BudgetSpent when a budget stopped it. without_ray(said): ends the process where Ray's head is gone."""
-    from orchestrator.cluster.capacity import choose_workers, ranks_apart, unlike_the_spec
-    from orchestrator.cluster.meters import describe_meters, joined, mark_attempt, start_meters, stop_meters
-    from orchestrator.cluster.training_metrics import TrainingMetrics
-    from orchestrator.driver.launch import head_address, start_ray
-    from orchestrator.driver.own_ray import leave_ray
-    from orchestrator.driver.supervise import Supervision
-    from orchestrator.ranks.job import Job
-
-    folder = claim.folder
-    start_ray(experiment)
-    stops.install()  # again: ray.init puts a handler of its own
-    head = HeadWatch(head_address(), without_ray)
-    meters: list[Any] = []
-    supervision: Supervision | None = None
-    try:
-        workers, device = choose_workers(experiment, attempt_files.first_held(folder.read_run()))
-        if unlike := unlike_the_spec(experiment, workers, device):
-            screen.note(f"note: {unlike}")
-        shared = joined() and not experiment.cluster.exclusive
-        meters = start_meters(folder.path, _metering(experiment, ending.attempt), shared)
-        described = describe_meters(meters)
-        run = folder.update_run(device_type=device, **_metered(folder, described), **ending.held(workers))
-        run |= {"meters": described}  # of those that are there now
-        before_training(experiment, folder, device, screen)
-        watch = RunWatch(experiment, folder, run, screen.note, shared)
-        screen.opening(experiment, run)
-        start_from = None if weights is None else str(weights.checkpoint)
-        job = Job(str(folder.path), str(corpus), experiment.model_dump(mode="json"), started, start_from, profile_steps)
-        metrics = TrainingMetrics(folder.path.name)
-        told = 0  # the attempt whose choices were said
-
-        def again(error: str | None, workers: int) -> float:
-            begun = ending.again(error, workers)
-            mark_attempt(meters, ending.attempt)
-            watch.restarted(ending.attempt, workers)
-            return begun
-
-        def waited(seconds: float) -> None:
-            ending.waited(seconds)
-            watch.budget.waited(seconds)
-
-        def tick() -> None:
-            nonlocal told
-            watch.look()
-            screen.update(watch)
-            metrics.publish(watch.progress)
-            if watch.trained:
-                stops.gently()
-            if told < ending.attempt and (choices := keep_choices(folder, ending.attempt)) is not None:
-                told = ending.attempt
-                screen.note(f"  {in_words(choices)}")
-                if apart := ranks_apart(experiment, device):
-                    screen.note(f"  {apart}")
-            for text in stops.notes():
-                screen.note(text)
-
-        supervision = Supervision(experiment, folder, job, again, ending.befell, waited, tick, screen.note)
-        with screen.live(watch):
-            complete = supervision.run(workers, device)
-        if profile_steps:
-            screen.note(_profile(folder))
-        if not complete:
-            watch.ended()
-        return complete
-    finally:
-        head.close()
-        stops.finishing()
-        if supervision is not None:
-            supervision.abandon()
-        claim.free_space()  # before the last readings: a full disk still has room for them
-        keep_choices(folder, ending.attempt)
-        keep_skipped(folder)
-        described, faults = stop_meters(meters)
-        if described or faults:
-            folder.update_run(**_metered(folder, described, faults))  # with what came up while they ran
-        for fault in faults.values():
-            screen.note(fault)
-        leave_ray()
-
-
-def _profile(folder: RunFolder) -> str:
-    """The table of the profiler, and where the trace lies; or why there is none."""
-    table = folder.path / "profile" / "profile.txt"
-    if not table.exists():
-        return "no profile was recorded: the training had no step after the first ones"
-    return f"{table.read_text(encoding='utf-8')}  trace for ui.perfetto.dev: {table.with_name('trace.json.gz')}"
-
-
-def _metered(
-    folder: RunFolder, described: list[dict[str, Any]], faults: Mapping[str | None, str] | None = None
-) -> dict[str, Any]:
-    """{meters, hosts} for run.json: of all nodes that any attempt had, those that are lost or joined late included.
-
-    faults: by node, of meters that did not end in order. They go to the warnings of that node's, else of the last:
-    there the record reads them.
-    """
-    from orchestrator.cluster.meters import of_all_nodes
-
-    run = folder.read_run()
-    meters = of_all_nodes(run.get("meters") or [], described)
-    for node, fault in (faults or {}).items() if meters else ():
-        place = next((place for place, meter in enumerate(meters) if meter["node"] == node), -1)
-        meters[place] = meters[place] | {"warnings": [*(meters[place].get("warnings") or []), fault]}
-    earlier = run["hosts"] if run.get("meters") else []
-    return {"meters": meters, "hosts": list(dict.fromkeys([*earlier, *(meter["node"] for meter in meters)]))}
-
-
-def _metering(experiment: Experiment, attempt: int) -> dict[str, Any]:
-    """How each node is metered (orchestrator.cluster.meters)."""
-    energy = experiment.energy
-    declared = {
-        "baseline_w": energy.node_baseline,
-        "baselines_w": energy.node_baselines,
-        "baseline_source": energy.node_baseline_source or energy.node_baselines_source,
-        "power_command": energy.node_power_command,
-        "power_file": str(energy.node_power_file) if energy.node_power_file else None,
-    }
-    return {"interval_s": energy.sample_interval, "attempt": attempt, "declared": declared}
+def _open_folder(command: Command, previous: dict[str, Any], attempts: list[dict[str, Any]]) -> None:
+    """Writes what is known before the start; previous: run.json of the attempts before."""
+    experiment, folder, prepared = command.experiment, command.folder, command.prepared
+    command.claim.hold_space()
+    for old in folder.path.glob("live/*.json"):  # of the attempt before
+        old.unlink(missing_ok=True)
+    (folder.path / "tokenizer.model").write_bytes(prepared.tokenizer_path.read_bytes())
+    described = _describe(experiment, folder, prepared, attempts)
+    if command.weights is not None:
+        weights = command.weights
+        described["initial_weights"] = {"path": str(weights.checkpoint), "imported": weights.imported}
+    replace_file(folder.path / "experiment.yaml", dump_experiment(experiment))
+    # of the attempts before, until this one has its machines
+    kept = {key: previous.get(key, described[key]) for key in ("hosts", "meters", "device_type", "world_size")}
+    folder.write_run(previous | described | kept)
+    keep_series_file(experiment, folder)
+    if command.fresh:
+        _write_plan(experiment, folder, prepared.vocab_size)
 
 
 def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts: list[dict]) -> dict[str, Any]:

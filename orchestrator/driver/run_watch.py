@@ -51,7 +51,6 @@ class RunWatch:
             before = spent_before(folder, experiment, self._world_size, self.attempt)
         # A killed attempt's counters went on alone: what they grew by is known when they are read again.
         self._recount = self.attempt > 1 and attempts[-2].get("status") == "lost"
-        grid = experiment.energy.intensity_factor
         self._peak_flops = _peak_flops(run) if cuda else None
         self.progress = RunProgress(
             experiment.total_steps,
@@ -59,8 +58,6 @@ class RunWatch:
             attempts[-1]["started_unix_s"],
             flop_per_token=run["model"]["flop_per_token"],
             peak_flops=self._peak_flops * self._world_size if self._peak_flops else None,
-            pue=experiment.energy.pue,
-            grid_g_per_kwh=grid.value if grid else None,
             energy_before_j=before.energy_j,
         )
         self._step_before = 0  # the last one of the commands before
@@ -82,6 +79,7 @@ class RunWatch:
         self.run_id = folder.path.name
         self._told: set[tuple[str, str]] = set()
         self._file = live_state.LiveFile(folder)
+        self.document: live_state.Document = {}  # as of the last look
 
     @property
     def trained(self) -> bool:
@@ -130,7 +128,8 @@ class RunWatch:
             self._starting = False
             self.budget.first_step()
         self.states = self.budget.states(self._pace(now), now)
-        self._file.write(live_state.document(self, now), now, force=last)
+        self.document = live_state.document(self, now)
+        self._file.write(self.document, now, force=last)
         if not last:
             self._act(now)
 
@@ -160,7 +159,10 @@ class RunWatch:
     def _act(self, now: float) -> None:
         for state in self.states:
             says, words = state.says, state.document()["words"]
-            if state.share >= WARN_AT and says != "due":
+            if says == "unknown" and self.trained:
+                text = f"no meter has read any energy yet: the budget of {words['limit']} ({words['of']}) stops nothing"
+                self._tell_once(state, "unknown", now, text)
+            if state.share is not None and state.share >= WARN_AT and says != "due":
                 text = f"{100 * state.share:.0f} % of the budget of {words['limit']} ({words['of']}) used"
                 self._tell_once(state, "warned", now, text)
             over = forecast_words(state.document(), self.progress.total_steps)

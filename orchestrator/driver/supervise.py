@@ -11,12 +11,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from energy.accounting.account import LOST
 from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
 from orchestrator.checkpoints.saved import complete, newest_complete, remove_partial, step_of
 from orchestrator.cluster.capacity import choose_workers, ranks_to_lose
 from orchestrator.driver.attempts import first_held
+from orchestrator.driver.endings import last_line
 from orchestrator.driver.failures import Failure, TrainingLost
 from orchestrator.driver.launch import Training
 from orchestrator.driver.places import Waiting
@@ -24,6 +27,8 @@ from orchestrator.live.progress import Tail
 from orchestrator.ranks.job import Job
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput
+
+Answer = TypeVar("Answer")
 
 POLL_S = 0.5
 LOOK_S = 5.0  # how often Ray is asked for machines that come and go; a cloud announces it half a minute ahead
@@ -60,6 +65,7 @@ class Supervision:
         self._failures, self._saved = 0, self._checkpoints()
         (folder.path / RESIZE_FILE).unlink(missing_ok=True)
         self._waits = False  # for room; said once
+        self._unanswered: set[tuple[str, type]] = set()  # what Ray did not say, and why
         self._room_for: int | None = None  # workers, where it was ended to go on with more
         self._tail = Tail(folder.metrics_file(0))
 
@@ -91,7 +97,8 @@ class Supervision:
     def _train(self, workers: int, device: str) -> Training:
         """One attempt, to its end, or to that of Ray Train's patience with a cluster that has no room for it."""
         self._training = training = Training(self._job, workers, device, str(self._folder.path / "logs"))
-        waiting = Waiting(training.has_room, self._waited, before=self._waits)
+        has_room = partial(self._asked, "whether it holds machines for the ranks", training.has_room)
+        waiting = Waiting(has_room, self._waited, before=self._waits)
         look = time.monotonic() + LOOK_S
         training.start()
         training.join(timeout=POLL_S)
@@ -128,20 +135,30 @@ class Supervision:
         cluster, resize = self._experiment.cluster, self._folder.path / RESIZE_FILE
         if self._asked_to_stop or resize.exists():
             return
-        try:
-            lost = ranks_to_lose()
-            wants = not lost and cluster.min_workers is not None and workers < cluster.workers
-            more = choose_workers(self._experiment, self._held, free=True)[0] if wants else workers
-        except Exception:  # Ray raises many unrelated types here; all mean that nobody knows
-            return
+        lost = self._asked("which machines are to be taken away", ranks_to_lose)
+        wants = not lost and cluster.min_workers is not None and workers < cluster.workers
+        free = partial(choose_workers, self._experiment, self._held, free=True)
+        chosen = self._asked("what room there is", free) if wants else None
         if lost:
             self._say(f"the machine of {lost} of {workers} ranks is to be taken away: a checkpoint, and on elsewhere")
-        elif more > workers:
-            self._say(f"there is room for {more} workers again: a checkpoint, and on with them")
-            self._room_for = more
+        elif chosen is not None and chosen[0] > workers:
+            self._say(f"there is room for {chosen[0]} workers again: a checkpoint, and on with them")
+            self._room_for = chosen[0]
         else:
             return
         resize.touch()
+
+    def _asked(self, what: str, ask: Callable[[], Answer]) -> Answer | None:
+        """Ray's answer, without which a training goes on; None where it has none, and why is said once."""
+        try:
+            return ask()
+        except BadInput:  # too little room is an answer
+            return None
+        except Exception as error:  # Ray raises many unrelated types here
+            if (what, type(error)) not in self._unanswered:
+                self._unanswered.add((what, type(error)))
+                self._say(f"Ray does not say {what} ({type(error).__name__}: {last_line(str(error))})")
+            return None
 
     def _makes_room(self) -> bool:
         """Whether a training that ended in order did so for other machines, and not because the run is to stop."""

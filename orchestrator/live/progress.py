@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
-
 RATE_STEPS = 20
 POWER_BUCKET_S = 2.0
 CURVE_ROOM = 256
@@ -80,8 +78,6 @@ class RunProgress:
     started_unix_s: float
     flop_per_token: float | None = None
     peak_flops: float | None = None
-    pue: float | None = None
-    grid_g_per_kwh: float | None = None
     energy_before_j: float = 0.0  # IT energy in J of the attempts before
     phase: str = "startup"
     step: int = 0
@@ -107,12 +103,6 @@ class RunProgress:
         if self.energy_j is None or self.joule_per_token is None:
             return None
         return self.energy_j + max(0, self.total_tokens - self.tokens) * self.joule_per_token
-
-    def carbon_t(self, energy_j: float) -> float | None:
-        """Carbon in t of so much IT energy, where PUE and grid are declared."""
-        if self.pue is None or self.grid_g_per_kwh is None:
-            return None
-        return energy_j / JOULE_PER_KWH * self.pue * self.grid_g_per_kwh / GRAM_PER_TONNE
 
     def feed(self, event: dict[str, Any]) -> None:
         kind = event.get("event")
@@ -151,10 +141,6 @@ class RunProgress:
             self._powers.append([bucket, 0.0, 0.0])
         self._powers[-1][1] += self.power_w
         self._powers[-1][2] += 1
-
-    @property
-    def loss_points(self) -> list[float]:
-        return self.losses.points
 
     @property
     def powers(self) -> list[float]:

@@ -53,7 +53,7 @@ def document(watch: RunWatch, now: float) -> Document:
     progress, spending = watch.progress, watch.budget.spending
     it_kwh = _kwh(progress.energy_j)
     whole_kwh = _kwh(progress.whole_energy_j)
-    pue, trained = progress.pue, progress.step > 0
+    pue, trained = watch.budget.pue, progress.step > 0
     intensity, carbon_t = watch.budget.intensity_g_per_kwh(now), spending.carbon_t if it_kwh is not None else None
 
     def whole_t() -> float | None:

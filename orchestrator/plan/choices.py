@@ -63,6 +63,17 @@ def fewest_workers(
     return None
 
 
+def how_it_fits(memory: dict[str, Any]) -> str:
+    """The number of workers on which what does not fit would; without one, what else would take less."""
+    fewest, said = memory["fewest_workers"], memory["checkpointing"]
+    if fewest:
+        return f"fits from {fewest:,} workers on"
+    # Other than full is chosen for what does not fit only where the spec says so.
+    recompute = "" if said == "full" else f"activation_checkpointing full (the spec says {said}), "
+    # Not smaller micro-batches: the most workers have one sequence each.
+    return f"fits on no number of workers: try {recompute}fewer replicas, more tensor_parallel or shorter sequences"
+
+
 def choose(
     experiment: Experiment, config: LlamaConfig, workers: int, device_type: str, device_gb: float | None
 ) -> Choices:

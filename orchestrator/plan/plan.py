@@ -18,7 +18,7 @@ from energy.boundaries import planned_quantities
 from energy.factors import Accelerator, accelerator, peak_flops
 from model.config import LlamaConfig
 from orchestrator.driver.accounting import model_figures
-from orchestrator.plan.choices import fewest_workers, step_memory
+from orchestrator.plan.choices import fewest_workers, how_it_fits, step_memory
 from orchestrator.plan.costs import budget_plan, embodied_tco2eq, energy_of, price_of_gpu_hour
 from orchestrator.plan.earlier_runs import Evidence, find_evidence, throughput_from
 from orchestrator.plan.failures import Reliability, failure_plan
@@ -164,6 +164,7 @@ def _memory(
     basis.assume("memory_reserve", RESERVE, "1", RESERVE_SOURCE)
     if not memory["fits"]:
         memory["fewest_workers"] = fewest_workers(experiment, config, device_type, device_gb)
+        memory["how_it_fits"] = how_it_fits(memory)
     return memory
 
 

@@ -146,19 +146,8 @@ def _memory(plan: Plan, console: Console) -> None:
     text += "; gradients reduced with each micro-batch" if memory["gradient_reduction"] == EACH and batches > 1 else ""
     console.print(indented(Text(text, style="dim")))
     if memory["fits"] is False:
-        console.print(indented(Text(_from_where_on(memory), style="red")))
+        console.print(indented(Text(memory["how_it_fits"], style="red")))
     console.print()
-
-
-def _from_where_on(memory: dict[str, Any]) -> str:
-    """The number of workers on which what does not fit would; without one, what else would take less."""
-    fewest, said = memory.get("fewest_workers"), memory["checkpointing"]
-    if fewest:
-        return f"fits from {fewest:,} workers on"
-    # Other than full is chosen for what does not fit only where the spec says so.
-    recompute = "" if said == "full" else f"activation_checkpointing full (the spec says {said}), "
-    # Not smaller micro-batches: the most workers have one sequence each.
-    return f"fits on no number of workers: try {recompute}fewer replicas, more tensor_parallel or shorter sequences"
 
 
 def _failures(plan: Plan, console: Console) -> None:

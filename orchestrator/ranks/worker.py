@@ -3,7 +3,6 @@
 It needs a process group and a job, and no launcher: Ray Train, torchrun and pytest all start it the same way.
 """
 
-import json
 import os
 import socket
 import time
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from energy.factors import match_accelerator
-from energy.runs import RESIZE_FILE, STOP_FILE
+from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
 from model.attention import backend_in_use, sdpa_backends
 from model.float8 import to_float8
 from model.init import init_weights
@@ -47,15 +46,10 @@ SKIPS_IN_A_ROW = 10  # so many steps without a finite loss are no bad batch: the
 
 def next_attempt(run_dir: Path) -> int:
     """The driver's attempt, or one more than the last one that rank 0 left marks of, whichever is later."""
-    path, run_file = run_dir / "metrics" / "rank-0.jsonl", run_dir / "run.json"
+    folder = RunFolder(run_dir)
     # An attempt that failed before its first mark counts too; without a driver (torchrun, pytest) there is no run.json.
-    driver = len(json.loads(run_file.read_text(encoding="utf-8"))["attempts"]) if run_file.exists() else 0
-    last = 0
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            last = max(last, json.loads(line)["attempt"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # a line torn by a kill says nothing about the attempt that its neighbours do not
+    driver = len(folder.read_run()["attempts"]) if (run_dir / "run.json").exists() else 0
+    last = max((int(event["attempt"]) for event in folder.events() if "attempt" in event), default=0)
     return max(last + 1, driver)
 
 
@@ -311,7 +305,7 @@ def run_rank(job: Job) -> bool:
         # Later a storage that is away costs copies and not the run, which the loss of a worker must not change.
         rank.copies.require_writable()
     recorder = WatchedMetrics(
-        run_dir / "metrics" / f"rank-{rank.rank}.jsonl",
+        RunFolder(run_dir).metrics_file(rank.rank),
         attempt[0],
         rank.rank,
         rank.spec.training.batch_tokens,

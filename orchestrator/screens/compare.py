@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.comparison import sense_of
+from dashboards.comparison import SAME, sense_of
 from energy.human import digits, human_count, percent
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ COLUMN, HEAD, HEAD_PIPE = 19, 20, 18  # columns of a run, and of the names of th
 NARROWEST, PIPE = 58, 80
 SHOWN_KEYS = 12
 NOTE = "note:"
-SAME = 5e-4  # a smaller change is none
 COLOURS = {"better": "green", "worse": "red"}
 _ENERGY = ((1e3, "MWh"), (0.1, "kWh"), (1e-4, "Wh"), (0.0, "J"))
 _PER_TOKEN = ((1.0, "J"), (1e-3, "mJ"), (0.0, "µJ"))

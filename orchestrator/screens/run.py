@@ -156,17 +156,17 @@ class RunScreen:
 
     def update(self, watch: RunWatch, last: bool = False) -> None:
         """Draws what the watch has seen: in place on a terminal, else a line a minute."""
-        progress, now = watch.progress, time.time()
+        now = time.time()
         self._watch_disk(watch, now)
         if self._quiet:
             return
-        budgets = [state.document() for state in watch.states]
+        shown = view.Shown(watch.document)
         if self._console.is_terminal:
             drawn = view.training if watch.trained else view.starting
-            self._draw(drawn(progress, self._width(), now, budgets))
+            self._draw(drawn(shown, self._width(), now))
         elif watch.trained and (last or now - self._last_line_unix_s >= LINE_EVERY_S):
             self._last_line_unix_s = now
-            self._console.print(Text(view.key_values(progress, now, budgets)), soft_wrap=True)
+            self._console.print(Text(view.key_values(shown, now)), soft_wrap=True)
 
     def closing(self, folder: RunFolder, footprint: dict[str, Any], report: Path) -> None:
         self._stop_live()

@@ -5,83 +5,18 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
 
 from energy.human import digits, human_carbon, human_energy, human_time
 from energy.records.record import FILE_NAME
-from energy.units import GRAM_PER_TONNE, JOULE_PER_KWH
-from orchestrator.live.state import Document, Live
+from orchestrator.live.state import Live
 from orchestrator.screens import view
 
 MOST_NODES, MOST_LINES = 8, 4
 UNKNOWN = "–"
 PHASES = {"startup": "starting", "train_step": "training", "compile": "compiling", "ended": "ending"}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A live state as `view.Progress`. What is not known stays None; a run without a step stands at step 0."""
-
-    document: Document
-
-    def __getattr__(self, name: str) -> Any:
-        return self.document[name]
-
-    @property
-    def step(self) -> int:
-        return self.document["step"] or 0
-
-    @property
-    def tokens(self) -> int:
-        return self.document["tokens"] or 0
-
-    @property
-    def checkpoint(self) -> int | None:
-        return self.document["checkpoint_step"]
-
-    @property
-    def validation(self) -> tuple[int, float] | None:
-        step, loss = self.document["validation_step"], self.document["validation_loss"]
-        return None if step is None or loss is None else (step, loss)
-
-    @property
-    def energy_j(self) -> float | None:
-        return _joule(self.document["energy_it_kwh"])
-
-    @property
-    def whole_energy_j(self) -> float | None:
-        return _joule(self.document["forecast"]["energy_it_kwh"])
-
-    @property
-    def grid_g_per_kwh(self) -> float | None:
-        return self.document["intensity_g_per_kwh"]
-
-    @property
-    def powers(self) -> list[float]:
-        return self.document["history"]["power_w"]
-
-    @property
-    def loss_points(self) -> list[float]:
-        return self.document["history"]["loss"]
-
-    @property
-    def events(self) -> list[tuple[float, str]]:
-        return [(event["time_unix_s"], event["text"]) for event in self.document["events"]]
-
-    def carbon_t(self, energy_j: float) -> float | None:
-        pue, grid = self.document["pue"], self.document["intensity_g_per_kwh"]
-        if pue is None or grid is None:
-            return None
-        if energy_j in (self.energy_j, self.whole_energy_j):  # counted as it came, hour by hour
-            side = self.document if energy_j == self.energy_j else self.document["forecast"]
-            return side["carbon_tco2eq"]
-        return energy_j / JOULE_PER_KWH * pue * grid / GRAM_PER_TONNE
-
-    def ends_unix_s(self, now: float) -> float | None:
-        return self.document["forecast"]["ends_unix_s"]
 
 
 def lines(live: Live, width: int, now: float) -> list[Text]:
@@ -94,11 +29,11 @@ def lines(live: Live, width: int, now: float) -> list[Text]:
         found += _ending(live, width)
     if live.document is None:
         return [view.cut(line, width) for line in [*found, *_without(live)]]
-    shown, document = Shown(live.document), live.document
+    shown, document = view.Shown(live.document), live.document
     # Where nobody works on it any more, it is shown as it was then: no clock goes on.
     then = now if live.runs and live.doubt is None else document["updated_unix_s"]
     drawn = view.training if shown.step else view.starting
-    found += drawn(shown, width, then, document["budget"])
+    found += drawn(shown, width, then)
     if document["stragglers"]:
         waits = (
             f"rank {each['rank']} ({digits(each['data_wait_s'])} s of {each['window_s']:.0f} s)"
@@ -117,7 +52,7 @@ def plain(live: Live, now: float) -> str:
         return head
     document = live.document
     stale = "" if live.doubt is None else f" age_s={max(0.0, now - document['updated_unix_s']):.0f}"
-    then = view.key_values(Shown(document), document["updated_unix_s"], document["budget"])
+    then = view.key_values(view.Shown(document), document["updated_unix_s"])
     return f"{head} attempt={document['attempt']} phase={document['phase']}{stale} {then}"
 
 
@@ -197,7 +132,3 @@ def _nodes(nodes: Sequence[dict[str, Any]]) -> list[Text]:
 def _wrapped(text: str, width: int, style: str) -> list[Text]:
     told = textwrap.wrap(text, max(20, width), initial_indent="  ", subsequent_indent="    ", max_lines=MOST_LINES)
     return [Text(line, style) for line in told]
-
-
-def _joule(kwh: float | None) -> float | None:
-    return None if kwh is None else kwh * JOULE_PER_KWH

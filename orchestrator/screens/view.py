@@ -4,8 +4,9 @@ No line is ever longer than the terminal, and what changes keeps its place: that
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
@@ -27,52 +28,44 @@ INDENT = "  "
 LABEL = 9
 MOST_SPARKS = 60
 DOT = ("  ·  ", "dim")
+Document = Mapping[str, Any]  # orchestrator.live.state.document
 Budget = Mapping[str, Any]  # orchestrator.budget.watch.State.document
 
 
-class Progress(Protocol):
-    """What there is to show: of the run of this process, or of another one by its live state."""
+@dataclass(frozen=True)
+class Shown:
+    """A live state as it is drawn, of the run of this process or of another one. What is not known stays None; a run
+    without a step stands at step 0."""
+
+    document: Document
+
+    def __getattr__(self, name: str) -> Any:
+        return self.document[name]
 
     @property
-    def started_unix_s(self) -> float: ...
+    def step(self) -> int:
+        return self.document["step"] or 0
+
     @property
-    def step(self) -> int: ...
+    def tokens(self) -> int:
+        return self.document["tokens"] or 0
+
     @property
-    def total_steps(self) -> int: ...
+    def validation(self) -> tuple[int, float] | None:
+        step, loss = self.document["validation_step"], self.document["validation_loss"]
+        return None if step is None or loss is None else (step, loss)
+
     @property
-    def tokens(self) -> int: ...
+    def powers(self) -> list[float]:
+        return self.document["history"]["power_w"]
+
     @property
-    def total_tokens(self) -> int: ...
+    def losses(self) -> list[float]:
+        return self.document["history"]["loss"]
+
     @property
-    def loss(self) -> float | None: ...
-    @property
-    def validation(self) -> tuple[int, float] | None: ...
-    @property
-    def checkpoint(self) -> int | None: ...
-    @property
-    def tokens_per_s(self) -> float | None: ...
-    @property
-    def mfu(self) -> float | None: ...
-    @property
-    def peak_flops(self) -> float | None: ...
-    @property
-    def power_w(self) -> float | None: ...
-    @property
-    def energy_j(self) -> float | None: ...
-    @property
-    def whole_energy_j(self) -> float | None: ...
-    @property
-    def joule_per_token(self) -> float | None: ...
-    @property
-    def grid_g_per_kwh(self) -> float | None: ...
-    @property
-    def powers(self) -> list[float]: ...
-    @property
-    def loss_points(self) -> list[float]: ...
-    @property
-    def events(self) -> Iterable[tuple[float, str]]: ...
-    def carbon_t(self, energy_j: float) -> float | None: ...
-    def ends_unix_s(self, now: float) -> float | None: ...
+    def ends_unix_s(self) -> float | None:
+        return self.document["forecast"]["ends_unix_s"]
 
 
 def metering(meters: Sequence[dict[str, Any]], gpus: int) -> str:
@@ -140,35 +133,35 @@ def clock(unix_s: float | None, now: float) -> str:
     return time.strftime("%H:%M" if same_day else "%d %b %H:%M", then)
 
 
-def starting(progress: Progress, width: int, now: float, budgets: Sequence[Budget] = ()) -> list[Text]:
-    waited = human_time(max(0.0, now - progress.started_unix_s) // 1)
+def starting(shown: Shown, width: int, now: float) -> list[Text]:
+    waited = human_time(max(0.0, now - shown.started_unix_s) // 1)
     lines = [_line("starting", [f"the workers build the model and open the data ({waited})"])]
-    lines += [*_power(progress, width), *_budgets(budgets, progress.total_steps, width)]
+    lines += [*_power(shown, width), *_budgets(shown.budget, shown.total_steps, width)]
     return [cut(line, width) for line in lines]
 
 
-def training(progress: Progress, width: int, now: float, budgets: Sequence[Budget] = ()) -> list[Text]:
+def training(shown: Shown, width: int, now: float) -> list[Text]:
     """The view as lines no wider than `width`."""
-    ends = progress.ends_unix_s(now)
-    loss = "--" if progress.loss is None else f"{progress.loss:.3f}"
-    facts = [f"{progress.step:,} of {progress.total_steps:,}", f"loss [{loss}]"]
-    if progress.validation is not None:
-        facts.append(f"validation [{progress.validation[1]:.3f}]")
-    rate = progress.tokens_per_s
+    ends = shown.ends_unix_s
+    loss = "--" if shown.loss is None else f"{shown.loss:.3f}"
+    facts = [f"{shown.step:,} of {shown.total_steps:,}", f"loss [{loss}]"]
+    if shown.validation is not None:
+        facts.append(f"validation [{shown.validation[1]:.3f}]")
+    rate = shown.tokens_per_s
     speed = [f"[{rate:,.0f}] tokens/s" if rate is not None else "-- tokens/s"]
-    if progress.mfu is not None:
-        speed.append(f"MFU [{percent(progress.mfu)}] (PaLM count, peak {human_flop(progress.peak_flops)}/s)")
-    lines = [_line("step", facts), _line("speed", speed), *_power(progress, width)]
-    losses = progress.loss_points
+    if shown.mfu is not None:
+        speed.append(f"MFU [{percent(shown.mfu)}] (PaLM count, peak {human_flop(shown.peak_flops)}/s)")
+    lines = [_line("step", facts), _line("speed", speed), *_power(shown, width)]
+    losses = shown.losses
     if len(losses) > 1:
         lines.append(_line("loss", [spark(losses, _sparks(width)), f"{losses[0]:.3f} to {losses[-1]:.3f}"]))
-    elapsed = max(0.0, now - progress.started_unix_s)
-    whole = ends - progress.started_unix_s if ends is not None else None
+    elapsed = max(0.0, now - shown.started_unix_s)
+    whole = ends - shown.started_unix_s if ends is not None else None
     lines += [
         _bar_line(
             "tokens",
-            progress.tokens / progress.total_tokens,
-            f"{human_count(progress.tokens)} of {human_count(progress.total_tokens)}",
+            shown.tokens / shown.total_tokens,
+            f"{human_count(shown.tokens)} of {human_count(shown.total_tokens)}",
             clock(ends, now),
             width,
         ),
@@ -180,24 +173,20 @@ def training(progress: Progress, width: int, now: float, budgets: Sequence[Budge
             width,
         ),
     ]
-    lines += _expected(progress, clock(ends, now), width)
-    lines += _budgets(budgets, progress.total_steps, width)
-    lines += [_line(clock(when, now), [text], label_style="dim") for when, text in progress.events]
+    lines += _expected(shown, clock(ends, now), width)
+    lines += _budgets(shown.budget, shown.total_steps, width)
+    lines += [_line(clock(event["time_unix_s"], now), [event["text"]], label_style="dim") for event in shown.events]
     return [cut(line, width) for line in lines]
 
 
-def _expected(progress: Progress, ends: str, width: int) -> list[Text]:
+def _expected(shown: Shown, ends: str, width: int) -> list[Text]:
     """Energy and carbon so far of what the whole run will take at the present pace."""
-    spent_j, whole_j = progress.energy_j, progress.whole_energy_j
-    if spent_j is None or not whole_j:
-        return []
-    share = spent_j / whole_j
-    spent, whole = human_energy(spent_j / JOULE_PER_KWH), human_energy(whole_j / JOULE_PER_KWH)
-    lines = [_bar_line("energy", share, f"{spent} of {whole}", ends, width)]
-    spent_t, whole_t = progress.carbon_t(spent_j), progress.carbon_t(whole_j)
-    if spent_t is not None and whole_t is not None:
-        of = human_carbon(whole_t).removesuffix(" CO₂eq")
-        lines.append(_bar_line("carbon", share, f"{human_carbon(spent_t).removesuffix(' CO₂eq')} of {of}", ends, width))
+    lines = []
+    for label, key, said in (("energy", "energy_it_kwh", human_energy), ("carbon", "carbon_tco2eq", human_carbon)):
+        spent, whole = shown.document[key], shown.forecast[key]
+        if spent is not None and whole:
+            amount = f"{said(spent)} of {said(whole)}".replace(" CO₂eq", "")
+            lines.append(_bar_line(label, spent / whole, amount, ends, width))
     return lines
 
 
@@ -206,12 +195,12 @@ def _budgets(budgets: Sequence[Budget], total_steps: int, width: int) -> list[Te
     lines = []
     for budget in budgets:
         words, share = budget["words"], budget["share"]
-        style = {"ok": "cyan", "warned": "yellow"}.get(budget["state"], "red")
+        style = {"ok": "cyan", "warned": "yellow", "unknown": "yellow"}.get(budget["state"], "red")
         amount = f"{words['spent'].removesuffix(' CO₂eq')} of {words['limit'].removesuffix(' CO₂eq')}"
-        right = f" {100 * share:3.0f} %  {amount:<21} {words['of']}"
+        right = f" {' --' if share is None else f'{100 * share:3.0f}'} %  {amount:<21} {words['of']}"
         room = max(8, min(60, width - len(INDENT) - LABEL - max(len(right), 46)))
         label = (f"{'budget':<{LABEL}}", "cyan")
-        lines.append(Text.assemble(INDENT, label, bar(share, room, style), right))
+        lines.append(Text.assemble(INDENT, label, bar(share or 0.0, room, style), right))
         if (text := forecast_words(budget, total_steps)) is not None:
             lines.append(Text.assemble(INDENT, " " * LABEL, (text, style)))
     return lines
@@ -228,26 +217,27 @@ def preparing(text: str, done: float, total: float | None, width: int) -> list[T
     return [cut(line, width)]
 
 
-def key_values(progress: Progress, now: float, budgets: Sequence[Budget] = ()) -> str:
+def key_values(shown: Shown, now: float) -> str:
     """The same for a file: one line of key=value, no spaces in the values, - for what is not known."""
-    ends = progress.ends_unix_s(now)
-    validation = progress.validation
+    ends, energy_kwh = shown.ends_unix_s, shown.energy_it_kwh
+    validation = shown.validation
     facts: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(now)),
-        "step": f"{progress.step}/{progress.total_steps}" if progress.step else None,
-        "loss": None if progress.loss is None else f"{progress.loss:.4f}",
+        "step": f"{shown.step}/{shown.total_steps}" if shown.step else None,
+        "loss": None if shown.loss is None else f"{shown.loss:.4f}",
         "validation": None if validation is None else f"{validation[1]:.4f}",
-        "tokens": progress.tokens or None,
-        "tokens_per_s": None if progress.tokens_per_s is None else f"{progress.tokens_per_s:.0f}",
-        "mfu": None if progress.mfu is None else f"{progress.mfu:.4f}",
-        "power_w": None if progress.power_w is None else f"{progress.power_w:.1f}",
-        "energy_j": None if progress.energy_j is None else f"{progress.energy_j:.1f}",
-        "joule_per_token": None if progress.joule_per_token is None else f"{progress.joule_per_token:.3g}",
-        "checkpoint_step": progress.checkpoint,
+        "tokens": shown.tokens or None,
+        "tokens_per_s": None if shown.tokens_per_s is None else f"{shown.tokens_per_s:.0f}",
+        "mfu": None if shown.mfu is None else f"{shown.mfu:.4f}",
+        "power_w": None if shown.power_w is None else f"{shown.power_w:.1f}",
+        "energy_j": None if energy_kwh is None else f"{energy_kwh * JOULE_PER_KWH:.1f}",
+        "joule_per_token": None if shown.joule_per_token is None else f"{shown.joule_per_token:.3g}",
+        "checkpoint_step": shown.checkpoint_step,
         "ends": None if ends is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(ends)),
     }
-    for budget in budgets:
-        facts[f"budget_{budget['key']}"] = f"{budget['spent']:.6g}/{budget['limit']:.6g}"
+    for budget in shown.budget:
+        spent = "-" if budget["spent"] is None else f"{budget['spent']:.6g}"
+        facts[f"budget_{budget['key']}"] = f"{spent}/{budget['limit']:.6g}"
         facts[f"budget_{budget['key']}_stops_at_step"] = budget["stops_at_step"]
     return " ".join(f"{key}={'-' if value is None else value}" for key, value in facts.items())
 
@@ -256,15 +246,15 @@ def _sparks(width: int) -> int:
     return max(10, min(MOST_SPARKS, width - 62))  # what else the widest line holds
 
 
-def _power(progress: Progress, width: int) -> list[Text]:
-    if progress.power_w is None:
+def _power(shown: Shown, width: int) -> list[Text]:
+    if shown.power_w is None:
         return []
-    shown = progress.powers[-_sparks(width) :]
-    facts = [f"[{digits(progress.power_w)} W]", spark(shown, len(shown), low=0.0)]
-    if progress.joule_per_token is not None:
-        facts.append(f"[{human_joule(progress.joule_per_token)}]/token")
-    if progress.grid_g_per_kwh is not None:
-        facts.append(f"grid {digits(progress.grid_g_per_kwh)} g/kWh")
+    powers = shown.powers[-_sparks(width) :]
+    facts = [f"[{digits(shown.power_w)} W]", spark(powers, len(powers), low=0.0)]
+    if shown.joule_per_token is not None:
+        facts.append(f"[{human_joule(shown.joule_per_token)}]/token")
+    if shown.intensity_g_per_kwh is not None:
+        facts.append(f"grid {digits(shown.intensity_g_per_kwh)} g/kWh")
     return [_line("power", facts)]
 
 

@@ -80,8 +80,13 @@ def test_no_attempt_may_overlook_a_checkpoint_that_was_whole_or_lose_more_than_a
     monkeypatch.setattr(judge, "_went_on", lambda run, kill: True)
     reference = Reference(tmp_path, {number: 1.0 for number in {*range(1, last + 1), *range(resumed, 150)}})
     judged = judge.judge(run, killed, reference, [])
-    assert judged["wrong"] == wrong
+    assert judged["wrong"] == wrong and judged["verified"]
     assert judged["steps_lost"][0]["writing"] is partial
+
+
+def test_a_run_that_never_was_metered_is_wrong_and_ends_no_benchmark(tmp_path: Path) -> None:
+    judged = judge.judge(folder(tmp_path, (range(1, 5), 100.0)), [], Reference(tmp_path, {}), [])
+    assert judged["verified"] is False and "nothing was metered, so nothing can be verified" in "".join(judged["wrong"])
 
 
 @pytest.mark.parametrize("moment", ["training", "checkpoint"])

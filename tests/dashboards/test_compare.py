@@ -81,6 +81,11 @@ def test_what_does_not_compare_has_no_difference_and_a_reason(
     assert why in found.caveats()[0]
 
 
+def test_a_run_that_metered_no_device_has_no_other_boundary(first: Source, tmp_path: Path) -> None:
+    found = compared(first, copy_sample(tmp_path / "other"), energy__boundary=None)
+    assert found.caveats() == [] and found.blocked(found.runs[1]) == set()
+
+
 def test_losses_of_other_tokenizers_or_other_data_do_not_compare(first: Source, tmp_path: Path) -> None:
     (first.run.path / "tokenizer.model").write_bytes(b"one")
     other = copy_sample(tmp_path / "other")

@@ -254,8 +254,10 @@ def test_where_nothing_was_read_both_forms_have_no_zeros(folder: RunFolder, monk
     path = folder.path / "footprint.json"
     nothing = make_account()
     nothing.devices = []
-    path.write_text(canonical(make_footprint(RUN, nothing, STEPS, EVALUATIONS)))
+    path.write_text(canonical(make_footprint({**RUN, "device_type": None}, nothing, STEPS, EVALUATIONS)))
     html, markdown = (each.read_text() for each in report.write_report(folder))
+    assert "Boundary not known: no device was metered." in markdown and "device-hours not known, " in markdown
+    assert "<strong>not known</strong>: no device was metered. Time without readings" in html
     assert "| train step | not known | not known | – | 1.60 min |" in markdown
     assert '<td class="n">not known</td><td class="n">not known</td><td class="n">–</td>' in html
     for text in (html, markdown):

@@ -218,7 +218,9 @@ def test_the_grid_of_a_run_is_beside_its_power(tmp_path: Path) -> None:
         first, last = found["edges_unix_s"][0], found["edges_unix_s"][-1]
         assert found["grid"] == [[first, START + 60, 300.0], [START + 60, last, 90.0]]
         (run.path / SERIES).write_text("{}")
-        assert client.ask("/run/run/power.json").json()["grid"] is None
+        found = client.ask("/run/run/power.json").json()
+        said = "no grid is drawn, grid/series.json cannot be read: not a series of intensities ('start_unix_s')"
+        assert (found["grid"], found["notes"]) == (None, [said])
 
 
 def test_the_total_page(client: Client) -> None:

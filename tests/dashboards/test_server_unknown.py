@@ -9,7 +9,8 @@ import pytest
 from live_document import live_document
 from server_fakes import START, recorded, serve
 
-from dashboards.server.parts import live_cards
+from dashboards.server.parts import budget_bar, heat_map, live_cards
+from dashboards.server.rendering import environment
 from energy.records.record import FILE_NAME
 
 
@@ -61,3 +62,17 @@ def test_the_card_of_carbon_says_what_it_lacks(changes: dict[str, Any], by_hour:
     document = live_document(START, carbon_tco2eq=None) | changes
     card = next(each for each in live_cards(document, by_hour) if each["label"] == "Carbon so far")
     assert (card["value"], card["note"]) == ("not known", said)
+
+
+def test_a_budget_and_devices_of_which_nothing_is_known_have_no_bar_and_no_highest() -> None:
+    [known] = live_document(START)["budget"]
+    unknown = known | dict.fromkeys(("spent", "share", "forecast", "held_back", "stops_at_step")) | {"state": "unknown"}
+    unknown["words"] = known["words"] | {"spent": "not known", "forecast": None}
+    template = environment("").get_template("more.html.j2")
+    cells, scale = heat_map([("n1", [("GPU-1", "a GPU", "gpu", None, None)])])
+    rest: dict[str, Any] = {"cells": cells, "scale": scale, "nodes_left": 0, "document": None}
+    pages = [template.render(rest, budget=[budget_bar(each)]) for each in (known, unknown)]
+    assert '<svg class="bar"' in pages[0] and "<strong>over</strong>" in pages[0]
+    assert "energy: not known of 3.00 kWh" in pages[1]
+    assert "<svg" not in pages[1] and "<strong>" not in pages[1]
+    assert "not read: silent" in pages[1] and "Watts of each device.</p>" in pages[1]

@@ -27,6 +27,27 @@ def test_overlapping_runs_count_a_device_once(tmp_path: Path) -> None:
     assert merge(runs, until_unix_s={tmp_path / "a": 45.5}).overlap_j == pytest.approx(550 + 500)
 
 
+def test_files_too_large_together_are_left_to_rows_a_minute_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [metered(tmp_path / "a", 0, 240), metered(tmp_path / "b", 120, 360)]
+    files = [tmp_path / name / "energy" / "n1.seconds" for name in "ab"]
+    for file in files:  # whoever reads it says so
+        file.write_bytes(file.read_bytes() + b"damage")
+    assert len(merge(runs).warnings) == 2
+    sizes = [file.stat().st_size for file in files]
+    monkeypatch.setattr(
+        "energy.ledger.readings.FINEST_BYTES", sum(sizes) - 1
+    )  # each alone could be read, and is for its account
+    assert all(len(account_run(run).damaged) == 1 for run in runs)
+    merged = merge(runs)
+    (said,) = merged.warnings
+    assert "rows a minute apart" in said and "too large together" in said
+    assert merged.overlap_j == pytest.approx(12_000) and merged.energy_j == pytest.approx(36_000)
+    monkeypatch.setattr("energy.ledger.readings.FINEST_BYTES", min(sizes) - 1)
+    assert ["rows a minute apart" in " ".join(account_run(run).warnings) for run in runs] == [True, True]
+
+
 def test_runs_apart_and_other_devices_add_up(tmp_path: Path) -> None:
     runs = [metered(tmp_path / "a", 0, 10), metered(tmp_path / "b", 20, 30), metered(tmp_path / "c", 0, 10, "GPU-2")]
     assert merge(runs).energy_j == pytest.approx(3000) and merge(runs).overlap_j == 0

@@ -142,18 +142,18 @@ def test_the_integral_by_hand() -> None:
     # 1 kW from 00:30 to 02:30 under 100, 200 and 400 g/kWh: half an hour, an hour, half an hour
     result = carbon([H / 2, 5 * H / 2], [0.0, 2 * 3.6e6], hourly([100, 200, 400]))
     assert result.carbon_g == pytest.approx(0.5 * 100 + 200 + 0.5 * 400, rel=1e-15)
-    assert (result.covered_s, result.missing_s, result.missing, result.notes) == (2 * H, 0.0, (), ())
+    assert (result.missing_j, result.missing, result.notes) == (0.0, (), ())
 
 
 def test_what_is_not_covered_is_missing_unless_a_constant_was_declared() -> None:
     curve = [-H / 2, 2.5 * H], [0.0, 3 * 3.6e6]
     series = hourly([100, 200], basis="average direct")
     result = carbon(*curve, series)
-    assert result.carbon_g is None and result.covered_g == pytest.approx(300) and result.missing_s == H
+    assert result.carbon_g is None and result.covered_g == pytest.approx(300)
     assert result.missing == ((-H / 2, 0.0), (2 * H, 2.5 * H)) and result.missing_j == pytest.approx(3.6e6)
     assert "missing, not zero" in result.notes[0] and "1970-01-01T02:00:00Z" in result.notes[0]
     filled = carbon(*curve, series, intensity("FR"))
-    assert filled.carbon_g == pytest.approx(300 + 56.039) and filled.fallback_g == pytest.approx(56.039)
+    assert filled.carbon_g == pytest.approx(300 + 56.039)
     assert "declared 56.039" in filled.notes[0] and "mixed bases: direct" in filled.notes[1]
     unknown = Factor("intensity_g_per_kwh", None, "g CO2eq/kWh", "nothing known")
     assert carbon(*curve, series, unknown).carbon_g is None
@@ -163,7 +163,7 @@ def test_energy_at_one_moment_and_an_idle_span() -> None:
     series = hourly([100, 200])
     # a counter's growth over a restart is booked at one moment: here at 01:30
     result = carbon([0, 1.5 * H, 1.5 * H, 2 * H], [0.0, 0.0, 3.6e6, 3.6e6], series)
-    assert result.carbon_g == pytest.approx(200) and result.covered_s == 2 * H
+    assert result.carbon_g == pytest.approx(200)
 
 
 def test_the_integral_holds_against_a_fine_sum_and_however_the_curve_is_cut() -> None:
@@ -183,7 +183,6 @@ def test_the_integral_holds_against_a_fine_sum_and_however_the_curve_is_cut() ->
             for start, end, g in zip(series.start_unix_s, series.end_unix_s, series.g_per_kwh, strict=True)
         )
         assert result.carbon_g == pytest.approx(by_hand, rel=1e-12)
-        assert result.covered_j == pytest.approx(energy[-1], rel=1e-12)
         constant = carbon(times, energy, hourly([385.0] * 10, start=1000.0))
         assert constant.carbon_g == pytest.approx(energy[-1] / 3.6e6 * 385, rel=1e-12)
 

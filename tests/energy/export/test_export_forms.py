@@ -27,8 +27,8 @@ def record(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def unknown(tmp_path: Path) -> dict[str, Any]:
-    """Nothing measured, no factor given, no model: everything that can be null is."""
-    run = make_run(tmp_path / "u", meter=False, accounting={}, model={}, status="failed")
+    """Nothing measured, on no device, no factor given, no model: everything that can be null is."""
+    run = make_run(tmp_path / "u", meter=False, accounting={}, model={}, status="failed", device_type=None)
     return json.loads(json.dumps(write_record(run)))
 
 
@@ -229,7 +229,10 @@ def test_the_sentences(llama: dict[str, Any], unknown: dict[str, Any]) -> None:
     said = render(llama, "sentence")
     for part in ("1.40 T tokens", "1,022,362 device-hours", "450 MWh at the facility (PUE 1.1)", "173 t CO₂eq", "385"):
         assert part in said, part
-    assert "not measured" in render(unknown, "sentence") and "not known" in render(unknown, "sentence")
+    assert "not measured" in render(unknown, "sentence") and "how many device-hours, is not known" in render(
+        unknown, "sentence"
+    )
+    assert "**Hours used:** not known" in render(unknown, "huggingface")
     assert "partial" in render(unknown, "sentence")
     latex = render(llama, "latex")
     assert r"173\,t CO$_2$eq" in latex and r"\%" in latex and "₂" not in latex

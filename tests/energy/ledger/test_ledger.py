@@ -17,7 +17,7 @@ from energy.boundaries import shares_of
 from energy.ledger import frames as ledger
 from energy.ledger.frames import EVENT, RAW, Appender, Frame, encode, frames
 from energy.ledger.readings import read_sessions
-from energy.ledger.seconds import compress, expand
+from energy.ledger.seconds import compress, expand_all
 from energy.ledger.writer import LedgerWriter, Tick, pack
 from energy.metering.meter import Meter
 from energy.metering.track import Row
@@ -157,7 +157,7 @@ def random_ticks(count: int, devices: int, seed: int = 1) -> list[Tick]:
 
 def test_a_compressed_block_keeps_every_number() -> None:
     ticks = random_ticks(60, 4)
-    table = expand(compress(ticks))
+    (table,) = expand_all([compress(ticks)])
     exact = np.frombuffer(b"".join(map(pack, ticks)), table.dtype)
     for name in ("session", "number", "unix_s", "monotonic_s", "attempt", "devices"):
         assert (table[name] == exact[name]).all()

@@ -241,7 +241,9 @@ def test_a_kill_before_the_command_starts_leaves_nothing(
 
 def test_what_a_command_leaves_at_work_is_named(tmp_path: Path) -> None:
     told = tmp_path / "pid"
-    result = measure([*SH, f"setsid sleep 600 & echo $! > {told}; exit 3"], tmp_path / "runs", gpus=None)
+    is_asleep = "until grep -q sleep /proc/$!/comm; do :; done"  # before that it has the shell's name
+    script = f"setsid sleep 600 & echo $! > {told}; {is_asleep}; exit 3"
+    result = measure([*SH, script], tmp_path / "runs", gpus=None)
     os.kill(pid := int(told.read_text()), signal.SIGKILL)
     assert result.exit_code == 3 and result.window.duration_s < 600
     record = json.loads((result.folder.path / "footprint.json").read_text())

@@ -153,7 +153,7 @@ def test_only_a_sensor_or_a_declaration_of_the_whole_node_makes_it_whole() -> No
 
 def test_the_schema_knows_the_words_for_boundaries_and_methods() -> None:
     words = record_schema()["$defs"]["quantities"]["additionalProperties"]["properties"]
-    assert words["boundary"]["enum"] == list(BOUNDARIES) and words["method"]["enum"] == [*METHODS, None]
+    assert words["boundary"]["enum"] == [*BOUNDARIES, None] and words["method"]["enum"] == [*METHODS, None]
 
 
 @pytest.mark.parametrize(
@@ -287,6 +287,21 @@ def test_no_sensor_is_missing_and_not_zero() -> None:
     assert record["energy"]["energy_it_kwh"] is None
     assert record["uncertainty"]["energy_it_kwh"] is None
     assert any("missing" in text for text in record["quality"]["warnings"])
+    assert record["quality"]["gap_s"] is None and record["energy"]["boundary"] is None
+    assert record["energy"]["quantities"]["energy_it_kwh"] == {"boundary": None, "method": None}
+    assert record["time"]["gpu_hours"] == 2.0  # that they were held is known all the same
+
+
+def test_of_a_run_that_ended_before_it_had_devices_no_hours_are_known() -> None:
+    """Ray did not start: 64 workers were asked for, and the host that is named is the driver's."""
+    peak = peak_flops("A100-80GB").as_dict()
+    run = {**RUN, "status": "failed", "device_type": None, "world_size": 64, "accounting": {"peak_flops": peak}}
+    record = make_footprint(run, hour([]), [], [])
+    compute, time = record["compute"], record["time"]
+    hours = [compute[key] for key in ("devices", "mean_devices", "device_hours", "gpu_hours", "hardware_days")]
+    assert {*hours, time["device_hours"], time["gpu_hours"], time["quantities"]["gpu_hours"]["method"]} == {None}
+    assert record["energy"]["paper_method"] is record["embodied"]["carbon_tco2eq"] is None
+    assert not any("on CPUs" in text for text in record["quality"]["warnings"]) and time["duration_s"] == 3600
 
 
 def test_a_device_that_was_never_read_is_missing_beside_one_that_was() -> None:
@@ -332,8 +347,14 @@ def test_each_attempt_counts_the_gpus_that_it_held() -> None:
     assert not any("did not train" in text for text in record["quality"]["warnings"])  # all eight did, at first
     alone = make_footprint({**RUN, "world_size": 8}, account(*["counter"] * 8), STEPS[:5], [])
     assert record["compute"]["mfu"] == pytest.approx(alone["compute"]["mfu"])
+    # Five seconds on eight and ten on four carried the tokens, however long each of them was held.
+    assert record["compute"]["mean_devices"] == pytest.approx((5 * 8 + 10 * 4) / 15)
+    assert alone["compute"]["mean_devices"] == 8.0
     unsaid = [{key: value for key, value in each.items() if key != "world_size"} for each in (first, second)]
     assert make_footprint({**run, "attempts": unsaid}, account("counter"), steps, [])["time"]["gpu_hours"] == 44.0
+    waited = [{**first, "waited_s": 36_000.0}]  # nobody held them in all that time: none, and not all of it
+    assert make_footprint({**run, "attempts": waited}, account("counter"), [], [])["time"]["gpu_hours"] == 0.0
+    assert make_footprint({**run, "attempts": []}, account("counter"), [], [])["time"]["gpu_hours"] > 0
 
 
 def test_a_command_that_is_measured_has_no_useful_energy_rather_than_none_of_it() -> None:

@@ -15,6 +15,7 @@ from energy.factors import read_table
 from energy.records.record import write_record
 from energy.records.total import Entry, clusters, overlaps, project_total, read_runs, roll_up
 from energy.runs import LOCK
+from energy.schemas import schema_faults
 
 
 def entry(name: str, purpose: str = "final", status: str = "completed", **figures: Any) -> Entry:
@@ -133,6 +134,16 @@ def test_runs_in_two_containers_have_their_machine_s_cpus_once(tmp_path: Path) -
     assert told["overlap"]["energy_it_kwh"] == pytest.approx(130 * 36 / 3.6e6)
     assert told["total"]["energy_it_kwh"] == pytest.approx(130 * 36 / 3.6e6)
     assert told["total"]["share_measured"] == 1 and told["total"]["boundaries"] == {"gpu": 2}
+
+
+def test_hours_of_a_run_that_ended_before_it_had_devices_are_not_known(tmp_path: Path) -> None:
+    write_record(make_run(tmp_path / "whole"))
+    failed = {"status": "failed", "purpose": "development", "device_type": None, "world_size": 64}
+    record = write_record(make_run(tmp_path / "no-ray", meter=False, **failed))
+    assert schema_faults(json.loads(json.dumps(record))) == []
+    _, total = project_total(tmp_path)
+    assert total["total"]["gpu_hours_unknown_runs"] == 1 and total["by_purpose"]["failed"]["gpu_hours"] is None
+    assert total["total"]["gpu_hours"] == total["by_purpose"]["final"]["gpu_hours"] == pytest.approx(2 * 130 / 3600)
 
 
 def test_broken_and_foreign_folders_are_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,17 +152,29 @@ def test_a_run_that_crashed_and_went_on_verifies(tmp_path: Path) -> None:
     assert any("1 damage that the record names" in check.note for check in result.checks)
 
 
-def test_a_forged_record_with_new_hashes_still_differs_from_the_ledger(run: RunFolder) -> None:
-    """Whoever changes a figure and seals everything anew is found by computing it again."""
-    path = run.path / "footprint.json"
-    record = json.loads(path.read_text())
-    record["energy"]["energy_it_kwh"] /= 2
+def seal(run: RunFolder, record: dict[str, Any]) -> list[str]:
+    """The checks that fail of a record which is put in the place of the run's, with hashes that fit."""
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text)
+    (run.path / "footprint.json").write_text(text)
     entry = read_entries(run.path)[0][0] | {f"record_{ALGORITHM}": hash_of_text(text)}
     entry["entry_sha256"] = hash_of({key: value for key, value in entry.items() if key != "entry_sha256"})
     (run.path / "records.jsonl").write_text(json.dumps(entry, sort_keys=True) + "\n")
-    names = failed(verify_run(run))
+    return failed(verify_run(run))
+
+
+def test_a_record_from_before_a_key_was_added_verifies(run: RunFolder) -> None:
+    record = json.loads((run.path / "footprint.json").read_text())
+    del record["compute"]["mean_devices"], record["compute"]["quantities"]["mean_devices"]
+    assert seal(run, record) == []
+    del record["carbon"]["carbon_market_tco2eq"]  # that one was there from the first
+    assert seal(run, record) == ["computed again, every field is the same"]
+
+
+def test_a_forged_record_with_new_hashes_still_differs_from_the_ledger(run: RunFolder) -> None:
+    """Whoever changes a figure and seals everything anew is found by computing it again."""
+    record = json.loads((run.path / "footprint.json").read_text())
+    record["energy"]["energy_it_kwh"] /= 2
+    names = seal(run, record)
     assert "computed again, every field is the same" in names and "devices, phases and attempts sum up" in names
 
 

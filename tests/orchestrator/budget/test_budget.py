@@ -1,41 +1,32 @@
 """Budgets: what counts, what is forecast, when a run is told to stop, and what a spec or a resume must not get past."""
 
 import json
-import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from energy_fakes import FakeSensor, meter_fake, reading
-from tiny import write_spec
+from rich.console import Console
+from rich.text import Text
+from watched import NOW, PLACE
+from watched import run as run
+from watched import spec as spec
 
 from energy.runs import RunFolder
 from orchestrator.budget.before import require_budget, require_room, spent_before
 from orchestrator.budget.plan import budgets_of_plan
-from orchestrator.budget.watch import (
-    CLOSING_S,
-    Pace,
-    Spending,
-    Watch,
-    forecast_words,
-    limits_of,
-)
-from orchestrator.driver.run_watch import BudgetSpent, RunWatch
+from orchestrator.budget.watch import CLOSING_S, Pace, Spending, Watch, forecast_words, limits_of
+from orchestrator.driver.run_watch import BudgetSpent
 from orchestrator.live import state as live_state
 from orchestrator.screens import top as screen_top
+from orchestrator.screens import view
+from orchestrator.screens.run import RunScreen
 from orchestrator.spec.experiment import Experiment
-from orchestrator.spec.file import BadInput, dump_experiment, load_experiment
+from orchestrator.spec.file import BadInput
 
 KWH = 3.6e6
-NOW = 1_760_000_000.0
-PLACE = ("energy.pue=1.25", "energy.pue_source=a test", "energy.intensity=400 g/kWh", "energy.intensity_source=a test")
 GPUS = ("cluster.device=auto", "cluster.gpu_hour_price=2.50 EUR")
-
-
-@pytest.fixture
-def spec(tmp_path: Path) -> Any:
-    path = write_spec(tmp_path)
-    return lambda *overrides: load_experiment(path, overrides)
 
 
 def watch(experiment: Experiment, *, before: Spending = Spending(), gpus: int = 4) -> Watch:  # noqa: B008 (frozen)
@@ -78,7 +69,9 @@ def test_the_forecast_is_the_present_joules_per_token_to_the_end(spec: Any) -> N
     assert (state.says, state.due) == ("over", False)
     words = forecast_words(state.document(), 900)
     assert words == "will end at 3.20 kWh of 3.00 kWh: stops at about step 871 of 900"
-    [enough] = watch(spec("energy.budget.energy=3.3 kWh"), before=seen.spending).states(pace, NOW + 60)
+    more = watch(spec("energy.budget.energy=3.3 kWh"), before=seen.spending)
+    more.feed(0.0, NOW + 60)
+    [enough] = more.states(pace, NOW + 60)
     assert (enough.says, enough.stops_at_step) == ("ok", None)
     assert forecast_words(enough.document(), 900) is None
 
@@ -111,6 +104,8 @@ def test_other_workers_change_what_a_second_costs(spec: Any) -> None:
     seen.resize(2)
     seen.feed(None, NOW + 7200)
     assert seen.spending.device_hours == pytest.approx(6.0)
+    [state] = seen.states(Pace(5, 10, None, 720.0, 0.0), NOW + 7200)  # they are known where no energy is
+    assert (state.spent, state.forecast, state.says) == (pytest.approx(6.0), pytest.approx(8.0), "ok")
 
 
 @pytest.mark.parametrize(
@@ -188,6 +183,10 @@ def test_what_was_spent_is_all_attempts_and_one_without_a_step_was_a_start_up(sp
     assert before.device_hours == pytest.approx(4.0)
     folder.update_run(attempts=[times[0] | {"world_size": 16}, times[1]])  # it went on with fewer
     assert spent_before(folder, spec(*PLACE), 4, attempt=3).device_hours == pytest.approx(8.0 + 2.0)
+    # One that nobody wrote the end of was held as long as its meters read: no less, and nothing is for nothing.
+    unended = [{**times[0], "started_unix_s": NOW + 200, "ended_unix_s": None, "waited_s": 2.0}]
+    folder.update_run(attempts=unended)
+    assert spent_before(folder, spec(*PLACE), 4, attempt=3).device_hours == pytest.approx(4 * (9 - 2) / 3600)
     folder.update_run(attempts=times)
     assert before.startup_j == pytest.approx(1900.0)
     assert spent_before(folder, spec(), 4, attempt=2).energy_j == pytest.approx(1900.0)
@@ -198,51 +197,6 @@ def test_what_was_spent_is_all_attempts_and_one_without_a_step_was_a_start_up(sp
 
 
 # --- the watch of a run: the files of a run that is made here, looked at by the real thing
-
-
-@pytest.fixture
-def run(tmp_path: Path, spec: Any) -> Any:
-    """A run's folder as the driver has it when the meters run, and what writes into it as its ranks and meters do."""
-
-    class Run:
-        folder = RunFolder(tmp_path / "runs" / "one")
-        said: list[str] = []
-
-        def watch(self, *overrides: str, attempts: int = 1) -> RunWatch:
-            experiment = spec(*overrides)
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            (self.folder.path / "experiment.yaml").write_text(dump_experiment(experiment))
-            times = [{"attempt": n + 1, "started_unix_s": NOW, "status": "running"} for n in range(attempts)]
-            document = {
-                "world_size": 1, "device_type": "cpu", "attempts": times, "meters": [],
-                "model": {"flop_per_token": 1e6},
-            }  # fmt: skip
-            self.folder.write_run(document | {"status": "running", "run_id": "one"})
-            return RunWatch(experiment, self.folder, document, self.said.append, False)
-
-        def mark(self, **event: Any) -> None:
-            self.folder.metrics_dir.mkdir(exist_ok=True)
-            with self.folder.metrics_file(0).open("a") as file:
-                file.write(json.dumps({"attempt": 1, **event}) + "\n")
-
-        def step(self, number: int, at: float, seconds: float = 1.0) -> None:
-            if number == 1:
-                self.mark(event="enter", phase="train_step", time_unix_s=at - seconds)
-            self.mark(event="step", step=number, loss=3.0, seconds=seconds, time_unix_s=at)
-
-        def meter(self, at: float, power_w: float, energy_j: float, node: str = "n1", pid: int = 1) -> None:
-            device: dict[str, Any] = {"uuid": "GPU-1", "name": "a GPU", "kind": "gpu", "missing": None, "counted": True}
-            device |= {"power_w": power_w, "energy_j": energy_j, "counter_mj": round(1e5 * (at - NOW))}  # of 100 W
-            figures = {"node": node, "meter_pid": pid, "time_unix_s": at, "power_w": power_w, "energy_j": energy_j}
-            figures |= {"boot_id": "one", "began_monotonic_s": 1.0}
-            path = self.folder.path / "live" / f"{node}.json"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(figures | {"missing": [], "devices": [device]}))
-            self.changes = getattr(self, "changes", 0) + 1
-            os.utime(path, ns=(self.changes, self.changes))  # as if each had been written at a time of its own
-
-    Run.said = []
-    return Run()
 
 
 def test_it_asks_the_trainer_in_time_and_says_why(run: Any) -> None:
@@ -385,6 +339,49 @@ def test_what_the_watch_writes_is_what_top_shows(run: Any) -> None:
     assert "of 1.00 g" in shown and "n1  100 W  gpu 100" in shown
     line = screen_top.plain(live, NOW + 13)
     assert "step=11/20" in line and "budget_energy=0.0004" in line
+
+
+def test_what_no_meter_has_read_is_not_known_and_never_nothing(run: Any) -> None:
+    watch = run.watch("energy.budget.energy=2 Wh", "energy.budget.carbon=1 g", *PLACE)
+    for second in range(1, 4):
+        run.meter(NOW + second, None, None)
+        run.step(second, NOW + second)
+        watch.look(NOW + second)
+    for told in watch.document["budget"]:
+        assert {told[key] for key in ("spent", "share", "forecast", "held_back", "startup", "stops_at_step")} == {None}
+        assert (told["state"], told["words"]["spent"]) == ("unknown", "not known")
+    of = ("2.00 Wh (facility energy)", "1.00 g CO₂eq (carbon)")
+    assert run.said == [f"no meter has read any energy yet: the budget of {each} stops nothing" for each in of]
+    shown = view.Shown(watch.document)
+    text = "\n".join(line.plain for line in [*view.training(shown, 100, NOW + 3), *view.starting(shown, 100, NOW + 3)])
+    assert text.count(" -- %  not known of 2.00 Wh ") == text.count(" -- %  not known of 1.00 g ") == 2
+    assert " budget_energy=-/0.002 budget_energy_stops_at_step=- budget_carbon=-/1e-06 " in view.key_values(shown, NOW)
+    run.meter(NOW + 4, 100.0, 5700.0)  # 1.98 Wh at the facility
+    watch.look(NOW + 4)
+    assert [state.says for state in watch.states] == ["due", "over"] and watch.stopped_by is not None
+
+
+@pytest.mark.parametrize("constant", [(), PLACE[2:]], ids=["the series alone", "beside a constant"])
+def test_a_run_shows_one_carbon_wherever_it_is_looked_at(
+    run: Any, constant: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = tmp_path / "series.csv"
+    series.write_text("time,g_per_kwh\n2025-10-09T08:00Z,100\n2025-10-09T09:00Z,500\n2025-10-09T10:00Z,500\n")
+    watch = run.watch("energy.budget.carbon=1 kg", *PLACE[:2], f"energy.grid_series={series}", *constant)
+    for second in (300, 500):  # 1 kWh before 9 o'clock, which is 400 s on, and 1 kWh after it
+        run.step(second // 50, NOW + second)
+        run.meter(NOW + second, 18_000.0, (second - 100) / 200 * KWH)
+        watch.look(NOW + second)
+    screen, drawn = RunScreen(), list[Text]()
+    screen._console = Console(force_terminal=True)
+    monkeypatch.setattr(screen, "_width", lambda: 100)
+    monkeypatch.setattr(screen, "_draw", drawn.extend)
+    screen.update(watch)
+    (run.folder.path / ".lock").touch()
+    lines = screen_top.lines(live_state.read(run.folder, NOW + 501), 100, NOW + 501)
+    for seen in (drawn, lines):  # 1.25 x (100 + 500) g so far, of the whole run and of its budget
+        text = "\n".join(line.plain for line in seen)
+        assert re.findall(r"\d+ g of .*? k?g", text) == ["750 g of 781 g", "750 g of 1.00 kg"]
 
 
 def test_fewer_workers_lower_the_peak_and_a_restart_is_a_start_up(run: Any) -> None:

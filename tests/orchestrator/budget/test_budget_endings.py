@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driven import start as start
 from energy_fakes import FakeSensor, meter_fake, reading
 from tiny import write_spec
 
@@ -14,7 +15,6 @@ from energy.records.record import write_record
 from energy.runs import RunFolder
 from orchestrator.budget.before import spent_before
 from orchestrator.budget.watch import BudgetSpent, Pace, Spending, State, Watch
-from orchestrator.driver import run as driver
 from orchestrator.driver.attempts import Claim
 from orchestrator.driver.run_status import RunStatus
 from orchestrator.driver.run_watch import RunWatch
@@ -34,32 +34,18 @@ def state_of(spec: Path, limit: str, spent_j: float, pace: Pace) -> State:
     return watch.states(pace, NOW + 1)[0]
 
 
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the driver with `training` in place of Ray and the workers."""
-    spec = write_spec(tmp_path)
-
-    def begin(training: Any, *overrides: str, resume: Path | None = None) -> tuple[RunFolder, int]:
-        monkeypatch.setattr(driver, "_train", training)
-        experiment = load_experiment(spec, overrides)
-        name = None if resume else "one"
-        return driver.run_experiment(experiment, tmp_path / "runs", RunScreen(), name, resume, spec)
-
-    return begin
-
-
 def metered(power_w: float, seconds: int, error: BaseException | None, stepped: bool = True) -> Any:
     """A training that used so much power for so long, and then raised; without a step where it never got to one."""
 
-    def training(_: Any, claim: Any, *rest: Any) -> bool:
-        times = [NOW + 1000 * len(claim.folder.read_run()["attempts"]) + second for second in range(seconds + 1)]
+    def training(command: Any, *rest: Any) -> bool:
+        times = [NOW + 1000 * len(command.folder.read_run()["attempts"]) + second for second in range(seconds + 1)]
         values = [reading(power_w * second, power_w) for second in range(seconds + 1)]
-        attempt = len(claim.folder.read_run()["attempts"])
-        meter_fake(claim.folder, [FakeSensor("GPU-1", values)], times, attempt=attempt)
+        attempt = len(command.folder.read_run()["attempts"])
+        meter_fake(command.folder, [FakeSensor("GPU-1", values)], times, attempt=attempt)
         mark = {"event": "step", "attempt": attempt, "step": 12, "loss": 3.0, "seconds": 1.0, "time_unix_s": times[-1]}
         mark |= {"tokens": 12 * 256, "lr": 0.1, "grad_norm": 1.0}
-        claim.folder.metrics_dir.mkdir(exist_ok=True)
-        with claim.folder.metrics_file(0).open("a") as file:
+        command.folder.metrics_dir.mkdir(exist_ok=True)
+        with command.folder.metrics_file(0).open("a") as file:
             file.write((json.dumps(mark) + "\n") if stepped else "")
         if error is not None:
             raise error

@@ -11,10 +11,10 @@ from energy_fakes import FakeSensor, reading
 
 from energy.accounting.account import account_run
 from energy.metering import meter as meter_module
-from energy.metering.live import live_figures, since
+from energy.metering.live import SILENT_S, live_figures, since
 from energy.metering.meter import Meter
 from energy.runs import RunFolder, write_json
-from orchestrator.cluster.nodes_now import ASK_EVERY_S, FEW_DEVICES, HELD_S, SILENT_S, NodesNow
+from orchestrator.cluster.nodes_now import ASK_EVERY_S, FEW_DEVICES, HELD_S, NodesNow
 from orchestrator.live.stragglers import LOOK_EVERY_S, Stragglers
 
 NOW = 1_760_000_000.0

@@ -5,26 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_spec
+from driven import start as start
 
 from energy.runs import STOP_FILE, RunFolder
 from orchestrator.driver import run as driver
+from orchestrator.driver.training import metered
 from orchestrator.screens.run import RunScreen
-from orchestrator.spec.file import BadInput, load_experiment
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the driver with `training` in place of Ray and the workers."""
-    spec = write_spec(tmp_path)
-
-    def begin(training: Any, resume: Path | None = None, *overrides: str) -> tuple[RunFolder, int]:
-        monkeypatch.setattr(driver, "_train", training)
-        experiment = load_experiment(spec, overrides)
-        name = None if resume else "one"
-        return driver.run_experiment(experiment, tmp_path / "runs", RunScreen(), name, resume, spec)
-
-    return begin
+from orchestrator.spec.file import BadInput
 
 
 def fails(error: BaseException) -> Any:
@@ -81,18 +68,18 @@ def test_a_refused_resume_leaves_the_run_as_it_was(first: str | None, start: Any
         file.write_text(f"time,g_per_kwh\n2024-03-01T00:00Z,{g_per_kwh}\n2024-03-01T01:00Z,{g_per_kwh}\n")
         return f"energy.grid_series={file}"
 
-    folder, _ = start(lambda *_: False, None, *([declared(400)] if first else []))
+    folder, _ = start(lambda *_: False, *([declared(400)] if first else []))
     before = files_of(folder)
     assert ("grid/series.json" in before) == bool(first)
     for changed in (declared(50), "cluster.workers=8"):  # another series, and none any more
         with pytest.raises(BadInput, match="more GPUs"):
-            start(fails(BadInput("more GPUs than the cluster has")), folder.path, changed)
+            start(fails(BadInput("more GPUs than the cluster has")), changed, resume=folder.path)
         assert files_of(folder) == before
     (tmp_path / "50.csv").write_text("time,g_per_kwh\n2024-03-01T00:00Z,-1\n")
     with pytest.raises(ValueError, match="50.csv"):
-        start(lambda *_: True, folder.path, f"energy.grid_series={tmp_path / '50.csv'}")
+        start(lambda *_: True, f"energy.grid_series={tmp_path / '50.csv'}", resume=folder.path)
     assert files_of(folder) == before
-    _, code = start(lambda *_: True, folder.path)
+    _, code = start(lambda *_: True, resume=folder.path)
     assert code == 0
     assert [attempt["status"] for attempt in folder.read_run()["attempts"]] == ["stopped", "completed"]
 
@@ -110,7 +97,7 @@ def test_a_stop_that_comes_while_a_resumed_run_settles_is_for_this_command(
 
     monkeypatch.setattr(driver, "require_budget", settling)
     seen = []
-    start(lambda *_: bool(seen.append(stop.exists())), folder.path)
+    start(lambda *_: bool(seen.append(stop.exists())), resume=folder.path)
     assert seen == [True]
 
 
@@ -118,15 +105,13 @@ def test_nodes_that_are_lost_and_nodes_that_come_late_stay_with_the_run(tmp_path
     folder = RunFolder(tmp_path / "run")
     folder.write_run({"hosts": ["driver"]})
     for nodes in (["a"], ["a", "late"], ["replacement"]):
-        run = folder.update_run(**driver._metered(folder, [{"node": node, "n": len(nodes)} for node in nodes]))
+        run = folder.update_run(**metered(folder, [{"node": node, "n": len(nodes)} for node in nodes]))
     assert run["hosts"] == ["a", "late", "replacement"]
     assert run["meters"] == [{"node": "a", "n": 2}, {"node": "late", "n": 2}, {"node": "replacement", "n": 1}]
     lost, unknown = "the meter of a could not be stopped in order (ActorDiedError)", "Ray did not say where"
-    told = driver._metered(folder, [{"node": "late", "n": 3, "warnings": ["hot"]}], {"a": lost, None: unknown})[
-        "meters"
-    ]
+    told = metered(folder, [{"node": "late", "n": 3, "warnings": ["hot"]}], {"a": lost, None: unknown})["meters"]
     assert [(meter["n"], meter.get("warnings")) for meter in told] == [(2, [lost]), (3, ["hot"]), (1, [unknown])]
-    assert driver._metered(RunFolder(tmp_path / "run"), [])["meters"] == run["meters"]
+    assert metered(RunFolder(tmp_path / "run"), [])["meters"] == run["meters"]
 
 
 def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +119,7 @@ def test_a_lost_attempt_is_counted_on_resume(start: Any, capfd: pytest.CaptureFi
     run = folder.read_run()
     attempt = {"attempt": 1, "started_unix_s": run["created_unix_s"], "status": "running"}
     folder.update_run(status="running", attempts=[attempt], ended_unix_s=None)
-    start(lambda *_: True, folder.path)
+    start(lambda *_: True, resume=folder.path)
     assert [attempt["status"] for attempt in folder.read_run()["attempts"]] == ["lost", "completed"]
     assert "the attempt before was lost" in capfd.readouterr().err
 
@@ -144,7 +129,7 @@ def test_each_attempt_keeps_its_command_and_the_run_its_devices(start: Any, monk
     folder, _ = start(lambda *_: False)
     folder.update_run(device_type="cuda", world_size=4)
     monkeypatch.setattr("sys.argv", ["hoofprint", "run", "my spec.yaml", "--resume", "one"])
-    start(lambda *_: True, folder.path)
+    start(lambda *_: True, resume=folder.path)
     record = json.loads((folder.path / "footprint.json").read_text())
     commands = ["hoofprint run 'my spec.yaml'", "hoofprint run 'my spec.yaml' --resume one"]
     assert [attempt["command"] for attempt in record["run"]["attempts"]] == commands

@@ -165,6 +165,26 @@ def test_when_machines_come_back_it_makes_a_checkpoint_and_goes_on_with_more(
     ]
 
 
+def test_what_ray_does_not_say_costs_no_training_and_is_told_once(
+    supervision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.0)
+
+    def changed() -> int:
+        raise AttributeError("actors\nhas no attribute 'get'")
+
+    monkeypatch.setattr(supervise, "ranks_to_lose", changed)
+
+    def trains() -> Iterator[bool | None]:
+        yield None
+        yield None
+        yield True
+
+    result, said, _ = supervision(trains)
+    silence = "Ray does not say which machines are to be taken away (AttributeError: has no attribute 'get')"
+    assert (result, said) == (True, [silence])
+
+
 def test_a_machine_that_is_announced_to_go_costs_no_step(
     supervision: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,13 +20,14 @@ from orchestrator.driver import run as driver
 from orchestrator.driver import supervise
 from orchestrator.driver.run_watch import RunWatch
 from orchestrator.driver.supervise import Supervision
+from orchestrator.driver.training import Command
 from orchestrator.ranks.job import Job
 from orchestrator.screens.run import RunScreen
 from orchestrator.spec.file import load_experiment
 
 NO_ROOM = "the cluster had no room for the workers"
 GONE = "the process of rank 1 (node-b, process 77) was killed, or the machine is gone"
-FEW = "the spec wants 4 CPUs and the cluster has 3, 1 too few; set cluster.workers, min_workers or device"
+FEW = "the spec wants 4 CPUs and the cluster has 3, 1 too few; set cluster.workers or min_workers"
 TOO_FEW = f"waiting for machines to come back: {FEW}"
 ENDS = "the run is to stop: no other attempt begins"
 
@@ -123,10 +124,8 @@ class Drives:
             file.writelines(json.dumps({"attempt": 1, "tokens": 256, "lr": 0.1, **mark}) + "\n" for mark in marks)
 
     def __call__(self, *ends: Callable[[], Any], overrides: tuple[str, ...] = ()) -> tuple[RunFolder, int]:
-        def train(
-            experiment: Any, claim: Any, _: Any, __: Any, started: float, ending: Any, screen: Any, *___: Any
-        ) -> Any:
-            folder = claim.folder
+        def train(command: Command, ending: Any, screen: Any, *_: Any) -> Any:
+            experiment, folder = command.experiment, command.folder
             folder.metrics_dir.mkdir()
             run = folder.update_run(device_type="cpu", **ending.held(4))
             watch = RunWatch(experiment, folder, run, screen.note, False)
@@ -136,7 +135,7 @@ class Drives:
                 watch.restarted(ending.attempt, workers)
                 return begun
 
-            job = Job(str(folder.path), "", {}, started)
+            job = Job(str(folder.path), "", {}, command.started_unix_s)
             waited = watch.budget.waited
             supervised = Supervision(experiment, folder, job, again, ending.befell, waited, watch.look, screen.note)
             complete = supervised.run(4, "cpu")
@@ -144,7 +143,7 @@ class Drives:
                 watch.ended()
             return complete
 
-        self._patch.setattr(driver, "_train", train)
+        self._patch.setattr(driver, "train", train)
         self._patch.setattr(supervise, "Training", Attempts(*ends))
         experiment = load_experiment(write_spec(self._path, workers=4), overrides)
         return driver.run_experiment(experiment, self._path / "runs", RunScreen(), "one", spec=self._path / "spec.yaml")

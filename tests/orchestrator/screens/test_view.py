@@ -3,11 +3,15 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from orchestrator.budget.watch import Spending
+from orchestrator.live import state
 from orchestrator.live.progress import CURVE_ROOM, Curve, RunProgress, Tail
-from orchestrator.screens.view import key_values, metering, preparing, spark, starting, training
+from orchestrator.screens.view import Shown, key_values, metering, preparing, spark, starting, training
 
 NOW = time.mktime((2026, 3, 4, 12, 0, 0, 0, 0, -1))
 
@@ -54,11 +58,22 @@ def progress(steps: int = 300, **known: float) -> RunProgress:
     return run
 
 
+def shown(
+    run: RunProgress, carbon_t: float | None = None, pue: float | None = None, grid: float | None = None
+) -> Shown:
+    """By the live state of a watch over this run, without a budget."""
+    budget = SimpleNamespace(spending=Spending(carbon_t=carbon_t), pue=pue, intensity_g_per_kwh=lambda now: grid)
+    nodes = SimpleNamespace(documents=lambda now: [])
+    watch: Any = SimpleNamespace(progress=run, budget=budget, nodes=nodes)
+    watch.run_id, watch.attempt, watch.states, watch.stragglers = "one", 1, [], None
+    return Shown(state.document(watch, NOW))
+
+
 def test_the_facts() -> None:
     run = progress(flop_per_token=1e7, peak_flops=1e12)
     for second in range(100):
         run.feed_power({"power_w": 20.0 + second % 7, "energy_j": 25.0 * second, "time_unix_s": NOW - 100 + second})
-    text = "\n".join(line.plain for line in training(run, 80, NOW))
+    text = "\n".join(line.plain for line in training(shown(run), 80, NOW))
     assert "300 of 1,000" in text and "loss 3.000" in text and "validation 3.250" in text
     assert "8,192 tokens/s" in text
     assert "MFU 8.2 % (PaLM count, peak 1.00 TFLOP/s)" in text
@@ -67,20 +82,20 @@ def test_the_facts() -> None:
     assert "0.688 Wh of 4.77 Wh" in text and "carbon" not in text and "grid" not in text
     assert " 30 %  2.46 M of 8.19 M" in text
     assert "checkpoint at step 300" in text and "validation loss 3.250 at step 300" in text
-    assert "MFU" not in "\n".join(line.plain for line in training(progress(), 80, NOW))  # no peak, no MFU
+    assert "MFU" not in "\n".join(line.plain for line in training(shown(progress()), 80, NOW))  # no peak, no MFU
 
 
 def test_carbon_where_pue_and_grid_are_declared() -> None:
-    run = progress(pue=1.2, grid_g_per_kwh=400.0)
+    run = progress()
     run.feed_power({"power_w": 21.0, "energy_j": 3.6e6, "time_unix_s": NOW})
-    text = "\n".join(line.plain for line in training(run, 80, NOW))
+    text = "\n".join(line.plain for line in training(shown(run, 480e-6, 1.2, 400.0), 80, NOW))
     assert "480 g of 482 g" in text and "grid 400 g/kWh" in text  # 1 kWh so far, and 4 Wh to come
 
 
 def test_days_from_now_have_their_date() -> None:
     run = progress(steps=3)
     run.total_steps = 10_000_000
-    assert any("ends at 28 Jun 05:" in line.plain for line in training(run, 120, NOW))
+    assert any("ends at 28 Jun 05:" in line.plain for line in training(shown(run), 120, NOW))
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])
@@ -89,14 +104,15 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     for second in range(300):
         run.feed_power({"power_w": 123456.0, "energy_j": 1e9, "time_unix_s": NOW - 300 + second})
     run.events.append((NOW, "a very long event " * 20))
-    drawn = [training(run, width, NOW), starting(run, width, NOW), training(progress(1), width, NOW)]
+    seen = shown(run)
+    drawn = [training(seen, width, NOW), starting(seen, width, NOW), training(shown(progress(1)), width, NOW)]
     drawn.append(preparing("tokenising a source with a long name", 5e6, 1e7, width))
     for line in (line for lines in drawn for line in lines):
         assert line.cell_len <= width and "\n" not in line.plain
 
 
 def test_for_a_file_one_line_of_key_values() -> None:
-    facts = dict(part.split("=") for part in key_values(progress(), NOW).split(" "))
+    facts = dict(part.split("=") for part in key_values(shown(progress()), NOW).split(" "))
     assert facts["step"] == "300/1000" and facts["tokens_per_s"] == "8192" and facts["checkpoint_step"] == "300"
     assert facts["power_w"] == facts["mfu"] == "-"
     assert facts["ends"].startswith("2026-03-04T12:11:40")
