@@ -85,8 +85,10 @@ def test_no_attempt_may_overlook_a_checkpoint_that_was_whole_or_lose_more_than_a
 
 
 def test_a_run_that_never_was_metered_is_wrong_and_ends_no_benchmark(tmp_path: Path) -> None:
-    judged = judge.judge(folder(tmp_path, (range(1, 5), 100.0)), [], Reference(tmp_path, {}), [])
-    assert judged["verified"] is False and "nothing was metered, so nothing can be verified" in "".join(judged["wrong"])
+    run = folder(tmp_path, (range(1, 5), 100.0))
+    (run.path / "footprint.json").write_text("{}")
+    judged = judge.judge(run, [], Reference(tmp_path, {}), [])
+    assert judged["verified"] is False and "nothing was metered, so nothing can be verified" in judged["wrong"][-1]
 
 
 @pytest.mark.parametrize("moment", ["training", "checkpoint"])
