@@ -52,6 +52,10 @@ class Limit:
         kinds = {"energy_facility_kwh": "facility energy", "energy_it_kwh": "IT energy"}
         return kinds.get(self.quantity, {"gpu_hours": "GPU-hours"}.get(self.key, self.key))
 
+    @property
+    def by_energy(self) -> bool:
+        return self.key in ("energy", "carbon")  # per_j does not tell: a grid may be at 0 g/kWh
+
     def amount(self, energy_j: float, device_hours: float) -> float:
         return energy_j * self.per_j + device_hours * self.per_device_hour
 
@@ -242,8 +246,8 @@ class Watch:
     def _state(self, limit: Limit, pace: Pace) -> State:
         per_s = limit.amount(pace.power_w or 0.0, self._world_size / 3600)
         held_back = per_s * pace.ahead_s
-        spent = None if limit.per_j and self._fed_j is None else limit.spent(self.spending)
-        known = pace.power_w is not None or not limit.per_j
+        spent = None if limit.by_energy and self._fed_j is None else limit.spent(self.spending)
+        known = pace.power_w is not None or not limit.by_energy
         if spent is None or not known or pace.step_s is None:
             return State(limit, spent, None, held_back, None)
         startup = limit.amount(*self._startup)

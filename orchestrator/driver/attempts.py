@@ -190,7 +190,8 @@ def require_same_data(folder: RunFolder, tokenizer_path: Path, description: dict
         raise BadInput(
             f"the text or the tokenizer changed since {folder.path} was started ({previous.get('train_tokens')} "
             f"training tokens then, {description['train_tokens']} now): a resumed run would mean nothing; "
-            "bring the old files back, or start a new run"
+            "bring the old files back, or start a new run (where the tokenizer's bos is its eos, runs of earlier "
+            "versions have two of them between documents)"
         )
 
 

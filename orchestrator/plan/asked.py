@@ -22,22 +22,24 @@ def plan_asked(
 
     path: the experiment's file; text: a typed spec, in its place. BadInput or ValueError with the words of the command
     line for a spec, a change or a budget that cannot be used. No file that the page names is read: only the
-    experiment's own, and the grid's series that it names itself.
+    experiment's own, and the grid's series and the tokenizer that it names itself.
     """
     named = path if path is not None and text is None else TYPED
     experiment = load_experiment(named, changes, text=text)
+    own = _without_changes(path) if path is not None and text is None else None
     series = experiment.energy.grid_series
-    if series is not None and (text is not None or not _names_it(path, experiment)):
+    if series is not None and (own is None or own.energy.grid_series != series):
         raise BadInput(f"energy.grid_series: {series} is read for an experiment's own file only: hoofprint plan has it")
-    plan = make_plan(experiment, runs_dir, PlanOptions(budget=budget, strict=False))
+    reads = own is not None and own.data.tokenizer.path == experiment.data.tokenizer.path
+    plan = make_plan(experiment, runs_dir, PlanOptions(budget=budget, strict=False, reads_tokenizer=reads))
     options = [part for change in changes for part in ("--set", change)]
     start_with = shlex.join(["hoofprint", "run", str(named), *options])
     return plan | {"spec_budget": budgets_of_plan(experiment, plan), "start_with": start_with}
 
 
-def _names_it(path: Path | None, experiment: Experiment) -> bool:
-    """Whether the series is the one that the file names, without any change."""
+def _without_changes(path: Path) -> Experiment | None:
+    """None where what the file says is not certain."""
     try:
-        return path is not None and load_experiment(path).energy.grid_series == experiment.energy.grid_series
+        return load_experiment(path)
     except BadInput:
-        return False  # what its file says is not certain
+        return None

@@ -44,7 +44,7 @@ class PlanOptions:
 
     throughput: `auto`, `runs`, `published`, or the name of a system in `throughput_anchors.csv`.
     strict: refuse (ValueError) an accelerator's plan without a throughput; otherwise it is listed as missing.
-    vocab_size: the tokenizer's, where it is known; otherwise its file is read.
+    vocab_size: the tokenizer's, where it is known; otherwise its file is read, if reads_tokenizer.
     """
 
     throughput: str = "auto"
@@ -55,6 +55,7 @@ class PlanOptions:
     reliability: Reliability = field(default_factory=Reliability)
     strict: bool = True
     vocab_size: int | None = None
+    reads_tokenizer: bool = True
 
     def __post_init__(self) -> None:
         positive("--mfu", self.mfu, most=1.0)
@@ -73,7 +74,7 @@ def make_plan(
     options = options or PlanOptions()
     basis = Basis()
     workers, tokens = experiment.cluster.workers, experiment.training.tokens
-    config = planned_config(experiment, basis.warnings, options.vocab_size)
+    config = planned_config(experiment, basis.warnings, options.vocab_size, reads=options.reads_tokenizer)
     device, on_cpu = _device(experiment), experiment.cluster.device == "cpu"
     found, skipped = find_evidence(runs_dir, config, workers, device, socket.gethostname(), on_cpu)
     basis.warnings += [*experiment.doubts, *skipped]

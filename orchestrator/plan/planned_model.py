@@ -7,12 +7,18 @@ from model.config import LlamaConfig
 from orchestrator.spec.experiment import Experiment
 
 
-def planned_config(experiment: Experiment, warnings: list[str], vocab_size: int | None = None) -> LlamaConfig:
-    """vocab_size: the tokenizer's, where it is known already. A tokenizer file that cannot be read is a warning: a plan
-    is made on other machines than the training, too."""
+def planned_config(
+    experiment: Experiment, warnings: list[str], vocab_size: int | None = None, *, reads: bool = True
+) -> LlamaConfig:
+    """vocab_size: the tokenizer's, where it is known already. A tokenizer file that cannot be read, or by `reads` must
+    not, is a warning: a plan is made on other machines than the training, too."""
     tokenizer = experiment.data.tokenizer
     if vocab_size is None and experiment.model.vocab_size is None and tokenizer.path is not None:
         try:
+            if not reads:
+                raise ValueError("that is done for an experiment's own file only")
+            if not tokenizer.path.is_file():  # a pipe, a device: reading would not end
+                raise ValueError(f"{tokenizer.path} is not a file")
             vocab_size = _pieces(tokenizer.path, tokenizer.path.stat().st_mtime_ns)
         except (OSError, ValueError) as error:
             warnings.append(

@@ -63,4 +63,6 @@ class BudgetSpec(Section):
     gpu_hours: Annotated[GpuHours, Field(gt=0)] | None = Field(
         default=None, description="Hours times the GPUs that were held"
     )
-    cost: Money | None = Field(default=None, description="GPU-hours at cluster.gpu_hour_price")
+    cost: Money | None = Field(
+        default=None, description="GPU-hours at cluster.gpu_hour_price, in its currency, as in 500 EUR"
+    )

@@ -86,7 +86,7 @@ class ClusterSpec(Section):
     step_deadline: Deadline = Field(
         default="auto",
         description="How long a step may take before it counts as hung; auto: ten times what steps take, and at least "
-        "five minutes",
+        "five minutes; the first step of an attempt has half an hour at least",
     )
     preflight: Preflight = Field(
         default="off",

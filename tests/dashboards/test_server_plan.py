@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 import socket
@@ -214,7 +215,11 @@ def test_no_file_that_the_page_names_is_read(client: Client, specs: Path, tmp_pa
     cleaned = re.sub(r"  intensity.*\n", "", text)
     typed = send(client, {"yaml": f"{cleaned}  grid_series: {secret}\n"})
     changed = client.ask(f"/plan?spec=laptop.yaml&set={quote(f'energy.grid_series={secret}', safe='')}")
-    for answer in (typed, changed):
+    pipe = tmp_path / "tokenizer.model"
+    os.mkfifo(pipe)  # whoever reads it waits for ever
+    weights = send(client, {"yaml": text.replace("{vocab_size: 32000}", f"{{path: {pipe}}}")})
+    option = client.ask(f"/plan?spec=llama_7b.yaml&set={quote(f'data.tokenizer.path={pipe}', safe='')}")
+    for answer in (typed, changed, weights, option):
         assert answer.status == 200 and "experiment&#39;s own file only" in answer.text and "root:" not in answer.text
 
 

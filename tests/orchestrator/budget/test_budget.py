@@ -341,8 +341,10 @@ def test_what_the_watch_writes_is_what_top_shows(run: Any) -> None:
     assert "step=11/20" in line and "budget_energy=0.0004" in line
 
 
-def test_what_no_meter_has_read_is_not_known_and_never_nothing(run: Any) -> None:
-    watch = run.watch("energy.budget.energy=2 Wh", "energy.budget.carbon=1 g", *PLACE)
+@pytest.mark.parametrize(("intensity", "carbon"), [(400, "over"), (0, "ok")])
+def test_what_no_meter_has_read_is_not_known_and_never_nothing(run: Any, intensity: int, carbon: str) -> None:
+    limits = ("energy.budget.energy=2 Wh", "energy.budget.carbon=1 g")
+    watch = run.watch(*limits, *PLACE, f"energy.intensity={intensity}")
     for second in range(1, 4):
         run.meter(NOW + second, None, None)
         run.step(second, NOW + second)
@@ -358,7 +360,7 @@ def test_what_no_meter_has_read_is_not_known_and_never_nothing(run: Any) -> None
     assert " budget_energy=-/0.002 budget_energy_stops_at_step=- budget_carbon=-/1e-06 " in view.key_values(shown, NOW)
     run.meter(NOW + 4, 100.0, 5700.0)  # 1.98 Wh at the facility
     watch.look(NOW + 4)
-    assert [state.says for state in watch.states] == ["due", "over"] and watch.stopped_by is not None
+    assert [state.says for state in watch.states] == ["due", carbon] and watch.stopped_by is not None
 
 
 @pytest.mark.parametrize("constant", [(), PLACE[2:]], ids=["the series alone", "beside a constant"])
