@@ -127,7 +127,7 @@ def test_failures_are_messages_and_exit_codes(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(record: bool) -> None:
+    def fail(**_: bool) -> None:
         raise error
 
     monkeypatch.setattr(cli.commands["schema"], "callback", fail)
@@ -149,9 +149,9 @@ def test_every_command_can_show_where(name: str) -> None:
 @pytest.mark.parametrize(
     ("fail", "code", "said"),
     [
-        (lambda record: preset_factors("paper"), 2, "hoofprint: unknown preset 'paper'"),
-        (lambda record: number("one"), 1, "unexpected ValueError: could not convert"),
-        (lambda record: [*zip([1], [], strict=True)], 1, "unexpected ValueError: zip"),
+        (lambda **_: preset_factors("paper"), 2, "hoofprint: unknown preset 'paper'"),
+        (lambda **_: number("one"), 1, "unexpected ValueError: could not convert"),
+        (lambda **_: [*zip([1], [], strict=True)], 1, "unexpected ValueError: zip"),
     ],
     ids=["what the user did", "what our own code let Python raise", "what another module raised"],
 )
