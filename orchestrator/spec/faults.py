@@ -15,6 +15,7 @@ from orchestrator.spec.section import Location, section_in
 Mark = tuple[int, int]  # line and column, from 0
 
 SHOWN = 160  # characters of a line, where it is longer round the caret
+_MEANT = {"gpu": "cuda", "bf16": "bfloat16", "fp32": "float32", "fp8": "float8"}  # other names of values
 _QUOTED = re.compile(r"'([^']*)'")
 _KINDS = {
     "string_type": "text",
@@ -100,7 +101,8 @@ def in_words(fault: Mapping[str, Any]) -> str:
         return f"expected at most {context['max_length']} entries, got {given!r}"
     if kind == "literal_error":
         names = _QUOTED.findall(str(context["expected"]))
-        near = difflib.get_close_matches(str(given), names, n=1)
+        meant = _MEANT.get(str(given).lower())
+        near = [meant] if meant in names else difflib.get_close_matches(str(given), names, n=1)
         return f"expected {context['expected']}, got {given!r}" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "string_pattern_mismatch":
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", str(given)).lstrip("._-")

@@ -56,6 +56,7 @@ def test_the_papers_four(size: str, params: int, flop_per_token: int, tokens: in
     ("old", "new", "said"),
     [
         ("n_layers: 4", "n_layer: 4", "unknown key n_layer; did you mean n_layers?"),
+        ("workers: 2", "workers: 2\n  device: GPU", "got 'GPU'; did you mean cuda?"),
         ("n_heads: 4", "n_heads: 5", "n_heads 5 does not divide dim 128"),
         ("batch_tokens: 8192", "batch_tokens: 8000", "nearest: 7936 or 8192"),
         ("workers: 2", "workers: 3", "batch of 32 sequences does not divide over 3 ranks; nearest: 30 or 33"),
