@@ -67,7 +67,8 @@ def train(
     start_ray(experiment)
     meters: list[Any] = []
     supervision: Supervision | None = None
-    with ExitStack() as at_the_end:  # from the last of these to the first, each whatever befell another
+    # From the last of these to the first, each whatever befell another; of what is not there yet, as it is then.
+    with ExitStack() as at_the_end:
         at_the_end.callback(leave_ray)
         at_the_end.callback(lambda: _end_metering(folder, meters, screen))
         at_the_end.callback(keep_skipped, folder)

@@ -102,7 +102,7 @@ def in_words(fault: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         names = _QUOTED.findall(str(context["expected"]))
         meant = _MEANT.get(str(given).lower())
-        near = [meant] if meant in names else difflib.get_close_matches(str(given), names, n=1)
+        near = [meant] if meant is not None and meant in names else difflib.get_close_matches(str(given), names, n=1)
         return f"expected {context['expected']}, got {given!r}" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "string_pattern_mismatch":
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", str(given)).lstrip("._-")
