@@ -171,6 +171,8 @@ def obstacles(one: Compared, other: Compared) -> list[tuple[tuple[str, ...], str
     if known and any(differs(key) for key in grids):
         told = [_grid(run) for run in (one, other)]
         found.append(((), f"carbon on other grounds: {told[0]} against {told[1]}"))
+    elif differs("pue") and None not in [run.figures["energy_facility_kwh"] for run in (one, other)]:
+        found.append(((), f"facility energy by other PUEs: {one.means['pue']} against {other.means['pue']}"))
     return found
 
 

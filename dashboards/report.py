@@ -14,6 +14,7 @@ from dashboards.templating import template_environment, utc
 from energy import human
 from energy.accounting.account import account_run
 from energy.boundaries import METHODS, boundary_text
+from energy.carbon.embodied import CONVENTIONS
 from energy.export.facts import lacking_carbon, share_text
 from energy.records.record import FILE_NAME, series_of, write_record
 from energy.runs import MEASURE, RunFolder, replace_file
@@ -204,7 +205,8 @@ def _beyond(record: dict[str, Any]) -> list[tuple[str, str, str]]:
             "SCI",
             sci["score_g_per_million_tokens"],
             lambda grams: f"{human.digits(grams)} g per million tokens",
-            "(operational + embodied) per token, ISO/IEC 21031:2024",
+            "(operational + embodied) per token"
+            + ("" if made.get("convention") == CONVENTIONS["busy-hour"] else ", ISO/IEC 21031:2024"),
         ),
     ]
     return [(name, said(value), str(source or "")) for name, value, said, source in rows if value is not None]

@@ -18,24 +18,31 @@ _JOULES = ((1e3, 1e3, "kJ"), (1.0, 1.0, "J"), (1e-3, 1e-3, "mJ"), (0.0, 1e-6, "Â
 
 
 def rates_of(account: Any, steps: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Of groups of steps of one attempt: time in unix s, tokens_per_s in the time of the steps, joule_per_token.
+    """Of groups of steps of one attempt: attempt, time in unix s, tokens_per_s in the time of the steps,
+    joule_per_token.
 
     The first step of an attempt has none before it, and is left out: it may have compiled the model. Joules are those
     of everything since the step before, so what lies between steps is in them; tokens/s is of the steps alone.
     """
     rows = [
-        (b["time_unix_s"], float(b["tokens"]) - float(a["tokens"]), float(b.get("seconds") or np.nan), a["time_unix_s"])
+        (b["time_unix_s"], float(b["tokens"]) - float(a["tokens"]), float(b.get("seconds") or np.nan), a["time_unix_s"],
+         b.get("attempt") or 1)
         for a, b in zip(steps, steps[1:], strict=False)
         if (a.get("attempt") or 1) == (b.get("attempt") or 1) and b["tokens"] > a["tokens"]
-    ]
+    ]  # fmt: skip
     if not rows:
         raise Missing("fewer than two steps of one attempt were recorded (metrics/rank-0.jsonl)")
-    ends, tokens, seconds, begins = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    ends, tokens, seconds, begins, attempts = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     used = energy_at(account, ends) - energy_at(account, begins) if account.power else np.full(len(ends), np.nan)
-    groups = np.array_split(np.arange(len(ends)), min(POINTS, len(ends)))
+    groups = [
+        part
+        for group in np.array_split(np.arange(len(ends)), min(POINTS, len(ends)))
+        for part in np.split(group, np.flatnonzero(np.diff(attempts[group])) + 1)
+    ]
     total = {name: np.array([column[g].sum() for g in groups]) for name, column in
              (("tokens", tokens), ("seconds", seconds), ("joules", used))}  # fmt: skip
     return {
+        "attempt": np.array([attempts[g[0]] for g in groups], dtype=int),
         "time": np.array([ends[g[-1]] for g in groups]),
         "tokens_per_s": total["tokens"] / total["seconds"],
         "joule_per_token": total["joules"] / total["tokens"],
@@ -66,7 +73,11 @@ def rates_drawing(account: Any, steps: Sequence[Row], record: Mapping[str, Any])
     title = f"Tokens per second{' (thousands)' if thousand > 1 else ''}, in the time of the steps"
     panels.append((title, rates["tokens_per_s"] / thousand, None if rate is None else rate / thousand))
     if peak and per_token and devices:
-        share = 100 * rates["tokens_per_s"] * per_token / (peak * devices)
+        # Of a run that went on with more or fewer GPUs, each attempt had its own; of CPUs this counts ranks.
+        attempts = (record["run"]["attempts"] or []) if record["hardware"]["device_type"] == "cuda" else []
+        held = {each.get("attempt"): each.get("world_size") for each in attempts}
+        of_each = np.array([held.get(attempt) or devices for attempt in rates["attempt"].tolist()], dtype=float)
+        share = 100 * rates["tokens_per_s"] * per_token / (peak * of_each)
         mean = compute["mfu"]
         convention = str(compute["flop_convention"]).partition(":")[0]
         title = f"MFU (%), {convention} convention over a peak of {digits(peak / 1e12)} TFLOP/s per device"

@@ -10,7 +10,7 @@ from typing import Any
 
 from dashboards.server import steps
 from dashboards.server.answers import as_csv, as_json, as_report, html, plain_name
-from dashboards.server.catalog import Catalog, Query, ReadLive
+from dashboards.server.catalog import Catalog, FolderFault, Query, ReadLive
 from dashboards.server.cluster import Cluster
 from dashboards.server.compare import Compare
 from dashboards.server.figure_files import DRAWING, FORMS, figure_file
@@ -73,6 +73,14 @@ class App:
 
     def respond(self, parts: Sequence[str], arguments: Arguments) -> Response:
         """parts: of the path, decoded; arguments: of the query."""
+        try:
+            return self._respond(parts, arguments)
+        except FolderFault as fault:
+            why = f"The runs folder cannot be read. {fault}"
+            is_page = "." not in (parts[2:] or parts)[-1]
+            return html(self._pages.missing(why, "Not readable now"), 503) if is_page else text(503, why)
+
+    def _respond(self, parts: Sequence[str], arguments: Arguments) -> Response:
         match list(parts):
             case [""]:
                 return html(self._pages.runs(Query.of(arguments)))
@@ -81,7 +89,7 @@ class App:
             case ["runs.json"]:
                 return self._runs_json(Query.of(arguments))
             case ["runs.csv"]:
-                entries = Query.of(arguments).select(self.catalog.listing(whole=True).entries)
+                entries = Query.of(arguments).select(self.catalog.readable(whole=True).entries)
                 return as_csv("runs.csv", [entry.as_json() for entry in entries])
             case ["total"]:
                 return html(self._pages.total())
@@ -138,7 +146,7 @@ class App:
             return html(self._pages.missing(why), 422)
 
     def _runs_json(self, query: Query) -> Response:
-        listing = self.catalog.listing(whole=True)
+        listing = self.catalog.readable(whole=True)
         rows = [entry.as_json() for entry in query.select(listing.entries)]
         return as_json({"runs": rows, "left_out": listing.left_out}, "runs.json")
 
@@ -151,7 +159,7 @@ class App:
     def _total_report(self) -> Response:
         from dashboards.summaries import total_html  # brings matplotlib along
 
-        listing, total = self.catalog.listing(whole=True), self.catalog.total()
+        listing, total = self.catalog.readable(whole=True), self.catalog.total()
         if not listing.entries:
             return html(self._pages.missing("There is no run in this folder yet: nothing to report."), 404)
         entries = RunList(listing.entries, listing.left_out)

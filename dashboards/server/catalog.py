@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from dashboards.server.preflight import is_number
 from energy.records.record import FILE_NAME as RECORD
-from energy.records.total import FAILED, SUMMED, Entry, Together, read_entry, roll_up
+from energy.records.total import BROKEN, FAILED, SUMMED, Entry, Together, read_entry, roll_up
 from energy.run_holder import is_held
 from energy.runs import RunFolder
 
@@ -117,6 +117,10 @@ class Listing:
         return self.unread is not None and not self.unread
 
 
+class FolderFault(Exception):
+    """Why the runs folder itself cannot be read: nothing is known of its runs, which is not that there are none."""
+
+
 class Catalog:
     """The runs folder. Paths only ever come from listing it, so that no name from outside reaches the disk."""
 
@@ -145,11 +149,18 @@ class Catalog:
             raise RuntimeError(f"{self.directory}: a look at the folder failed; what went wrong is above")
         return self._listing
 
+    def readable(self, whole: bool = False) -> Listing:
+        """As `listing`, of a folder that can be read; FolderFault for one that cannot."""
+        listing = self.listing(whole)
+        if listing.fault:
+            raise FolderFault(listing.fault)
+        return listing
+
     def find(self, name: str) -> RunFolder | None:
-        """The run of that name; None where the folder has none."""
-        listing = self.listing()
+        """The run of that name; None where the folder has none. FolderFault where it cannot be read."""
+        listing = self.readable()
         while listing.unread is None:
-            listing = self.listing()
+            listing = self.readable()
         if name in listing.unread:  # it is asked for before its turn
             found = self._taken(name)
             return RunFolder(found.path) if isinstance(found, Entry) else None
@@ -164,8 +175,9 @@ class Catalog:
         return next((text for text in listing.left_out if text.startswith(f"{name}: ")), None)
 
     def total(self) -> dict[str, Any]:
-        """What all runs took together (`energy.records.total.roll_up`), each joule once."""
-        listing = self.listing(whole=True)
+        """What all runs took together (`energy.records.total.roll_up`), each joule once. FolderFault where the folder
+        cannot be read."""
+        listing = self.readable(whole=True)
         with self._summing:
             if self._total[0] != listing.version:
                 self._total = (listing.version, _total(listing.entries, self._together))
@@ -264,7 +276,7 @@ class Catalog:
             return entry
         except FileNotFoundError:
             return f"{name}: not a run, it has no run.json"
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, *BROKEN) as error:
             text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
             return f"{name}: cannot be read ({text.removeprefix(f'{path}/')})"
 
@@ -279,7 +291,7 @@ def _as_it_was(entry: Entry) -> bool:
 def _total(entries: list[Entry], together: Together) -> dict[str, Any]:
     try:
         return roll_up(entries, together.overlaps(entries))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, *BROKEN) as error:
         total = roll_up(entries)
         what = f"what two runs metered at once is in the total twice: their ledgers cannot be compared ({error})"
         total["missing"].append({"what": what, "runs": []})

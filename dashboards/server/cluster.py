@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment
 
 from dashboards.server.answers import as_csv, as_json, html
-from dashboards.server.catalog import Catalog, ReadLive
+from dashboards.server.catalog import Catalog, FolderFault, ReadLive
 from dashboards.server.fleet import AT_LIMIT, RunNow, read_fleet
 from dashboards.server.nodes import Device, Node
 from dashboards.server.parts import HEAT_STEPS, UNKNOWN
@@ -33,11 +33,14 @@ class Cluster:
     def __init__(self, catalog: Catalog, read_live: ReadLive, environment: Environment) -> None:
         self._catalog, self._read_live, self._environment = catalog, read_live, environment
         self._lock, self._again_s = threading.Lock(), 0.0
-        self._seen: tuple[list[RunNow], list[str], float] = ([], [], 0.0)
+        self._seen: tuple[list[RunNow], list[str], float, str] = ([], [], 0.0, "")
 
     def respond(self, what: str, arguments: Arguments) -> Response:
-        """what: "" for the page, "now" for what changes of it, "json" or "csv"."""
-        runs, wrong, now = self._look()
+        """what: "" for the page, "now" for what changes of it, "json" or "csv": FolderFault where the runs folder
+        cannot be read."""
+        runs, wrong, now, fault = self._look()
+        if fault and what in ("json", "csv"):  # a page says what is wrong, and these would be empty
+            raise FolderFault(fault)
         wanted = set(arguments.every("run")) - {""}
         shown = [run for run in runs if not wanted or run.name in wanted]
         if what == "json":
@@ -45,14 +48,13 @@ class Cluster:
                            "cluster.json")  # fmt: skip
         if what == "csv":
             return as_csv("cluster.csv", [row for run in shown for row in _flat(run)])
-        listing = self._catalog.listing()
         context = {
             "runs": [_run(run) for run in shown],
             "sums": _sums(shown),
             "wanted": sorted(wanted),
             "left": len(runs) - len(shown),
             "wrong": wrong,
-            "fault": listing.fault,
+            "fault": fault,
             "now_unix_s": now,
             "scale": [f"h{step}" for step in range(HEAT_STEPS + 1)],
             "coloured": any(gpu.share is not None for run in shown for node in run.nodes for gpu in node.gpus),
@@ -62,11 +64,13 @@ class Cluster:
         template = "fleet.html.j2" if what == "now" else "cluster.html.j2"
         return html(self._environment.get_template(template).render(**context))
 
-    def _look(self) -> tuple[list[RunNow], list[str], float]:
+    def _look(self) -> tuple[list[RunNow], list[str], float, str]:
+        """(live runs, what is wrong with others, when in unix s, why the runs folder cannot be read)."""
         with self._lock:
             began = time.monotonic()
             if began >= self._again_s:
-                self._seen = (*read_fleet(self._catalog, self._read_live), time.time())
+                listing = self._catalog.listing()
+                self._seen = (*read_fleet(listing, self._read_live), time.time(), listing.fault)
                 self._again_s = time.monotonic() + max(LOOK_EVERY_S, REST * (time.monotonic() - began))
             return self._seen
 
@@ -79,22 +83,24 @@ def _sums(runs: Sequence[RunNow]) -> dict[str, Any]:
     for run in runs:
         for node in run.nodes:
             nodes[node.name] = nodes.get(node.name, True) and node.power_w is None
-            if not node.silent:
-                devices |= {(node.name, device.uuid): device for device in node.devices or []}
+            for device in node.devices or []:
+                if (known := devices.get((node.name, device.uuid))) is None or known.power_w is None:
+                    devices[node.name, device.uuid] = device
             if node.power_w is not None:
                 beside_w = node.power_w - math.fsum(gpu.power_w or 0.0 for gpu in node.gpus)
                 besides_w[node.name] = max(besides_w.get(node.name, beside_w), beside_w)
     gpus = [device for device in devices.values() if device.kind == "gpu"]
     read = [device.power_w for device in gpus if device.power_w is not None]
+    lacks = {"node": sum(nodes.values()), "run": sum(not run.nodes for run in runs)}
     return {
         "runs": len(runs),
         "nodes": len(nodes),
-        "nodes_unknown": sum(nodes.values()),
+        "nodes_unknown": lacks["node"],
         "gpus": len(gpus),
         "gpus_read": len(read),
         "gpu_power": _power(sum(read)) if read else UNKNOWN,
         "power": _power(math.fsum([*besides_w.values(), *read])) if besides_w else UNKNOWN,
-        "power_lacks": sum(run.power_w is None for run in runs),
+        "power_lacks": " and ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in lacks.items() if n),
     }
 
 
@@ -105,7 +111,7 @@ def _run(run: RunNow) -> dict[str, Any]:
         "phase": run.phase or ("a command that is measured" if run.measured else "no figures of a training yet"),
         "trains": not run.measured,
         "step": f"step {run.step:,} of {run.total_steps:,}" if run.step and run.total_steps else "",
-        "power": UNKNOWN if run.power_w is None else _power(run.power_w),
+        "power": UNKNOWN if run.power_w is None else f"{'at least ' * bool(run.power_lacks)}{_power(run.power_w)}",
         "rate": UNKNOWN if run.tokens_per_s is None else human.human_count(run.tokens_per_s),
         "per_token": UNKNOWN if run.joule_per_token is None else human.human_joule(run.joule_per_token),
         "stragglers": run.stragglers,
@@ -130,7 +136,7 @@ def _node(node: Node) -> dict[str, Any]:
     against = node.against_median
     return {
         "name": node.name,
-        "cells": [_cell(device, node.silent) for device in node.devices or []],
+        "cells": [_cell(device) for device in node.devices or []],
         "dense": len(node.devices or []) >= DENSE_FROM,
         "no_limit": _without_limit(node),
         "listed": node.devices is not None,
@@ -160,13 +166,12 @@ def _percent_apart(ratio: float) -> str:
     return "=" if abs(apart) < 0.5 else f"{apart:+.0f} %".replace("-", "−")
 
 
-def _cell(device: Device, silent: bool) -> dict[str, str]:
+def _cell(device: Device) -> dict[str, str]:
     watts, share = device.power_w, device.share
     label = "" if device.kind == "gpu" else device.kind.upper() if len(device.kind) <= 4 else device.kind
     who = f"{device.name} {device.uuid}"
-    if silent or watts is None:
-        why = "its node is silent" if silent else f"not read: {device.missing}"
-        return {"label": label, "text": "?", "class": UNREAD_CLASS, "title": f"{who}: {why}"}
+    if watts is None:
+        return {"label": label, "text": "?", "class": UNREAD_CLASS, "title": f"{who}: not read: {device.missing}"}
     said = f"{who}: {human.digits(watts)} W"
     if share is None:
         limit = ", limit unknown" if device.kind == "gpu" else ""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dashboards.server.catalog import Catalog, Live, ReadLive
+from dashboards.server.catalog import Listing, Live, ReadLive
 from dashboards.server.nodes import Node, number_of, read_node
 from dashboards.server.pages import BROKEN
 from dashboards.server.preflight import Preflight, read_preflight
@@ -47,21 +47,26 @@ class RunNow:
 
     @property
     def power_w(self) -> float | None:
+        """Of the nodes that tell it: at least so much where `power_lacks` names others."""
         known = [node.power_w for node in self.nodes if node.power_w is not None]
         return math.fsum(known) if known else None
 
+    @property
+    def power_lacks(self) -> list[str]:
+        """Nodes whose power is not known."""
+        return [node.name for node in self.nodes if node.power_w is None]
+
     def as_json(self) -> dict[str, Any]:
-        keys = ("doubt", "phase", "step", "total_steps", "power_w", "tokens_per_s", "joule_per_token")
+        keys = ("doubt", "phase", "step", "total_steps", "power_w", "power_lacks", "tokens_per_s", "joule_per_token")
         told = {key: getattr(self, key) for key in (*keys, "stragglers", "faults")}
         seen = None if self.preflight is None else vars(self.preflight)
         return {"run": self.name, **told, "preflight": seen, "nodes": [node.as_json() for node in self.nodes]}
 
 
-def read_fleet(catalog: Catalog, read_live: ReadLive) -> tuple[list[RunNow], list[str]]:
+def read_fleet(listing: Listing, read_live: ReadLive) -> tuple[list[RunNow], list[str]]:
     """(the live runs by name, what is wrong with those that say that they run and are not shown)."""
     now = time.time()
     runs, wrong = [], []
-    listing = catalog.listing()
     if not listing.is_whole:
         left = "the runs folder is" if listing.unread is None else f"{len(listing.unread)} folders are"
         wrong.append(f"{left} still to be read: another run that goes on may be in there")
@@ -192,7 +197,7 @@ def _node_of(rank: int, run: RunNow, folder: RunFolder, attempt: Any) -> str | N
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut at the end of the head, or torn
         if isinstance(event, dict) and event.get("event") == "devices" and event.get("attempt") == attempt:
             held = set(event.get("uuids") or ())

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from energy.metering.live import SILENT_S
 from energy.runs import RunFolder
 
 LARGEST_FILE = 4_000_000
+SILENT = "its node is silent"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def read_node(
         parts = [device for device in devices if device.kind != "node" and device.power_w is not None]
         if power_w < NODE_LEAST * math.fsum(device.power_w or 0.0 for device in parts if device.kind == "gpu"):
             power_w = math.fsum(device.power_w or 0.0 for device in parts)  # of the run too little: it is not believed
-    if age_s > SILENT_S or not any(device.power_w is not None for device in devices):
+    if age_s > SILENT_S:  # what it said last is not of now
+        devices = [replace(device, power_w=None, missing=SILENT) for device in devices]
+    if not any(device.power_w is not None for device in devices):
         power_w = None
     return Node(path.stem, power_w, age_s, sorted(devices, key=lambda device: device.kind != "gpu"), energy_j)
 

@@ -14,12 +14,13 @@ from dashboards.server.nodes import Node, read_nodes
 from dashboards.server.parts import UNKNOWN, budget_bar, heat_map, live_cards, meter_cards
 from energy import human
 from energy.records.record import FILE_NAME as RECORD
+from energy.records.total import BROKEN as BROKEN_FILES
 from energy.records.total import NOT_SAID, Entry
 from energy.runs import MEASURE, SERIES, RunFolder
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
-BROKEN = (ValueError, LookupError, TypeError, AttributeError, UndefinedError)  # what files of another shape lead to
+BROKEN = (*BROKEN_FILES, UndefinedError)
 NUMERIC = ("tokens", "loss", "energy", "carbon", "hours")
 
 
@@ -30,8 +31,8 @@ class Pages:
     def _render(self, template: str, **context: Any) -> str:
         return self._environment.get_template(f"{template}.html.j2").render(**context)
 
-    def missing(self, message: str) -> str:
-        return self._render("missing", message=message)
+    def missing(self, message: str, title: str = "Not found") -> str:
+        return self._render("missing", message=message, title=title)
 
     def runs(self, query: Query) -> str:
         return self._render("runs", **self._list(query))
@@ -53,6 +54,7 @@ class Pages:
             "chosen": len(chosen),
             "rows": [self._row(entry) for entry in shown],
             "heads": [(key, label, key in NUMERIC) for key, (label, _) in SORTS.items()],
+            "apart": query.sort in NUMERIC and any(entry.status == "running" for entry in chosen),
             "week": week(listing.entries, time.time()),
             "page": page,
             "pages": pages,
@@ -222,12 +224,8 @@ def _unlisted(document: dict[str, Any]) -> bool:
 
 
 def _devices(node: Node) -> list[tuple[str, str, str, float | None, Any]]:
-    """Of a node as `heat_map` takes them; what one that is silent said last is not of now."""
-    silent = "its node is silent" if node.silent else None
-    return [
-        (each.uuid, each.name, each.kind, None if silent else each.power_w, silent or each.missing)
-        for each in node.devices or []
-    ]
+    """Of a node as `heat_map` takes them."""
+    return [(each.uuid, each.name, each.kind, each.power_w, each.missing) for each in node.devices or []]
 
 
 def _metered(nodes: list[Node]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _rows(plan: Plan) -> Iterator[dict[str, Any]]:
         ("Cost", "cost", _ONE, sources.get("cost", "")),
     ]  # fmt: skip
     for label, key, scales, source in quantities:
-        if plan[key]:
+        if plan[key] is not None and (plan[key] or key != "gpu_hours"):  # on the CPU there are none of these
             yield _row(label, scales, source, *(side[key] for side in (plan["low"], plan, plan["high"])))
     lost = (plan["failures"] or {}).get("lost_share")
     if lost:
@@ -189,7 +189,7 @@ def _loss(plan: Plan) -> dict[str, Any] | None:
     if not loss:
         return None
     nats = loss["nats_per_token"]
-    key = "energy_facility_kwh" if plan["energy_facility_kwh"] else "energy_it_kwh"
+    key = "energy_facility_kwh" if plan["energy_facility_kwh"] is not None else "energy_it_kwh"
     others = ", ".join(f"{name} {value:.3f}" for name, value in nats.items() if name != loss["fit"])
     ways = [
         {"label": way["label"], "params": human.human_count(way["params"]), "tokens": human.human_count(way["tokens"]),

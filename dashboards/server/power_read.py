@@ -114,8 +114,8 @@ def on_grid(
 
 
 class _Columns(NamedTuple):
-    """What a node drew in each cell: mean, low and high W of the run's devices, of the mean what was not measured, and
-    how many of them were not read."""
+    """What a node drew in each cell: mean, low and high W of the run's devices, of the mean what was not measured (0 W
+    where all of it was), and how many of them were not read."""
 
     mean_w: Array
     low_w: Array
@@ -159,7 +159,7 @@ class _Grid:
             unknown = np.full(len(mean_w), np.nan)
             # At its edges the rows beside it tell the lowest and highest power.
             extremes_w = np.where(np.isnan(self.mean_w.get(node, unknown)), mean_w, np.nan)
-            self.add(node, 0, _Columns(mean_w, extremes_w, extremes_w, unknown, np.zeros(len(mean_w))))
+            self.add(node, 0, _Columns(mean_w, extremes_w, extremes_w, 0.0 * mean_w, np.zeros(len(mean_w))))
 
 
 def _node(session: Session, used: set[str], edges: Array, step_s: float, second: bool) -> _Drawn:
@@ -170,7 +170,7 @@ def _node(session: Session, used: set[str], edges: Array, step_s: float, second:
     mean_w, low_w, high_w = (_sum_known(each[:, :count]) for each in (mean, low, high))
     models = [place for place, k in enumerate(own) if session.sensors[k]["method"] not in MEASURED]
     lacking = absent[:, :count].sum(axis=1)
-    parts = _Columns(mean_w, low_w, high_w, _sum_known(mean[:, models]), lacking)
+    parts = _Columns(mean_w, low_w, high_w, np.nan_to_num(mean[:, models]).sum(axis=1) + 0.0 * mean_w, lacking)
     devices = {session.sensors[k]["uuid"] for k in own or whole}
     if not whole:
         return _Drawn(devices, parts, None, Read())
@@ -181,7 +181,7 @@ def _node(session: Session, used: set[str], edges: Array, step_s: float, second:
     measured = [place for place, k in enumerate(own) if is_measured(session, k)]
     own_w = np.nan_to_num(mean[:, measured]).sum(axis=1)
     read = Read(*(float(each[~lost].sum()) * step_s for each in (~lost, mean[:, at], others_w, own_w)))
-    modelled_w = mean[:, at] if session.sensors[places[at]]["method"] not in MEASURED else np.full(len(lost), np.nan)
+    modelled_w = mean[:, at] * (session.sensors[places[at]]["method"] not in MEASURED)
     by_sensor = [
         np.where(lost, by_parts, by_node)
         for by_parts, by_node in zip(

@@ -63,13 +63,17 @@ State = dict[str, Size]
 
 @dataclass
 class Kept:
-    """What is known of a run: its power as its files were (`state`) at `looked_s`; not read again before `again_s`."""
+    """What is known of a run: its power as its files were (`state`) at `looked_s`; not read again before `again_s`.
+
+    state: None before it was read whole, {} where that failed. fault: why what is new could not be read.
+    """
 
     power: Power | None = None
     state: State | None = None
     looked_s: float = -math.inf
     again_s: float = 0.0
     told: dict[Path, Told] = field(default_factory=dict)
+    fault: str = ""
 
 
 class PowerStore:
@@ -102,7 +106,8 @@ class PowerStore:
         """Whether all rows of a run are known, or so few that one waits for them."""
         with self._lock:
             kept, state = self._kept.get(folder.path), _state(folder)
-            return (kept is not None and kept.state is not None) or _is_soon_read(kept, state)
+            is_read = kept is not None and kept.state is not None and not is_sketch(kept.power)
+            return is_read or _is_soon_read(kept, state)
 
     def _look(self, folder: RunFolder) -> tuple[Kept, float]:
         """(what is known of the run, for how long it is not that of its files)."""
@@ -112,7 +117,7 @@ class PowerStore:
             now = time.monotonic()
             if kept is not None and kept.state is not None and (kept.state == state or now < kept.again_s):
                 self._kept.move_to_end(path)
-                return kept, 0.0 if kept.state == state else now - kept.looked_s
+                return kept, 0.0 if not kept.state or kept.state == state else now - kept.looked_s
             if _is_soon_read(kept, state):
                 return self._keep(path, _read_on(folder, kept, state)), 0.0
             if kept is None:
@@ -125,20 +130,22 @@ class PowerStore:
         if not is_sketch(kept.power):
             thread.join(SHORT_WAIT_S)  # of a run that goes on only the end is read, which is soon there
             kept = self._kept.get(path, kept)
-        return kept, 0.0 if kept.state is None or kept.looked_s >= now else time.monotonic() - kept.looked_s
+        return kept, 0.0 if not kept.state or kept.looked_s >= now else time.monotonic() - kept.looked_s
 
     def _read_beside(self, folder: RunFolder, kept: Kept) -> None:
-        if kept.state is None:
-            time.sleep(GIVE_WAY_S)
-        with self._reading if kept.state is None else nullcontext():  # the end of a run that goes on is a short one
-            state = _state(folder)
-            try:
-                found = _read_on(folder, kept, state, self._give_way)
-            except Exception as error:  # nobody waits for this thread: it says so on the page and in the terminal
-                traceback.print_exc()
-                notes = [f"its ledgers cannot be read whole: {type(error).__name__}: {error}"]
-                power = None if kept.power is None else replace(kept.power, notes=notes)
-                found = replace(kept, power=power, state=state, again_s=time.monotonic() + REST)
+        found, began = kept, time.monotonic()
+        try:
+            if not kept.state:
+                time.sleep(GIVE_WAY_S)
+            with nullcontext() if kept.state else self._reading:  # the end of a run that goes on is a short one
+                began = time.monotonic()
+                found = _read_on(folder, kept, _state(folder), self._give_way)
+        except Exception as error:  # nobody waits for this thread: it says so on the page and in the terminal
+            traceback.print_exc()
+            fault = f"its ledgers cannot be read whole: {type(error).__name__}: {error}"
+            again_s = time.monotonic() + REST * max(1.0, time.monotonic() - began)
+            found = replace(kept, state=kept.state or {}, again_s=again_s, fault=fault)
+        finally:
             with self._lock:
                 self._keep(folder.path, found)
                 del self._threads[folder.path]
@@ -179,6 +186,8 @@ class PowerStore:
             count = len(folder.ledgers())
             whose = "the ledger of its node takes" if count == 1 else f"the ledgers of {count} nodes take"
             remarks.append(f"the curve ends up to {math.ceil(behind_s)} s before now: {whose} so long to look through")
+        if kept.fault:  # a sketch says that all is being read
+            found["notes"] = [kept.fault, *([] if is_sketch(whole) else found["notes"])]
         run = [float(whole.start_unix_s), float(whole.end_unix_s)]
         return found | {"run": run, "behind_s": round(behind_s, 1), "remarks": remarks}
 

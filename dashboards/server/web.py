@@ -101,6 +101,8 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         self.respond, self.prefix, self.token = respond, prefix, token
         self.submit, self.forms = submit, forms
+        # A browser keeps cookies by host and not by port: two dashboards of one host have a name each.
+        self.cookie = f"{COOKIE}_{hashlib.blake2b((token or '').encode(), digest_size=4).hexdigest()}"
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host.strip("[]"), port), Handler)
 
@@ -191,9 +193,8 @@ class Handler(BaseHTTPRequestHandler):
         if len(url.query) > LONGEST_QUERY:
             return text(414, "the address is too long")
         pairs = parse_qsl(url.query, keep_blank_values=True)
-        if self.server.token is not None and not self._knows_token():
-            if _same(Arguments(pairs).get("token", ""), self.server.token):
-                return self._remember(url.path, [pair for pair in pairs if pair[0] != "token"])
+        if self.server.token is not None and _same(Arguments(pairs).get("token", ""), self.server.token):
+            return self._remember(url.path, [pair for pair in pairs if pair[0] != "token"])
         refused = self._refused()
         if refused is not None:
             return refused
@@ -235,13 +236,13 @@ class Handler(BaseHTTPRequestHandler):
         path, prefix = "/" + path.lstrip("/\\"), self.server.prefix  # two slashes would be another machine's address
         if not f"{path}/".startswith(f"{prefix}/"):
             path = prefix + path  # a proxy has taken it off
-        cookie = f"{COOKIE}={self.server.token}; Path={prefix or '/'}; HttpOnly; SameSite=Strict"
+        cookie = f"{self.server.cookie}={self.server.token}; Path={prefix or '/'}; HttpOnly; SameSite=Strict"
         return Response(303, b"", headers={"Location": path + query, "Set-Cookie": cookie})
 
     def _knows_token(self) -> bool:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         try:
-            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
         except CookieError:
             cookie = None
         token = self.server.token or ""

@@ -36,7 +36,8 @@ USEFUL = ("train_step",)  # not `compile`, the first step of an attempt whose mo
 class DeviceEnergy:
     """Energy of one device over the run in J.
 
-    `gap_s`: time in s in which nothing was read from it. `doubt_j`: half width of what sampled power may have missed.
+    `gap_s`: time in s in which nothing was read from it. `metered_s`: time in s that its energy is of, None where that
+    is not known. `doubt_j`: half width of what sampled power may have missed.
     `counter_to_power`: what its counter says over what its integrated power says, None where one of them is missing.
     `in_node_j`: what of its energy a sensor of the whole node has read too; of the rest of the node, less than none, by
     what its sensor read of other devices. `taken_out`: the parts of that which are in no total.
@@ -56,6 +57,7 @@ class DeviceEnergy:
     counter_to_power: float | None = None
     in_node_j: float = 0.0
     taken_out: list[Part] = field(default_factory=list)
+    metered_s: float | None = None
 
 
 @dataclass
@@ -334,6 +336,9 @@ def _device_energy(about: dict[str, Any], curves: list[Curve], gaps: list[Gap]) 
         doubt_j=math.fsum(curve.doubt_j for curve in curves),
         integrated_j=math.fsum(curve.integrated_j for curve in curves),
         counter_to_power=counter_j / held_j if counter_j > 0 and held_j > 0 else None,
+        metered_s=math.fsum(
+            [curve.known_s for curve in curves] + [g.end_unix_s - g.start_unix_s for g in gaps if g.energy_j > 0]
+        ),
     )
 
 

@@ -54,6 +54,12 @@ class Curve:
         return float(self.cumulative_j[-1]) if len(self.cumulative_j) else 0.0
 
     @property
+    def known_s(self) -> float:
+        """Time in s that the energy is of: all but what is unknown. What a counter told afterwards of the time in which
+        it was silent is in it; a counter that is lost for good has rows at its last moment alone."""
+        return math.fsum(np.diff(self.time_unix_s)[self.known[1:]].tolist())
+
+    @property
     def doubt_j(self) -> float:
         """Half width in J. Where the doubt was larger at the start than at the end, it is the start that was doubted: a
         counter has told since what was used before it."""

@@ -12,14 +12,16 @@ from typing import Any
 from energy.carbon.embodied import CONVENTIONS, embodied_rate
 from energy.carbon.formula import carbon_tco2eq
 from energy.carbon.series import IntensitySeries, carbon
-from energy.factors import Factor, common_accelerator, mixed_bases
+from energy.factors import Factor, common_accelerator, match_accelerator, mixed_bases
 
 Row = Mapping[str, Any]
 NO_EMBODIED = "not counted: no embodied figure is known for this hardware, which does not mean zero"
+MIXED = "the record does not know which part of the device-hours is of which kind"
 MARGINAL = (
     "marginal intensities, what one more kWh emits: they are for decisions; location-based carbon asks for the average"
 )
 NO_WATER = "not counted: no water usage effectiveness was given"
+OFF_SITE_ALONE = "not counted: on site, where no water usage effectiveness was given; off site is, per facility kWh"
 
 
 def given(run: Row, key: str, lowest: float = 0.0) -> tuple[float | None, str | None]:
@@ -106,14 +108,19 @@ def water_block(run: Row, it_kwh: float | None, facility_kwh: float | None) -> d
         "wue_source": on_source,
         "water_intensity_l_per_kwh": off_site,
         "water_intensity_source": off_source,
-        "note": NO_WATER if on_site is None else "on site per IT kWh; off site per facility kWh",
+        "note": (NO_WATER if off_site is None else OFF_SITE_ALONE)
+        if on_site is None
+        else "on site per IT kWh; off site per facility kWh",
     }
 
 
 def embodied_block(run: Row, gpu_names: Sequence[str], device_hours: float) -> dict[str, Any]:
     """The share of making the hardware that falls on the hours in which the run held it; None where it is not known."""
     convention = run.get("embodied_convention") or "calendar"
-    kind = common_accelerator(gpu_names) if run.get("device_type") == "cuda" else None
+    on_gpus = run.get("device_type") == "cuda"
+    kind = common_accelerator(gpu_names) if on_gpus else None
+    kinds = sorted({known.name for name in gpu_names if on_gpus and (known := match_accelerator(name)) is not None})
+    why_not = f"not counted: {MIXED}: {', '.join(kinds)}" if len(kinds) > 1 else NO_EMBODIED
     rate = embodied_rate(kind.name, convention) if kind else None
     return {
         "carbon_tco2eq": rate.central_kg_per_h * device_hours / 1e3 if rate else None,
@@ -121,7 +128,7 @@ def embodied_block(run: Row, gpu_names: Sequence[str], device_hours: float) -> d
         "high_tco2eq": rate.high_kg_per_h * device_hours / 1e3 if rate else None,
         "convention": CONVENTIONS[convention],
         "factors": [factor.as_dict() for factor in rate.factors] if rate else [],
-        "note": f"each GPU and an eighth of a server, for {device_hours:g} device-hours" if rate else NO_EMBODIED,
+        "note": f"each GPU and an eighth of a server, for {device_hours:g} device-hours" if rate else why_not,
     }
 
 

@@ -31,6 +31,7 @@ __all__ = ["Claim", "Finding", "check_claim", "check_claims", "check_record", "c
 IMPLAUSIBLE = "implausible: "  # how a finding begins among the warnings of a record
 EXACT = 1e-6  # a record holds full precision, so its sums and products hold to rounding
 SHORTEST_S = 60.0  # below this a mean power says little
+MORE_THAN_RATED, LESS_THAN_IDLE = "more than rated power", "less than idle"
 
 
 def _sum_finding(record: Mapping[str, Any], name: str, total: float | None, parts: list[float]) -> list[Finding]:
@@ -62,24 +63,32 @@ def _product(record: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
+def _metered_s(record: Mapping[str, Any], device: Mapping[str, Any]) -> float | None:
+    """Time in s that a device's energy is of; None where a record from before it was noted cannot tell: such a device
+    may have been there for only a part of a run of several attempts."""
+    if "metered_s" in device:
+        return device["metered_s"]
+    if len(record["run"].get("attempts") or []) > 1 or device.get("gap_s"):
+        return None
+    return record["time"].get("duration_s")
+
+
 def _devices(record: Mapping[str, Any]) -> list[Finding]:
-    seconds = record["time"].get("duration_s") or 0.0
-    # Between attempts nothing is metered: the least power is that over the attempts alone.
-    attempts = [(a.get("started_unix_s"), a.get("ended_unix_s")) for a in record["run"].get("attempts") or []]
-    active = math.fsum(end - start for start, end in attempts if start is not None and end is not None) or seconds
     found = []
     for device in record["energy"].get("devices") or []:
-        known = match_accelerator(str(device.get("name") or ""))
-        if known is None or known.tdp_w is None or not device.get("samples") or seconds < SHORTEST_S:
+        known, seconds = match_accelerator(str(device.get("name") or "")), _metered_s(record, device)
+        if known is None or known.tdp_w is None or not device.get("samples"):
+            continue
+        if seconds is None or seconds < SHORTEST_S:
             continue
         mean_w = device["energy_j"] / seconds
         told = (
             f"{device['energy_j']:,.0f} J in {seconds:,.0f} s is {mean_w:,.0f} W; its rated power is {known.tdp_w:g} W"
         )
         if mean_w > known.tdp_w * GPU_HEADROOM:
-            found.append(Finding("more than rated power", str(device["name"]), str(device.get("uuid")), told))
-        elif device["energy_j"] / min(active, seconds) < idle_floor_w(known):
-            found.append(Finding("less than idle", str(device["name"]), str(device.get("uuid")), told))
+            found.append(Finding(MORE_THAN_RATED, str(device["name"]), str(device.get("uuid")), told))
+        elif mean_w < idle_floor_w(known):
+            found.append(Finding(LESS_THAN_IDLE, str(device["name"]), str(device.get("uuid")), told))
     return found
 
 

@@ -22,7 +22,8 @@ from energy.units import INTENSITIES, KWH, TONNES, intensity_unit
 _NAMES = ("model", "name", "run", "run_id", "system", "item", "experiment")
 _DEVICE = ("device", "gpu", "gpu_type", "hardware", "hardware_type", "accelerator", "device_type", "type_of_gpu")
 _DEVICES = ("devices", "gpus", "num_gpus", "n_gpus", "number_of_gpus", "gpu_count", "device_count", "accelerators")
-_HOURS = re.compile(r"(^|_)(gpu|device|accelerator|tpu|chip)_?(hours|h|hrs)$|^(hours_used|time_gpu_hours)$")
+_HOURS = re.compile(r"(^|_)(gpu|device|accelerator|tpu|chip)_?(hours|h|hrs|days)$|^(hours_used|time_gpu_hours)$")
+_NO_SPAN = re.compile(r"flop|gpu|device|accelerator|tpu|chip|(^|_)(pf|pfs|node|cpu|core)_")  # of a product with days
 _SPAN = re.compile(r"(^|_)(wall_?clock_)?(hours|days|weeks|months)$|^(hours_or_days|duration|training_time|time)$")
 _POWER = re.compile(r"(^|_)(power|tdp)(_consumption|_capacity|_draw)?(_per_(gpu|device))?_(w|kw)$")
 _ENERGY = re.compile(r"(^|_)(kwh|mwh|gwh|wh)$")
@@ -85,7 +86,7 @@ def column_of(header: str) -> Column | None:
     if name in ("kind", "method", "note", "notes", "comment"):
         return Column(f"text_{name}", 1.0, header)
     if _HOURS.search(name):
-        return Column("device_hours", 1.0, header)
+        return Column("device_hours", 24.0 if name.endswith("days") else 1.0, header)
     if unit := intensity_unit(name):
         return Column("intensity_g_per_kwh", INTENSITIES[unit], header)
     if match := _POWER.search(name):
@@ -98,7 +99,7 @@ def column_of(header: str) -> Column | None:
     if match := _CARBON.search(name):
         mass = match[2] or match[5] or match[6]
         return Column("market_t" if "market" in name else "carbon_t", _TONNES[mass], header)
-    if _SPAN.search(name):
+    if _SPAN.search(name) and not _NO_SPAN.search(name):
         return Column("duration_h", _span_unit(name), header)
     return None
 

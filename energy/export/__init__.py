@@ -22,14 +22,22 @@ TEXTS = {
 }  # format -> module with `text(record) -> str`
 DOCUMENTS = {"eu-form": "eu_form", "cyclonedx": "cyclonedx", "spdx": "spdx", "sci": "sci"}  # `document(record) -> dict`
 FORMATS = (*TEXTS, *DOCUMENTS, "json")
+OF_MODELS = ("eu-form", "cyclonedx", "spdx")  # they describe the model that a run trained
 
 
 def render(record: Record, form: str) -> str:
-    """A record in one of FORMATS, with a final newline. ValueError for a format that is not one of them."""
+    """A record in one of FORMATS, with a final newline.
+
+    ValueError for a format that is not one of them, and for one of OF_MODELS of a command, which trained no model.
+    """
     from importlib import import_module
 
     from energy.records.record import canonical
+    from energy.runs import MEASURE
 
+    if form in OF_MODELS and record["run"].get("purpose") == MEASURE:
+        forms = ", ".join(name for name in FORMATS if name not in OF_MODELS)
+        raise ValueError(f"{form} describes a trained model, and this run is a measured command; it has: {forms}")
     if form == "json":
         return canonical(dict(record))
     if form in TEXTS:

@@ -79,7 +79,7 @@ def _methodology(facts: Facts, pue: float | None) -> str:
         if pue is None
         else f"Multiplied by the declared PUE of {pue:g} for cooling and power distribution."
     )
-    error = "" if facts.relative_error is None else f" 95 % interval: ±{100 * facts.relative_error:.0f} %."
+    error = "" if facts.relative_error is None else f" 95 % interval: ±{figure(100 * facts.relative_error, 2)} %."
     if facts.facility_low_kwh is not None and facts.facility_high_kwh is not None:
         low, high = (two(kwh / 1000) for kwh in (facts.facility_low_kwh, facts.facility_high_kwh))
         error = f" 95 % interval: {low} to {high} MWh."

@@ -37,6 +37,7 @@ class Facts:
     market_tco2eq: float | None
     intensity_g_per_kwh: float | None
     intensity_source: str | None
+    market_g_per_kwh: float | None
     market_source: str | None
     embodied_tco2eq: float | None
     device_hours: float | None
@@ -86,6 +87,7 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         market_tco2eq=carbon.get("carbon_market_tco2eq"),
         intensity_g_per_kwh=carbon["intensity_g_per_kwh"],
         intensity_source=carbon["source"],
+        market_g_per_kwh=carbon.get("intensity_market_g_per_kwh"),
         market_source=carbon.get("market_source"),
         embodied_tco2eq=record["embodied"]["carbon_tco2eq"],
         device_hours=time["device_hours"],
@@ -111,12 +113,25 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
 
 
 def _devices(record: Mapping[str, Any]) -> str:
-    """'8 x NVIDIA A100-SXM4-80GB': what trained; of a command the accelerators, where there are any."""
-    devices, trained_on = record["hardware"]["devices"], record["hardware"]["device_type"]
+    """'8 x NVIDIA A100-SXM4-80GB': what trained, at the most; of a command the accelerators, where there are any."""
+    hardware, run = record["hardware"], record["run"]
+    devices, trained_on, attempts = hardware["devices"], hardware["device_type"], run.get("attempts") or []
     has_gpus = trained_on != "cpu" and any(device["kind"] == "gpu" for device in devices)
     kind = "gpu" if has_gpus else "cpu"
     counted = Counter(device["name"] for device in devices if device["kind"] == kind)
-    return ", ".join(f"{count} x {name}" for name, count in sorted(counted.items())) or "not known"
+    held = max([hardware.get("world_size") or 0, *(attempt.get("world_size") or 0 for attempt in attempts)])
+    others = counted.total() - held
+    if not has_gpus or run.get("purpose") == MEASURE or not held or others <= 0:
+        return _listed(counted) or "not known"
+    how = "idle" if len(attempts) < 2 else "idle, or of other attempts"
+    if len(counted) > 1:  # of which kind they were is not in the record
+        return f"{_listed(counted)} ({others} of these GPUs {how})"
+    more = f"{others} more GPU{'s' if others > 1 else ''}"
+    return f"{_listed(Counter(dict.fromkeys(counted, held)))} ({more} of the nodes {how})"
+
+
+def _listed(counted: Counter[str]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in sorted(counted.items()))
 
 
 def _unread(devices: Sequence[Mapping[str, Any]]) -> str:

@@ -25,13 +25,26 @@ def number(text: str) -> float | None:
 
 def table_sha256(name: str) -> str:
     """SHA-256 of a table's text, whatever line ends the checkout gave it."""
-    text = (FOLDER / f"{name}.csv").read_bytes().replace(b"\r\n", b"\n")
-    return hashlib.sha256(text).hexdigest()
+    path = FOLDER / f"{name}.csv"
+    about = path.stat()
+    return _sha256(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=128)
+def _sha256(path: Path, _mtime_ns: int, _size: int) -> str:
+    """Of a file as it was changed last: a record is computed often, and no table is hashed twice for that."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
 def table_versions() -> dict[str, dict[str, str]]:
-    """{table: {version, sha256}} for a record: which tables its factors were taken from."""
+    """{table: {version, sha256}} as `versions.csv` has them: what the tables ought to be."""
     return {row["table"]: {"version": row["version"], "sha256": row["sha256"]} for row in read_table("versions")}
+
+
+def tables_now() -> dict[str, dict[str, str]]:
+    """{table: {version, sha256}} for a record, of the tables as they stand: whoever alters one leaves its hash."""
+    found = {name: about for name, about in table_versions().items() if (FOLDER / f"{name}.csv").exists()}
+    return {name: about | {"sha256": table_sha256(name)} for name, about in found.items()}
 
 
 def stale_versions() -> list[str]:

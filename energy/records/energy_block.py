@@ -63,7 +63,7 @@ def _device(device: Any) -> dict[str, Any]:
     known = device.samples or device.energy_j
     return {
         **{key: getattr(device, key) for key in ("uuid", "name", "node", "kind", "boundary", "method")},
-        **{key: getattr(device, key) for key in ("samples", "gap_s")},
+        **{key: getattr(device, key) for key in ("samples", "gap_s", "metered_s")},
         "energy_j": device.energy_j if known else None,
         "energy_kwh": device.energy_j / JOULE_PER_KWH if known else None,
         **{key: getattr(device, key) for key in ("doubt_j", "integrated_j", "counter_to_power")},

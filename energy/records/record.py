@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from energy.accounting.account import account_run
 from energy.carbon.series import IntensitySeries
-from energy.factors import table_versions
+from energy.factors import tables_now
 from energy.factors.model import Basis
 from energy.records.footprint import SCHEMA, make_footprint
 from energy.records.turns import alone
@@ -136,7 +136,7 @@ def compute_record(run: RunFolder, previous_sha256: str | None = None) -> dict[s
     """The record as the run's files give it now; writes nothing."""
     record = make_footprint(run.read_run(), account_run(run), run.steps(), run.evaluations(), series_of(run))
     record["chain"] = chain_of(run, record, previous_sha256)
-    record["chain"]["tables"] = table_versions()
+    record["chain"]["tables"] = tables_now()
     return record
 
 
@@ -330,6 +330,8 @@ def _what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         return "recomputed; the record before cannot be read, so what has changed since is not known"
     parts = [(name, before.get("files", {}).get(name), about) for name, about in after["files"].items()]
     parts += [(f"run.json: {key}", before.get("run", {}).get(key), digest) for key, digest in after["run"].items()]
+    tables = before.get("tables") or after["tables"]  # a record from before they were named
+    parts += [(f"table {name}", tables.get(name), about) for name, about in after["tables"].items()]
     changed = [name for name, was, is_now in parts if was != is_now]
     changed += [name for name in before.get("files", {}) if name not in after["files"]]
     return f"recomputed; changed: {', '.join(changed)}" if changed else "recomputed by another version of the program"

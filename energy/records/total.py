@@ -22,13 +22,15 @@ from energy.ledger.readings import first_devices
 from energy.records.record import FILE_NAME
 from energy.run_holder import is_held
 from energy.run_version import require_known as require_known_run
-from energy.runs import RunFolder
+from energy.runs import MEASURE, RunFolder
 from energy.schemas import require_known
 from energy.units import JOULE_PER_KWH
 
 PURPOSES = ("final", "development", "failed", "evaluation", "measure")
 NOT_SAID = "not said"
 FAILED = ("failed", "lost")
+# What reading files of another shape leads to, down to a number of 400 digits and lists that are nested 10,000 deep.
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 SUMMED = ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "embodied_tco2eq", "gpu_hours", "compute_flop")
 
 
@@ -36,9 +38,9 @@ SUMMED = ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "embodied_tco
 class Entry:
     """One run as its files tell of it, without computing anything. Figures that are not known are None.
 
-    start_unix_s and end_unix_s bound its time; `devices` are the UUIDs that it metered. boundary, shares: of its energy
-    (energy.boundaries). went_on: since its record was written, which knows it up to end_unix_s. `note` says what is
-    wrong.
+    start_unix_s and end_unix_s bound its time; `devices` are the UUIDs that it metered, `gpus` the GPUs' among them.
+    boundary, shares: of its energy (energy.boundaries). went_on: since its record was written, which knows it up to
+    end_unix_s. `note` says what is wrong.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Entry:
     carbon_tco2eq: float | None = None
     embodied_tco2eq: float | None = None
     devices: frozenset[str] = frozenset()
+    gpus: frozenset[str] = frozenset()
     boundary: str | None = None
     shares: Mapping[str, float | None] = field(default_factory=dict)
     has_record: bool = False
@@ -92,7 +95,7 @@ def read_runs(directory: Path) -> RunList:
             found.entries.append(read_entry(path))
         except FileNotFoundError:
             found.left_out.append(f"{path.name}: not a run, it has no run.json")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, *BROKEN) as error:
             text = str(error).removeprefix(f"{path}/")
             found.left_out.append(f"{path.name}: cannot be read ({text})")
     found.entries.sort(key=lambda entry: (entry.start_unix_s or math.inf, entry.name))
@@ -125,7 +128,7 @@ def read_entry(path: Path) -> Entry:
         entry.went_on = run.get("ended_unix_s") != entry.end_unix_s
     except FileNotFoundError:
         entry.note = "no record"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, *BROKEN) as error:
         entry.note = f"record unreadable: {error}"
     if was_lost:
         why = f"its process ended without a word; write what it took: hoofprint report {path}"
@@ -137,7 +140,7 @@ def _read_record(path: Path) -> Any:
     """What footprint.json holds, or why it cannot be read."""
     try:
         return json.loads((path / FILE_NAME).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return error
 
 
@@ -152,6 +155,7 @@ def _take(entry: Entry, record: Mapping[str, Any]) -> None:
     entry.gpu_hours, entry.compute_flop = time["gpu_hours"], record["compute"]["compute_flop"]
     entry.start_unix_s, entry.end_unix_s = time["started_unix_s"], time["ended_unix_s"]
     entry.devices = frozenset(device["uuid"] for device in record["hardware"]["devices"])
+    entry.gpus = frozenset(device["uuid"] for device in record["hardware"]["devices"] if device.get("kind") == "gpu")
     entry.has_record = True
 
 
@@ -234,11 +238,14 @@ class Together:
         """What two runs metered at once, in the units of the summed keys: from the ledgers of those runs alone.
 
         Facility energy and carbon of the overlap are in the same proportion to its IT energy as in the runs that share
-        it.
+        it. Of a measured command's GPU-hours and embodied carbon those parts are in it that another run has too.
         """
         twice: dict[str, list[float]] = {}
         merged: dict[tuple[Any, ...], float] = {}
         for cluster in self.clusters(entries):
+            for key in ("gpu_hours", "embodied_tco2eq"):
+                if held := _held_twice(cluster, key):
+                    twice.setdefault(key, []).append(held)
             for key in ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq"):
                 summed = [entry for entry in cluster if getattr(entry, key) is not None]
                 if len(summed) < 2:
@@ -303,6 +310,45 @@ def _at_once(entries: Iterable[Entry]) -> list[Entry]:
             found.append(entry)
         taken_s = max(taken_s, entry.end_unix_s or 0.0)
     return found
+
+
+def _held_twice(cluster: Sequence[Entry], key: str) -> float:
+    """What measured commands have of `gpu_hours` or `embodied_tco2eq` for GPUs that another run held in the same time.
+
+    A run held its GPU-hours evenly over its time, and of a command's GPUs at most those that both metered.
+    """
+    known = [entry for entry in cluster if entry.gpu_hours and getattr(entry, key) is not None]
+    known.sort(key=lambda entry: entry.purpose == MEASURE)  # of two commands the later one has nothing of its own
+    twice = []
+    for place, entry in enumerate(known):
+        if entry.purpose != MEASURE:
+            continue
+        hours = math.fsum(
+            min(_gpus_held(entry), math.fsum(min(_gpus_held(o), len(o.gpus & entry.gpus)) for o in others)) * hours
+            for others, hours in _beside(entry, known[:place])
+        )
+        twice.append(getattr(entry, key) * hours / (entry.gpu_hours or 1.0))
+    return math.fsum(twice)
+
+
+def _span_h(entry: Entry) -> tuple[float, float]:
+    return (entry.start_unix_s or 0.0) / 3600, (entry.end_unix_s or 0.0) / 3600
+
+
+def _gpus_held(entry: Entry) -> float:
+    """How many GPUs a run held in the mean over its time."""
+    start_h, end_h = _span_h(entry)
+    return (entry.gpu_hours or 0.0) / (end_h - start_h) if end_h > start_h else 0.0
+
+
+def _beside(entry: Entry, others: Sequence[Entry]) -> list[tuple[list[Entry], float]]:
+    """(the runs beside a run, for how many hours) of each part of its time."""
+    start_h, end_h = _span_h(entry)
+    edges = sorted({min(max(edge, start_h), end_h) for each in (entry, *others) for edge in _span_h(each)})
+    return [
+        ([each for each in others if _span_h(each)[0] <= begun < _span_h(each)[1]], ended - begun)
+        for begun, ended in zip(edges, edges[1:], strict=False)
+    ]
 
 
 def _overlap_kwh(entries: Sequence[Entry]) -> float:

@@ -51,6 +51,8 @@ def estimate(
     factors = {key: factors[key] for key, value in given.items() if value is None and key in factors}
     figures: dict[str, Any] = given | {key: factor.value for key, factor in factors.items()}
     ways = {"gpu_power_w": " (or --gpu NAME)", "intensity_g_per_kwh": " (or --grid PLACE)"}
+    if gpu and figures["gpu_power_w"] is None:
+        raise click.UsageError(f"no rated power is known for {gpu}: give --gpu-power-w")
     missing = [f"--{key.replace('_', '-')}{ways.get(key, '')}" for key in given if figures.get(key) is None]
     if missing:
         raise click.UsageError(f"missing {', '.join(missing)}; nothing is guessed (or take --preset llama_paper)")

@@ -83,7 +83,11 @@ def _quantities(plan: Plan) -> list[tuple[bool, str, str, float, str]]:
         (f"embodied, {embodied_name}", "embodied_tco2eq", embodied_unit, sources.get("embodied_tco2eq", "")),
         ("cost", "cost", 1.0, sources.get("cost", "")),
     ]
-    return [(bool(plan[key]), label, key, unit, source) for label, key, unit, source in rows]
+    return [
+        # On the CPU there are no GPU-hours.
+        (plan[key] is not None and bool(plan[key] or key != "gpu_hours"), label, key, unit, source)
+        for label, key, unit, source in rows
+    ]
 
 
 def mass(tonnes: float | None) -> tuple[float, str]:
@@ -178,13 +182,14 @@ def _loss(plan: Plan, console: Console) -> None:
             f": {nats[loss['fit']]:.3f} nats/token ({loss['fit']} fit; {others})",
         )  # fmt: skip
     )
-    energy = "energy_facility_kwh" if plan["energy_facility_kwh"] else "energy_it_kwh"
+    energy = "energy_facility_kwh" if plan["energy_facility_kwh"] is not None else "energy_it_kwh"
+    has_carbon = plan["carbon_tco2eq"] is not None
     unit, name = (1e3, "MWh") if (plan[energy] or 0) >= 1e3 else (1.0, "kWh")
-    table = bare("", "parameters", "tokens", "compute", "days", name, *(["t CO2eq"] if plan["carbon_tco2eq"] else []))
+    table = bare("", "parameters", "tokens", "compute", "days", name, *(["t CO2eq"] if has_carbon else []))
     for way in loss["same_loss"]:
         cells = [human_count(way["params"]), human_count(way["tokens"]), f"{100 * way['relative_compute']:.0f} %",
                  or_none(way["wall_days"]), or_none(way[energy], unit)]  # fmt: skip
-        if plan["carbon_tco2eq"]:
+        if has_carbon:
             cells.append(or_none(way["carbon_tco2eq"]))
         table.add_row(way["label"], *cells, style="bold" if way["label"] == "this plan" else "")
     console.print(indented(table))

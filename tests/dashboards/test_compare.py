@@ -108,6 +108,10 @@ def test_carbon_on_other_grounds_is_said(first: Source, tmp_path: Path) -> None:
     assert compare(sources).caveats() == [
         "a and b: carbon on other grounds: PUE 1.1, a grid series against PUE 1.5, a grid series"
     ]
+    sources[1].record["carbon"]["carbon_tco2eq"] = None
+    assert compare(sources).caveats() == ["a and b: facility energy by other PUEs: 1.1 against 1.5"]
+    sources[0].record["energy"]["energy_facility_kwh"] = None
+    assert compare(sources).caveats() == []
 
 
 def test_only_changed_keys_of_the_specs_are_told(first: Source, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from figure_sample import copy_sample, declare
+from matplotlib.figure import Figure
 
 from dashboards.figures import FIGURES, Missing, Source, make_figure
 from dashboards.figures.curves import energy_at
@@ -15,7 +16,7 @@ from dashboards.figures.drawing import spread, thin
 from dashboards.figures.pareto import front, pareto_drawing
 from dashboards.figures.phases import kind_of
 from dashboards.figures.power import event_lanes, gpu_heat_drawing, power_drawing
-from dashboards.figures.rates import rates_of
+from dashboards.figures.rates import rates_drawing, rates_of
 from dashboards.figures.spent import spending
 from energy.accounting.account import Account, DeviceEnergy
 from energy.runs import SERIES, RunFolder
@@ -196,6 +197,24 @@ def test_rates_are_those_of_the_steps(whole: Source) -> None:
     spent = np.diff(energy_at(whole.account, np.array([whole.steps[0]["time_unix_s"], last["time_unix_s"]])))
     tokens = last["tokens"] - whole.steps[0]["tokens"]
     assert np.mean(rates["joule_per_token"]) == pytest.approx(float(spent[0]) / tokens)
+
+
+def test_each_attempt_of_a_resized_run_has_the_mfu_of_its_own_gpus(whole: Source) -> None:
+    steps = [
+        {"attempt": attempt, "time_unix_s": float(t), "seconds": 1.0, "tokens": 1000 * attempt * t}
+        for attempt in (1, 2)
+        for t in range(200 * attempt, 200 * attempt + 150)
+    ]  # twice the tokens/s on twice the GPUs
+    rates = rates_of(Account(), steps)
+    assert set(rates["tokens_per_s"]) == {1000.0, 2000.0}, "no point is of two attempts"
+    assert (rates["tokens_per_s"] == 1000.0 * rates["attempt"]).all()
+    whole.record["compute"] |= {"devices": 4, "peak_flops": 1e6, "flop_per_token": 400}
+    whole.record["run"]["attempts"] = [{"attempt": 1, "world_size": 2}, {"attempt": 2, "world_size": 4}]
+    figure = Figure()
+    rates_drawing(Account(), steps, whole.record).draw(figure)
+    (line,) = [axes.lines[0] for axes in figure.axes if axes.get_title().startswith("MFU")]
+    shown = np.asarray(line.get_ydata(), float)
+    assert shown[np.isfinite(shown)] == pytest.approx(np.full(len(rates["time"]), 20.0))
 
 
 def test_mfu_without_a_peak_is_named_and_not_drawn(whole: Source) -> None:

@@ -13,6 +13,7 @@ import pytest
 from dashboards import report
 from dashboards.figures import loss_energy_figure, phases_figure, power_figure
 from energy.accounting.account import Account, DeviceEnergy
+from energy.carbon.embodied import CONVENTIONS
 from energy.export.eu_form import document
 from energy.export.sentence import text as sentence
 from energy.records.footprint import make_footprint
@@ -212,7 +213,7 @@ def test_report_is_one_offline_file_that_tells_the_truth(folder: RunFolder) -> N
             assert expected in text
 
 
-def test_both_forms_say_what_the_metering_took_and_which_factor_has_a_range(folder: RunFolder) -> None:
+def test_both_forms_say_what_the_metering_took_which_factor_has_a_range_and_what_conforms(folder: RunFolder) -> None:
     path = folder.path / "footprint.json"
     record = json.loads(path.read_text())
     took = {"cpu_s": 3.5, "cpu_counts": "the threads that the meter started", "peak_memory_mb": 60.0, "energy_j": 7.0}
@@ -223,6 +224,12 @@ def test_both_forms_say_what_the_metering_took_and_which_factor_has_a_range(fold
         said = "3.50 s of CPU time (the threads that the meter started), about 7.00 J by the mean power of the CPUs"
         assert f"The metering itself took {said}." in text
         assert "1.10 (1.06 to 1.46)" in text
+
+    record["sci"]["score_g_per_million_tokens"] = 1.0
+    for convention, claims in (("calendar", True), ("busy-hour", False)):
+        record["embodied"]["convention"] = CONVENTIONS[convention]
+        path.write_text(canonical(record))
+        assert ["ISO/IEC 21031" in each.read_text() for each in report.write_report(folder)] == [claims] * 2
 
     record["quality"]["metering_overhead"] = dict.fromkeys(took)
     path.write_text(canonical(record))

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from click.testing import CliRunner
-from server_fakes import recorded, serve
+from server_fakes import Client, recorded, serve
 
 from dashboards.server import make_server
 from dashboards.server.web import is_loopback
@@ -43,11 +43,16 @@ def test_a_foreign_name_for_this_machine_reads_nothing(tmp_path: Path) -> None:
             assert client.ask("/", Host=host).status == 200
 
 
+def cookie_of(client: Client, token: str = TOKEN) -> str:
+    """The name of the cookie that a dashboard sets."""
+    return client.ask(f"/?token={token}").headers["Set-Cookie"].partition("=")[0]
+
+
 def test_the_token_opens_every_page_and_leaves_the_address(tmp_path: Path) -> None:
     recorded(tmp_path / "one")
     with serve(tmp_path, "0.0.0.0", token=TOKEN) as client:
         for path in ("/", "/total", "/runs.json", "/run/one/", "/run/one/power.json", "/static/style.css"):
-            for wrong in ({}, {"Cookie": "hoofprint_token=wrong"}, {"Authorization": "Bearer wrong"},
+            for wrong in ({}, {"Cookie": f"{cookie_of(client)}=wrong"}, {"Authorization": "Bearer wrong"},
                           {"Authorization": f"Bearer {TOKEN[:-1]}"}, {"Cookie": "a=b; =;;"}):  # fmt: skip
                 answer = client.ask(path, **wrong)
                 assert answer.status == 401 and b"Bearer TOKEN" in answer.body and b"one/" not in answer.body
@@ -58,7 +63,15 @@ def test_the_token_opens_every_page_and_leaves_the_address(tmp_path: Path) -> No
         assert first.status == 303 and first.headers["Location"] == "/?q=a+b"
         cookie = first.headers["Set-Cookie"]
         assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Path=/;" in cookie
-        assert client.ask("/", Cookie=cookie.partition(";")[0]).status == 200
+        known = {"Cookie": cookie.partition(";")[0]}
+        assert client.ask("/", **known).status == 200
+        again = client.ask(f"/?q=a+b&token={TOKEN}", **known)
+        assert again.status == 303 and again.headers["Location"] == "/?q=a+b", "also where the browser knows it already"
+        with serve(tmp_path, "0.0.0.0", token=TOKEN[::-1]) as other:  # on another port, to which cookies are the same
+            assert cookie_of(other, TOKEN[::-1]) != known["Cookie"].partition("=")[0]
+            both = {"Cookie": f"{known['Cookie']}; {cookie_of(other, TOKEN[::-1])}={TOKEN[::-1]}"}
+            assert client.ask("/", **both).status == other.ask("/", **both).status == 200
+            assert other.ask("/", **known).status == 401
         for path in ("//evil.example/", "/\\evil.example/", "/\\/evil.example/"):
             away = client.ask(f"{path}?token={TOKEN}")
             assert away.status == 303 and re.match(r"/[^/\\]|/$", away.headers["Location"])

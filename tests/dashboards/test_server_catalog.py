@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from server_fakes import START, recorded, serve
 
-from dashboards.server import catalog
+from dashboards.server import catalog, cluster
 from energy import human
 from energy.records import total as total_module
 
@@ -134,3 +135,52 @@ def test_a_look_that_fails_does_not_end_looking(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(RuntimeError, match="failed"):
             runs.listing(whole=True)
     assert [entry.name for entry in runs.listing(whole=True).entries] == ["one"]
+
+
+@pytest.fixture
+def seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (catalog, cluster):
+        monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr(module, "REST", 0)
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path, seen_at_once: None) -> None:
+    runs = tmp_path / "runs"
+    recorded(runs / "one")
+    paths = ("/runs.json", "/runs.csv", "/total.json", "/total.csv", "/total.html", "/cluster.json", "/cluster.csv",
+             "/compare.json?run=one&run=two", "/compare?run=one&run=two", "/compare-steps.json?run=one&run=two",
+             "/run/one/", "/run/one/state", "/run/one/power.json", "/run/one/footprint.json")  # fmt: skip
+    with serve(runs) as client:
+        assert client.ask("/run/one/").status == client.ask("/runs.json").status == 200
+        runs.rename(tmp_path / "away")
+        for path in paths:
+            answer = client.ask(path)
+            assert answer.status == 503 and "The runs folder cannot be read." in answer.text, path
+            assert "No such file or directory" in answer.text and "no run" not in answer.text, path
+        for path in ("/", "/list", "/total", "/cluster", "/cluster/now"):
+            assert "The runs folder cannot be read." in client.text(path)
+        (tmp_path / "away").rename(runs)
+        assert [run["name"] for run in client.ask("/runs.json").json()["runs"]] == ["one"]
+        assert client.ask("/run/one/").status == client.ask("/cluster.json").status == 200
+
+
+@pytest.mark.parametrize("told", ["1" + "0" * 400, "[" * 100_000])
+@pytest.mark.parametrize("file", ["run.json", "footprint.json"])
+def test_one_folder_of_another_shape_takes_no_page_down(
+    tmp_path: Path, seen_at_once: None, file: str, told: str
+) -> None:
+    recorded(tmp_path / "good")
+    odd = recorded(tmp_path / "odd", start=START + 1000, uuid="B").path / file
+    document = json.loads(odd.read_text())
+    (document if file == "run.json" else document["energy"]).update(created_unix_s="?", energy_it_kwh="?")
+    odd.write_text(json.dumps(document).replace('"?"', told))
+    is_figure = file == "footprint.json" and told.isdecimal()
+    said = "not a number in its files: energy_it_kwh" if is_figure else "odd: cannot be read|record unreadable"
+    with serve(tmp_path) as client:
+        page = client.text("/")
+        assert "/run/good/" in page and re.search(said, page)
+        assert "good" in [run["name"] for run in client.ask("/runs.json").json()["runs"]]
+        assert client.ask("/total.json").json()["total"]["runs"] in (1, 2)
+        for path in ("/total", "/cluster", "/cluster.json", "/run/good/"):
+            assert client.ask(path).status == 200
+        assert client.ask("/run/odd/").status in (200, 404, 422)

@@ -127,7 +127,10 @@ def test_what_is_not_known_is_shown_as_such(tmp_path: Path, live: Any) -> None:
     write_node(run, "silent", [gpu("GPU-1", 390.0)], age_s=42)
     write_node(run, "older", None, power_w=100.0)
     write_node(run, "unlisted", [gpu("GPU-2", 390.0, name="Foo GPU 9000")])
+    write_node(run, "speaks", [gpu("GPU-3", 300.0)])
     write_node(run, "bare", [])
+    (run.path / "live" / "deep.json").write_text("[" * 100_000)
+    (run.path / "live" / "huge.json").write_text(f'{{"time_unix_s": 1{"0" * 400}, "power_w": 1}}')
     (run.path / "live" / "torn.json").write_text('{"node": "to')
     (run.path / "live" / "odd.json").write_text('{"time_unix_s": "now", "power_w": 1}')
     write_live(run, tokens_per_s=None)
@@ -145,9 +148,13 @@ def test_what_is_not_known_is_shown_as_such(tmp_path: Path, live: Any) -> None:
     assert '<span class="quiet limitless">power limit unknown</span>' in page
     assert "100 % of its limit" in page and "limit unknown: watts without a colour" in page
     assert all(node["joule_per_token"] is None and node["against_median"] is None for node in nodes.values())
-    assert "live/torn.json cannot be read" in page and "live/odd.json cannot be read" in page
+    assert all(f"live/{name}.json cannot be read" in page for name in ("torn", "odd", "deep", "huge"))
     assert "Its meters have not written yet" in page and by_name[early.path.name]["power_w"] is None
-    assert "of 2 the power is not known" in page and "at least: of 1 run it is not known" in page
+    assert "of 2 the power is not known" in page and "at least: of 2 nodes and 1 run it is not known" in page
+    assert ">at least 790 W ·" in page and by_name["train"]["power_lacks"] == ["bare", "silent"]
+    assert '<dt>GPUs</dt><dd class="value">3</dd><dd class="quiet">2 read, 690 W together' in page
+    (last,) = nodes["silent"]["devices"]  # what it said is not of now
+    assert (last["uuid"], last["power_w"], last["missing"]) == ("GPU-1", None, "its node is silent")
     assert "The run had no preflight: whether its GPUs are throttled" in page  # what nobody asked for is not claimed
     assert {row["node"]: row["power_w"] for row in rows}["unlisted"] == "390.0"
     assert next(row for row in rows if row["node"] == "older")["uuid"] == ""
@@ -223,6 +230,9 @@ def test_live_runs_only_and_by_themselves(tmp_path: Path, live: Any) -> None:
         write_node(run, "n1", [gpu("GPU-1", 100.0)])
         now = client.text("/cluster/now")
         assert "/run/begins/" in now and "<html" not in now and "/run/ended/" not in now
+        said = ["and comes last without one" in client.text(f"/?sort={key}") for key in ("energy", "name")]
+        assert said == [True, False]
+        assert "and comes last without one" not in client.text("/?sort=energy&q=ended")
         (run.path / "live.json").write_text(json.dumps(live_document(time.time()) | {"schema": 99}))
         assert "schema 99" in client.text("/cluster") and "100 W" in client.text("/cluster")
         (run.path / "live.json").write_text(json.dumps({"schema": 1, "updated_unix_s": time.time(), "stragglers": 7}))

@@ -153,7 +153,11 @@ def incredible_sensor(run: RunFolder) -> None:
 def sensors_that_fail(run: RunFolder) -> None:
     lost: list[Any] = [OSError("lost")] * 300
     first, second = node([reading(power_w=500.0)] * 400 + lost), node(lost * 3, "redfish")
-    meter_fake(run, [*gpus(300.0), second, first], [START + t for t in range(700)])
+    meter_fake(
+        run,
+        [*gpus(300.0), second, first, model(readings=[reading(power_w=50.0)] * 700)],
+        [START + t for t in range(700)],
+    )
 
 
 def killed_and_begun_again(run: RunFolder) -> None:
@@ -177,6 +181,11 @@ def test_a_node_s_sensor_and_the_time_after_a_crash_are_drawn_as_booked(
     for found in (whole, few):
         assert found is not None
         assert found.energy_kwh(np.array([found.end_unix_s]))[0] * 3.6e6 == pytest.approx(account.energy_j, rel=2e-3)
+    assert whole is not None and whole.modelled_w is not None
+    few_points = whole.cut(whole.start_unix_s, whole.end_unix_s, 3)  # of which some are measured for a part
+    shown_j = np.array(few_points["modelled_w"], float) @ np.diff(few_points["edges_unix_s"])
+    assert shown_j == pytest.approx(np.nansum(whole.modelled_w) * whole.step_s, rel=1e-3)
+    assert shown_j == pytest.approx(50.0 * 300 if metered is sensors_that_fail else 0.0, rel=0.02)
     near = store.look(run, START + 100, START + 180, 160)  # in cells of 0.1 s
     assert near is not None and whole is not None
     drawn_j = np.array(near["nodes"]["n1"], float) @ np.diff(near["edges_unix_s"])

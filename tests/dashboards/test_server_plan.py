@@ -121,6 +121,11 @@ def test_faults_are_those_of_the_terminal(client: Client, specs: Path) -> None:
         assert bad.status == 200 and words in bad.text and "othing was started" in bad.text, query
 
 
+def test_a_carbon_of_zero_is_a_row(client: Client) -> None:
+    page = client.text("/plan?spec=llama_7b.yaml&set=energy.intensity%3D0")
+    assert "Carbon, CO₂eq (t)" in page and "0 g/kWh" in page
+
+
 def test_a_typed_spec(client: Client, specs: Path) -> None:
     text = (specs / "llama_7b.yaml").read_text().replace("name: llama-7b", "name: mine").replace("\n", "\r\n")
     page = send(client, {"yaml": text, "set": "training.tokens=2T\r\n\r\n# more\r\n", "budget": "", "spec": ""})

@@ -103,15 +103,28 @@ def test_a_large_run_is_shown_while_it_is_read(run: RunFolder, monkeypatch: pyte
     assert len(reads) == 1
 
 
-def test_a_large_run_that_cannot_be_read_says_so(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
-        raise OSError(5, "Input/output error")
+@pytest.mark.parametrize("what", ["read", "_state"])
+def test_a_large_run_that_cannot_be_read_says_so_until_it_can(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    is_well, original = threading.Event(), getattr(power_store, what)
 
-    monkeypatch.setattr(power_store, "LARGE_BYTES", 0)
-    monkeypatch.setattr(power_store, "read", broken)
+    def broken(*given: Any) -> Any:
+        if not is_well.is_set() and threading.current_thread() is not threading.main_thread():
+            raise OSError(5, "Input/output error")
+        return original(*given)
+
+    for name in ("LARGE_BYTES", "GIVE_WAY_S", "REST"):
+        monkeypatch.setattr(power_store, name, 0)
+    monkeypatch.setattr(power_store, what, broken)
     store = power_store.PowerStore()
     until = time.monotonic() + 30
     while (shown := store.look(run, None, None, 60)) and "Input/output" not in shown["notes"][0]:
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert shown is not None and shown["energy_kwh"][-1] > 0
+    assert shown is not None and shown["energy_kwh"][-1] > 0 and not store.is_soon_whole(run)
+    is_well.set()
+    while (shown := store.look(run, None, None, 60)) and shown["by"] == "sketch":
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert shown is not None and shown["by"] == "second" and shown["notes"] == [] and store.is_soon_whole(run)

@@ -8,6 +8,7 @@ const SCALES = { energy_kwh: kilowattHours, tokens: (value) => `${short(value)} 
 const WHAT = { energy_kwh: "IT energy in ", hours: "time in " };
 const KEYS = { "+": "in", "=": "in", "-": "out", ArrowLeft: "left", ArrowRight: "right", 0: "all", Escape: "all" };
 const query = new URLSearchParams(location.search);
+query.delete("token"); // is passed on in no link
 const hidden = new Set(query.getAll("hide"));
 const number = (key) => (query.has(key) && Number.isFinite(Number(query.get(key))) ? Number(query.get(key)) : null);
 const view = { from: number("from"), to: number("to") };

@@ -13,6 +13,7 @@ let view = readView();
 let power = null;
 let losses = null;
 let shownState = null;
+let askedPower = 0;
 
 const cursors = [];
 const timeOptions = {
@@ -78,6 +79,7 @@ function trouble(error) {
   const known = {
     gone: "This run's folder is gone, or cannot be read any more. What is shown is the last that was known.",
     403: "Some files of this run cannot be read: what is shown lacks them. Trying again.",
+    503: "The runs folder cannot be read now: what is shown may be old. Trying again.",
     422: "Some files of this run are not understood: what is shown lacks them. Trying again.",
   };
   tell(known[error.message] ?? "No answer from the dashboard: what is shown may be old. Trying again.");
@@ -99,11 +101,13 @@ async function refreshState() {
 }
 
 async function refreshPower() {
+  const number = ++askedPower;
   const width = Math.round(powerChart.plot.width * Math.min(2, window.devicePixelRatio || 1));
   const query = new URLSearchParams({ points: String(Math.max(100, Math.round(width / 2))) });
   if (view.from !== null) query.set("from", String(view.from));
   if (view.to !== null) query.set("to", String(view.to));
   const found = await (await get(`power.json?${query}`)).json();
+  if (number !== askedPower) return; // a later question is on its way
   tell("");
   power = found;
   drawPower();

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from server_fakes import START, Client, serve
 
 from browser.proxy import before
@@ -158,6 +158,27 @@ def test_a_second_in_hours_is_seen_and_can_be_looked_at(watch: Callable[..., Wat
     expect(page.locator("#energy-said")).to_have_text("not known in what is shown")
     page.evaluate("power.energy_kwh.fill(null), drawPower()")
     expect(page.locator("#energy-said")).to_have_text("")
+
+
+def test_a_late_answer_of_an_earlier_zoom_is_not_drawn(watch: Callable[..., Watched], client: Client) -> None:
+    page = watch(client).go("/run/spike/")
+    expect(page.locator("#power-said")).to_contain_text("mean")
+    held: list[Route] = []
+    page.route("**/power.json?*from=*", lambda route: held.append(route))
+    page.locator("#power").focus()
+    page.keyboard.press("+")
+    until(page, "location.search.includes('from')")
+    for _ in range(200):
+        if not held:
+            page.wait_for_timeout(20)
+    with page.expect_response("**/power.json?*"):
+        page.keyboard.press("0")
+    until(page, "!location.search")
+    with page.expect_response("**/power.json?*from=*") as late:
+        held[0].continue_()
+    late.value.finished()
+    page.wait_for_timeout(200)
+    assert page.evaluate("power.edges_unix_s.at(-1) - power.edges_unix_s[0] > 9000"), "the whole run, as one asked last"
 
 
 def test_loss_is_shown_against_what_one_chooses(watch: Callable[..., Watched], client: Client) -> None:

@@ -80,9 +80,12 @@ def test_a_lost_device_is_named_and_its_time_known(run: RunFolder) -> None:
     # The unknown 3 s are not made up, but for the half of a reading's distance in which it was lost.
     assert account.energy_j == pytest.approx(150) and account.devices[0].doubt_j == pytest.approx(50)
     assert account.devices[0].gap_s == pytest.approx(3) and account.devices[0].samples == 3
+    assert account.devices[0].metered_s == pytest.approx(1)
     assert any("could not be read for 3.0 s" in w and "fell off the bus" in w for w in account.warnings)
     assert any("3.0 s is unknown" in warning for warning in account.warnings)
     assert np.isnan(account.power[0][2]).tolist() == [False, True, True, True, False]
+    meter_fake(run, [FakeSensor("GPU-2", [*counter(100, 200), lost, lost, lost])], [5.0, 6.0, 7.0, 8.0, 9.0], node="n2")
+    assert [device.metered_s for device in account_run(run).devices] == pytest.approx([1, 1])  # until it was lost
 
 
 def test_after_a_crash_the_counter_s_growth_is_the_gap(run: RunFolder) -> None:
@@ -95,7 +98,7 @@ def test_after_a_crash_the_counter_s_growth_is_the_gap(run: RunFolder) -> None:
     assert account.phases["train_step"]["energy_j"] == pytest.approx(300)
     assert account.energy_j == pytest.approx(1300)
     assert [attempt["energy_j"] for attempt in account.attempts] == pytest.approx([1200, 100])
-    assert account.devices[0].gap_s == pytest.approx(10)
+    assert (account.devices[0].gap_s, account.devices[0].metered_s) == pytest.approx((10, 13))
     assert account.cut_off == 1 and account.overhead["cpu_s"] >= 0
     assert_sums(account)
 
@@ -105,6 +108,7 @@ def test_an_orderly_stop_is_no_gap(run: RunFolder) -> None:
     meter_fake(run, [FakeSensor("GPU-1", counter(9000, 9100))], [50.0, 51.0], attempt=2)
     account = account_run(run)
     assert "gap" not in account.phases and account.energy_j == pytest.approx(200)
+    assert account.devices[0].metered_s == pytest.approx(2)  # and not the 51 s of the run
 
 
 @pytest.mark.parametrize("boots", [("a", "b"), (None, None)])

@@ -59,6 +59,8 @@ def test_location_beside_market_is_as_it_should_be_and_other_bases_beside_each_o
 def test_water_on_site_is_of_the_it_energy_and_off_site_of_the_facilitys() -> None:
     found = water_block(declared(wue_l_per_kwh=0.5, water_intensity_l_per_kwh=2.0), IT_KWH, FACILITY_KWH)
     assert (found["on_site_l"], found["off_site_l"]) == (40.0, 200.0)
+    alone = water_block(declared(water_intensity_l_per_kwh=2.0), IT_KWH, FACILITY_KWH)
+    assert alone["off_site_l"] == 200.0 and "off site is" in alone["note"]
     nothing = water_block({}, IT_KWH, FACILITY_KWH)
     assert nothing["on_site_l"] is None and nothing["off_site_l"] is None and "not counted" in nothing["note"]
 
@@ -71,6 +73,14 @@ def test_a_gpu_for_a_year_carries_its_part_of_its_making_and_of_a_server() -> No
     for run, names in (({"device_type": "cpu"}, ["a CPU"]), ({"device_type": "cuda"}, ["NVIDIA H200"])):
         unknown = embodied_block(run, names, YEAR_H)
         assert unknown["carbon_tco2eq"] is None and "does not mean zero" in unknown["note"]
+
+
+def test_of_several_known_kinds_the_reason_is_that_their_hours_are_not_told_apart() -> None:
+    names = ["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"]
+    found = embodied_block({"device_type": "cuda"}, names, YEAR_H)
+    assert found["carbon_tco2eq"] is None
+    assert found["note"].startswith("not counted: the record does not know which part of the device-hours")
+    assert "A100-SXM4-80GB, H100-SXM" in found["note"]
 
 
 def test_sci_is_both_carbons_in_grams_for_each_unit() -> None:

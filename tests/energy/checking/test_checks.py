@@ -143,6 +143,9 @@ def test_wrong_products_are_found_whatever_their_size() -> None:
         ("intensity_g_per_kwh", "intensity_g_per_kwh", 1),
         ("lb_per_mwh", "intensity_g_per_kwh", 0.45359237),
         ("days", "duration_h", 24),
+        ("Wall-clock days", "duration_h", 24),
+        ("gpu_days", "device_hours", 24),
+        ("Training time (TPU days)", "device_hours", 24),
         ("PUE", "pue", 1),
     ],
 )
@@ -152,7 +155,17 @@ def test_columns_are_known_in_many_spellings(header: str, field: str, factor: fl
 
 
 def test_columns_without_a_unit_are_left_alone() -> None:
-    for header in ("energy", "carbon", "power", "hours_per_week_note", "emissions"):
+    for header in (
+        "energy",
+        "carbon",
+        "power",
+        "hours_per_week_note",
+        "emissions",
+        "petaflop_s_days",
+        "PF-days",
+        "node_hours",
+        "cpu_hours",
+    ):
         assert column_of(header) is None, header
 
 
@@ -216,6 +229,29 @@ def test_a_record_that_holds_raises_nothing() -> None:
     unknown = record(pue=None, energy_facility_kwh=None)
     unknown["carbon"] = {"intensity_g_per_kwh": None, "carbon_tco2eq": None}
     assert check_record(unknown) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "attempts", "check"),
+    [
+        ({"metered_s": 100.0}, 1, None),  # of 10,000 s: it came late
+        ({"metered_s": 10000.0}, 1, "less than idle"),
+        ({"metered_s": 61.0}, 1, "more than rated power"),
+        ({"metered_s": 9.0}, 1, None),  # too short to say
+        ({"metered_s": None}, 1, None),
+        ({"gap_s": 0.0}, 1, "less than idle"),  # of a record from before it was noted
+        ({"gap_s": 5.0}, 1, None),
+        ({}, 2, None),
+    ],
+)
+def test_the_power_of_a_device_is_over_the_time_in_which_it_was_metered(
+    told: dict[str, Any], attempts: int, check: str | None
+) -> None:
+    device = {"uuid": "u", "name": "NVIDIA A100-SXM4-80GB", "energy_j": 36000.0, "samples": 9}
+    made = record(devices=[device | told], phases=[], energy_it_kwh=0.01, pue=None, energy_facility_kwh=None)
+    made["run"]["attempts"] = [{"started_unix_s": 0.0, "ended_unix_s": 5000.0}] * attempts
+    made["carbon"] = {}
+    assert [finding.check for finding in check_record(made)] == ([check] if check else [])
 
 
 @pytest.mark.parametrize(

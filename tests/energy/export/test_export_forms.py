@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from record_fakes import make_run
 
-from energy.export import FORMATS, render
+from energy.carbon.embodied import CONVENTIONS
+from energy.export import FORMATS, OF_MODELS, render
 from energy.export.eu_form import training_range, two
 from energy.export.facts import figure, significant
 from energy.export.ghg_csv import COLUMNS
@@ -133,6 +134,8 @@ def test_the_eu_form_of_llama_65b(llama: dict[str, Any]) -> None:
     assert form["computation_used_aio"] == "5.7 x 10^23 FLOP"
     assert "PaLM" in form["computation_methodology"] and "5.5 x 10^23" in form["computation_methodology"]
     assert form["energy_used"] == "4.5 x 10^2 MWh"
+    llama["uncertainty"] |= {"energy_facility_kwh": None, "relative": 0.00123}
+    assert "95 % interval: ±0.12 %." in json.loads(render(llama, "eu-form"))["energy_methodology"]
     assert "Boundary:" in form["energy_methodology"] and "PUE of 1.1" in form["energy_methodology"]
     assert 80 <= len(form["energy_methodology"].split()) <= 125
     assert form["thresholds"]["reaches_general_purpose"] is True
@@ -155,6 +158,16 @@ def test_the_eu_form_says_what_is_missing(record: dict[str, Any], unknown: dict[
 
 def test_the_hardware_is_what_trained_and_not_what_lay_beside_it(record: dict[str, Any]) -> None:
     assert "on 1 x fake GPU-1, 1 x fake GPU-2;" in render(record, "sentence")
+    record["hardware"]["world_size"] = 1
+    assert "on 1 x fake GPU-1, 1 x fake GPU-2 (1 of these GPUs idle);" in render(record, "sentence")
+    record["hardware"]["devices"][1]["name"] = "fake GPU-1"
+    assert "on 1 x fake GPU-1 (1 more GPU of the nodes idle);" in render(record, "sentence")
+    first = record["run"]["attempts"][0]
+    record["run"]["attempts"] = [first, first | {"attempt": 2}]
+    assert "on 1 x fake GPU-1 (1 more GPU of the nodes idle, or of other attempts);" in render(record, "sentence")
+    record["run"]["attempts"] = [first | {"world_size": 2}]
+    assert "on 2 x fake GPU-1;" in render(record, "sentence")
+    record["hardware"]["devices"][1]["name"], record["hardware"]["world_size"] = "fake GPU-2", 2
     record["hardware"]["device_type"] = "cpu"
     assert "on 1 x fake cpu-GPU;" in render(record, "sentence")
     record["hardware"]["device_type"] = None  # not known: the accelerators
@@ -162,6 +175,14 @@ def test_the_hardware_is_what_trained_and_not_what_lay_beside_it(record: dict[st
     assert render(record, "sentence").startswith("Training small on 20.5 k tokens took ")
     record["run"]["purpose"] = "measure"
     assert render(record, "sentence").startswith("Running small ")
+    for form in FORMATS:  # a command is no model
+        if form in OF_MODELS:
+            with pytest.raises(
+                ValueError, match="measured command; it has: huggingface, csv, sentence, latex, sci, json"
+            ):
+                render(record, form)
+        else:
+            assert render(record, form)
 
 
 def test_a_training_that_began_with_given_weights_is_a_fine_tuning_in_every_form(tmp_path: Path) -> None:
@@ -205,7 +226,11 @@ def test_sci_of_llama_65b_and_without_embodied_no_score(llama: dict[str, Any]) -
     assert any(text.startswith("M:") for text in sci["missing"])
     llama["embodied"]["carbon_tco2eq"] = 10.0
     sci = json.loads(render(llama, "sci"))
-    assert sci["missing"] == []
+    assert sci["missing"] == [] and "calendar" in sci["embodied_convention"]
+    assert sci["standard"] == "ISO/IEC 21031:2024 (SCI)" and "idle devices are not in it" in sci["boundary"]
+    llama["embodied"]["convention"] = CONVENTIONS["busy-hour"]
+    busy = json.loads(render(llama, "sci"))
+    assert busy["standard"] is None and "85%" in busy["embodied_convention"]
     e, i, m = sci["E_kwh"], sci["I_g_per_kwh"], sci["M_g"]
     for unit, count in (("per_token", 1.4e12), ("per_flop", LLAMA_FLOP), ("per_parameter", 65_285_660_672)):
         assert sci[unit]["r"] == count
@@ -220,9 +245,30 @@ def test_the_inventory_has_both_methods_and_empty_cells_for_the_unknown(llama: d
     assert (location["method"], market["method"]) == ("location-based", "market-based")
     assert market["emissions_tco2eq"] == "" and "not known" in market["note"]
     assert embodied["scope"] == "3" and embodied["emissions_tco2eq"] == ""
-    llama["carbon"]["carbon_market_tco2eq"] = 0.0
+    assert embodied["note"].startswith("memo: share over service life") and "calendar" in embodied["basis"]
+    llama["carbon"] |= {"carbon_market_tco2eq": 0.0, "intensity_market_g_per_kwh": 0.0}
     market = list(csv.DictReader(io.StringIO(render(llama, "csv"))))[1]
     assert float(market["emissions_tco2eq"]) == 0.0 and float(market["factor"]) == 0.0  # zero is not unknown
+
+
+def test_the_inventory_tells_bases_losses_and_a_tenant_and_what_the_market_figure_lacks(llama: dict[str, Any]) -> None:
+    basis = {"rate": "average", "scope": "lifecycle", "side": None, "market": "location"}
+    (factor,) = [each for each in llama["assumptions"] if each["key"] == "intensity_g_per_kwh"]
+    factor["basis"] = basis
+    energy, carbon = llama["energy"], llama["carbon"]
+    carbon |= {"transmission_loss": 0.2, "transmission_loss_source": "grid", "provider": "aws"}
+    carbon |= {"carbon_transmission_tco2eq": carbon["carbon_tco2eq"] / 4, "intensity_market_g_per_kwh": 420.0}
+    location, market, _, losses = csv.DictReader(io.StringIO(render(llama, "csv")))
+    assert location["basis"] == losses["basis"] == "average, lifecycle, location" and market["basis"] == ""
+    assert "for a tenant of aws electricity is scope 3" in location["note"]
+    assert (losses["scope"], "category 3" in losses["category"], losses["factor"]) == ("3", True, "385.0")
+    assert float(losses["activity"]) * 385 / 1e6 == pytest.approx(float(losses["emissions_tco2eq"]))
+    carbon["series_sha256"] = "ab"  # by the hour: the constant's basis is not the series'
+    assert "lifecycle" not in render(llama, "csv")
+    for lacking, told in (({"pue": None}, "it needs a PUE"), ({"energy_it_kwh": None}, "it needs a measurement")):
+        energy |= {"energy_facility_kwh": None} | lacking
+        location, market, _ = csv.DictReader(io.StringIO(render(llama, "csv")))
+        assert market["factor"] == "420.0" and f"not known: {told}" in market["note"]
 
 
 def test_the_sentences(llama: dict[str, Any], unknown: dict[str, Any]) -> None:

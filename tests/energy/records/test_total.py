@@ -113,6 +113,33 @@ def test_of_facility_energy_only_the_runs_that_have_it_share_joules(tmp_path: Pa
     assert "energy_facility_kwh" not in overlaps(entries)
 
 
+def test_gpu_hours_and_embodied_carbon_of_a_measured_command_beside_a_training_count_once() -> None:
+    def at(name: str, start_h: float, end_h: float, gpus: str, purpose: str = "measure", held: int = 4) -> Entry:
+        told: dict[str, Any] = {
+            "gpu_hours": held * (end_h - start_h),
+            "embodied_tco2eq": 0.1 * held * (end_h - start_h),
+        }
+        both = frozenset(gpus)
+        told |= {"start_unix_s": 3600 * start_h, "end_unix_s": 3600 * end_h}
+        return entry(name, purpose, devices=both | {"cpu"}, gpus=both, **told)
+
+    training = at("t", 0, 10, "abcd", "final")
+    for others, hours in (
+        ([at("m", 2, 5, "abcd")], 12.0),
+        ([at("m", 8, 12, "abcd")], 8.0),  # the last two hours are its own
+        ([at("m", 2, 5, "efgh")], 0.0),  # they share CPUs alone
+        ([at("m", 2, 5, "abcdefgh", held=8)], 12.0),
+        ([at("m", 2, 5, "abcd"), at("n", 4, 6, "abcd")], 20.0),
+        ([at("f", 2, 5, "abcd", "final")], 0.0),  # each ran on what it held
+    ):
+        found = overlaps([training, *others])
+        total = roll_up([training, *others], found)["total"]
+        held = 40.0 + sum(other.gpu_hours or 0.0 for other in others) - hours
+        assert (total["gpu_hours"], total["embodied_tco2eq"]) == pytest.approx((held, 0.1 * held)), others
+    training.embodied_tco2eq = None  # the sum has the command's alone
+    assert set(overlaps([training, at("m", 2, 5, "abcd")])) == {"gpu_hours"}
+
+
 def test_only_runs_that_share_a_device_and_time_are_read_again() -> None:
     def at(name: str, start: float, end: float, *devices: str) -> Entry:
         return entry(name, start_unix_s=start, end_unix_s=end, devices=frozenset(devices))
@@ -196,3 +223,11 @@ def test_a_run_whose_lock_nobody_holds_was_lost_and_is_booked_as_failed(tmp_path
     assert found["killed"].group == "failed" and "hoofprint report" in found["killed"].note
     assert total["by_purpose"]["failed"]["runs"] == 1 and total["by_purpose"]["final"]["runs"] == 2
     assert {gap["what"][:13]: gap["runs"] for gap in total["missing"]}["still running"] == ["alive"]
+
+
+@pytest.mark.parametrize("odd", [f'{{"created_unix_s": 1{"0" * 400}}}', "[" * 20_000])
+def test_a_run_that_no_program_wrote_is_left_out_by_name(odd: str, tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "run.json").write_text(odd)
+    found = read_runs(tmp_path)
+    assert found.entries == [] and [text.partition(": ")[0] for text in found.left_out] == ["odd"]

@@ -11,6 +11,7 @@ import pytest
 from energy_fakes import FakeSensor, meter_fake, reading
 from record_fakes import ACCOUNTING, START, make_run
 
+from energy.factors import hardware, tables
 from energy.ledger import frames as ledger
 from energy.ledger.readings import tick_dtype
 from energy.records.record import ALGORITHM, hash_of, hash_of_text, read_entries, write_record
@@ -165,6 +166,9 @@ def seal(run: RunFolder, record: dict[str, Any]) -> list[str]:
 def test_a_record_from_before_a_key_was_added_verifies(run: RunFolder) -> None:
     record = json.loads((run.path / "footprint.json").read_text())
     del record["compute"]["mean_devices"], record["compute"]["quantities"]["mean_devices"]
+    for device in record["energy"]["devices"]:
+        assert device.pop("metered_s") == pytest.approx(129)
+    record["quality"]["warnings"].append("implausible: less than idle: of the time of all attempts")
     assert seal(run, record) == []
     del record["carbon"]["carbon_market_tco2eq"]  # that one was there from the first
     assert seal(run, record) == ["computed again, every field is the same"]
@@ -176,6 +180,38 @@ def test_a_forged_record_with_new_hashes_still_differs_from_the_ledger(run: RunF
     record["energy"]["energy_it_kwh"] /= 2
     names = seal(run, record)
     assert "computed again, every field is the same" in names and "devices, phases and attempts sum up" in names
+
+
+def test_a_table_that_was_altered_is_named_and_one_that_went_up_by_a_version_is_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "the tables of factors are unaltered"
+    shutil.copytree(tables.FOLDER, tmp_path / "factors")
+    monkeypatch.setattr(tables, "FOLDER", tmp_path / "factors")
+    path = tmp_path / "factors/embodied.csv"
+    honest = path.read_text()
+    monkeypatch.setattr(hardware, "match_accelerator", lambda _: hardware.accelerators()[2])
+    path.write_text(honest.replace("127.6,150,319.3", "127.6,130,319.3"))
+    made = make_run(tmp_path / "r")
+    write_record(made)
+    assert failed(verify_run(made)) == [name]
+    assert faults(made) == ["table embodied: altered here, it is not the one that versions.csv names"]
+
+    path.write_text(honest)
+    assert failed(verify_run(made)) == [name, "computed again, every field is the same"]
+    assert "table embodied: altered when the record was computed, its version 2 is another" in faults(made)
+    write_record(made)
+    assert verify_run(made).ok and read_entries(made.path)[0][-1]["reason"] == "recomputed; changed: table embodied"
+
+    path.write_text(honest.replace("127.6,150,319.3", "127.6,160,319.3"))
+    tables.write_versions()
+    result = verify_run(made)
+    assert failed(result) == ["computed again, every field is the same"]
+    assert all(fault.endswith("computed from: embodied (version 2 then, 3 now)") for fault in faults(made))
+    path.write_text(honest + "\n")
+    tables.write_versions()  # no figure of this record rests on what is new
+    assert any("another one by now: embodied (version 2 then, 4 now)" in c.note for c in verify_run(made).checks)
+    assert verify_run(made).ok
 
 
 def test_implausible_and_tampered_are_told_apart(tmp_path: Path) -> None:

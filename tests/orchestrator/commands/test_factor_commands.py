@@ -101,6 +101,8 @@ def test_estimate_warns_of_kilowatts_and_takes_a_place() -> None:
     assert fine.stderr == "" and json.loads(fine.stdout)["warnings"] == []
     for hours in ("-1", "nan"):
         assert hoofprint("estimate", "--preset", "llama_paper", "--gpu-hours", hours).returncode == 2
+    unrated = hoofprint("estimate", "--gpu", "GB200", "--gpu-hours", "1", "--pue", "1.1", "--grid", "FR")
+    assert unrated.returncode == 2 and "no rated power is known for GB200: give --gpu-power-w" in unrated.stderr
     both = ("--grid", "FR", "--intensity-g-per-kwh", "5")
     assert hoofprint("estimate", "--preset", "llama_paper", "--gpu-hours", "1", *both).returncode == 2
 

@@ -54,6 +54,13 @@ def test_each_format_on_stdout_and_in_a_file(run: RunFolder, tmp_path: Path, for
     assert len(read_entries(run.path)[0]) == 1
 
 
+def test_a_measured_command_has_its_report_and_no_form_of_a_model(run: RunFolder) -> None:
+    run.update_run(purpose="measure", kind="measure")
+    assert call(report, run.path).exit_code == 0
+    refused = call(report, run.path, "--format", "spdx")
+    assert refused.exit_code == 2 and refused.stdout == ""
+
+
 def test_pdf_needs_chromium_and_says_how_to_get_it(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

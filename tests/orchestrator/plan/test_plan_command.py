@@ -1,16 +1,20 @@
 """`hoofprint plan` as a user and another program see it."""
 
 import functools
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from plan_fakes import EXPERIMENTS
+from plan_fakes import EXPERIMENTS, spec
+from rich.console import Console
 
 from energy.factors import Factor
-from orchestrator.plan.plan import CONTRACT
+from orchestrator.plan.plan import CONTRACT, PlanOptions, make_plan
+from orchestrator.plan.screen import print_plan
 from orchestrator.plan.sweep import parse_sweep, run_sweep
 from orchestrator.spec.file import load_experiment
 
@@ -187,3 +191,15 @@ def test_nothing_heavy_is_imported(more: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_carbon_of_zero_is_shown_and_hours_of_no_gpu_are_not() -> None:
+    def screen(*overrides: str) -> str:
+        plan = make_plan(spec("llama_7b", *overrides), options=PlanOptions(tokens_per_s_per_gpu=3000.0))
+        console = Console(file=io.StringIO(), width=200)
+        print_plan(plan, "", console)
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    clean, on_cpu = screen("energy.intensity=0"), screen("cluster.device=cpu", "cluster.accelerator=null")
+    assert re.search(r"carbon, g CO2eq +0 +0 g/kWh", clean) and "t CO2eq" in clean
+    assert "time, days" in on_cpu and "GPU-hours" not in on_cpu
