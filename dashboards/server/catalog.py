@@ -201,7 +201,8 @@ class Catalog:
 
     def _add_up(self) -> None:
         try:
-            self.total()
+            with suppress(FolderFault):  # whoever asks next is told
+                self.total()
         finally:
             with self._lock:
                 self._adding = None

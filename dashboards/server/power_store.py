@@ -182,7 +182,7 @@ class PowerStore:
         if shown is not whole:  # its own energy begins at 0
             found["energy_kwh"] = listed(whole.energy_kwh(np.array(found["edges_unix_s"])), 7)
         behind_s = max(behind_s, kept.again_s - kept.looked_s) if behind_s else 0.0  # so that it does not flicker
-        if behind_s > BEHIND_S and not is_sketch(whole):
+        if behind_s > BEHIND_S and not kept.fault and not is_sketch(whole):
             count = len(folder.ledgers())
             whose = "the ledger of its node takes" if count == 1 else f"the ledgers of {count} nodes take"
             remarks.append(f"the curve ends up to {math.ceil(behind_s)} s before now: {whose} so long to look through")

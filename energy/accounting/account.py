@@ -305,6 +305,7 @@ def _add_rests(
         device = _device_energy({**about, "name": f"rest of the node, by {about['name']}"}, curves, [])
         device.energy_j = math.fsum(curve.energy_j for curve in rest.curves)
         device.doubt_j = math.fsum(curve.doubt_j for curve in rest.curves)
+        device.metered_s = rest.known_s
         if device.gap_s > 0:  # it is missing since its last answer, not since somebody noticed
             device.gap_s = max(0.0, metered_s - rest.known_s)
         device.in_node_j = -math.fsum(rest.inside_j)

@@ -63,20 +63,19 @@ def _product(record: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
-def _metered_s(record: Mapping[str, Any], device: Mapping[str, Any]) -> float | None:
-    """Time in s that a device's energy is of; None where a record from before it was noted cannot tell: such a device
-    may have been there for only a part of a run of several attempts."""
+def _metered_s(record: Mapping[str, Any], device: Mapping[str, Any]) -> tuple[float | None, bool]:
+    """(time in s that a device's energy is of, whether it was that long). A record from before this was noted has that
+    of the whole run, of several attempts of which a device may have been there for one: at most that long."""
     if "metered_s" in device:
-        return device["metered_s"]
-    if len(record["run"].get("attempts") or []) > 1 or device.get("gap_s"):
-        return None
-    return record["time"].get("duration_s")
+        return device["metered_s"], True
+    at_most = len(record["run"].get("attempts") or []) > 1 or device.get("gap_s")
+    return record["time"].get("duration_s"), not at_most
 
 
 def _devices(record: Mapping[str, Any]) -> list[Finding]:
     found = []
     for device in record["energy"].get("devices") or []:
-        known, seconds = match_accelerator(str(device.get("name") or "")), _metered_s(record, device)
+        known, (seconds, exactly) = match_accelerator(str(device.get("name") or "")), _metered_s(record, device)
         if known is None or known.tdp_w is None or not device.get("samples"):
             continue
         if seconds is None or seconds < SHORTEST_S:
@@ -87,7 +86,7 @@ def _devices(record: Mapping[str, Any]) -> list[Finding]:
         )
         if mean_w > known.tdp_w * GPU_HEADROOM:
             found.append(Finding(MORE_THAN_RATED, str(device["name"]), str(device.get("uuid")), told))
-        elif mean_w < idle_floor_w(known):
+        elif exactly and mean_w < idle_floor_w(known):
             found.append(Finding(LESS_THAN_IDLE, str(device["name"]), str(device.get("uuid")), told))
     return found
 

@@ -315,19 +315,25 @@ def _at_once(entries: Iterable[Entry]) -> list[Entry]:
 def _held_twice(cluster: Sequence[Entry], key: str) -> float:
     """What measured commands have of `gpu_hours` or `embodied_tco2eq` for GPUs that another run held in the same time.
 
-    A run held its GPU-hours evenly over its time, and of a command's GPUs at most those that both metered.
+    A run held its GPU-hours evenly over its time, and of a command's GPUs at most those that both metered; a command
+    that comes first stands for what it has of its own alone.
     """
     known = [entry for entry in cluster if entry.gpu_hours and getattr(entry, key) is not None]
     known.sort(key=lambda entry: entry.purpose == MEASURE)  # of two commands the later one has nothing of its own
-    twice = []
+    twice, own = [], dict[str, float]()  # of a command the share that no run before it has
     for place, entry in enumerate(known):
         if entry.purpose != MEASURE:
             continue
-        hours = math.fsum(
-            min(_gpus_held(entry), math.fsum(min(_gpus_held(o), len(o.gpus & entry.gpus)) for o in others)) * hours
-            for others, hours in _beside(entry, known[:place])
-        )
-        twice.append(getattr(entry, key) * hours / (entry.gpu_hours or 1.0))
+        shared_h = 0.0
+        for others, hours in _beside(entry, known[:place]):
+            held = math.fsum(
+                min(_gpus_held(other) * own.get(other.name, 1.0), len(other.gpus & entry.gpus)) for other in others
+            )
+            together = len(entry.gpus & frozenset().union(*(other.gpus for other in others)))
+            shared_h += min(_gpus_held(entry), held, together) * hours
+        share = shared_h / (entry.gpu_hours or 1.0)
+        own[entry.name] = 1.0 - share
+        twice.append(getattr(entry, key) * share)
     return math.fsum(twice)
 
 

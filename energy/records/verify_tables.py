@@ -29,10 +29,12 @@ def look_at_tables(chain: Mapping[str, Any]) -> tuple[list[str] | None, str]:
     then, now, stale = chain.get("tables"), tables_now(), stale_versions()
     if not then:
         return None, "the record does not say from which tables it was computed"
-    faults = [f"table {name}: altered here, it is not the one that versions.csv names" for name in stale]
+    # One that versions.csv does not list is of no record.
+    faults = [f"table {name}: altered here, it is not the one that versions.csv names" for name in stale if name in now]
+    faults += [f"table {name}: gone, a figure that rests on it is not known here" for name in then if name not in now]
     for name in changed_tables(chain):
         here = now.get(name, ABSENT_TABLE)
-        if name not in stale and then[name]["version"] == here.get("version"):
+        if name in now and name not in stale and then[name]["version"] == here.get("version"):
             faults.append(
                 f"table {name}: altered when the record was computed, its version {here['version']} is another"
             )

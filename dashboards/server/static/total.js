@@ -1,5 +1,5 @@
 "use strict";
-// Asks for the sums again as long as the server still reads the folder.
+// Asks for the sums again as long as the server still reads the folder, or cannot.
 const EVERY_MS = 700;
 const sums = document.getElementById("sums");
 const base = document.body.dataset.base;
@@ -24,6 +24,6 @@ async function again() {
       tell("No answer from the dashboard: what is shown may be old. Trying again.");
     }
   }
-  if (sums.querySelector(".reading")) setTimeout(again, EVERY_MS);
+  if (sums.querySelector(".reading, [data-again]")) setTimeout(again, EVERY_MS);
 }
-if (sums.querySelector(".reading")) setTimeout(again, EVERY_MS);
+if (sums.querySelector(".reading, [data-again]")) setTimeout(again, EVERY_MS);

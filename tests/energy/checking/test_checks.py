@@ -242,13 +242,15 @@ def test_a_record_that_holds_raises_nothing() -> None:
         ({"gap_s": 0.0}, 1, "less than idle"),  # of a record from before it was noted
         ({"gap_s": 5.0}, 1, None),
         ({}, 2, None),
+        ({"energy_j": 9e6}, 2, "more than rated power"),  # over all of the run already
     ],
 )
 def test_the_power_of_a_device_is_over_the_time_in_which_it_was_metered(
     told: dict[str, Any], attempts: int, check: str | None
 ) -> None:
-    device = {"uuid": "u", "name": "NVIDIA A100-SXM4-80GB", "energy_j": 36000.0, "samples": 9}
-    made = record(devices=[device | told], phases=[], energy_it_kwh=0.01, pue=None, energy_facility_kwh=None)
+    device: dict[str, Any] = {"uuid": "u", "name": "NVIDIA A100-SXM4-80GB", "energy_j": 36000.0, "samples": 9} | told
+    kwh = device["energy_j"] / 3.6e6
+    made = record(devices=[device], phases=[], energy_it_kwh=kwh, pue=None, energy_facility_kwh=None)
     made["run"]["attempts"] = [{"started_unix_s": 0.0, "ended_unix_s": 5000.0}] * attempts
     made["carbon"] = {}
     assert [finding.check for finding in check_record(made)] == ([check] if check else [])

@@ -130,6 +130,8 @@ def test_gpu_hours_and_embodied_carbon_of_a_measured_command_beside_a_training_c
         ([at("m", 2, 5, "efgh")], 0.0),  # they share CPUs alone
         ([at("m", 2, 5, "abcdefgh", held=8)], 12.0),
         ([at("m", 2, 5, "abcd"), at("n", 4, 6, "abcd")], 20.0),
+        ([at("m", 0, 10, "abcd"), at("n", 0, 10, "abcdefgh", held=8)], 80.0),  # e to h are the second's alone
+        ([at("f", 0, 10, "abcd", "final"), at("n", 0, 10, "abcdefgh", held=8)], 40.0),
         ([at("f", 2, 5, "abcd", "final")], 0.0),  # each ran on what it held
     ):
         found = overlaps([training, *others])
