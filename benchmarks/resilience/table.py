@@ -192,7 +192,7 @@ def _meters_page(part: Result) -> list[str]:
 
 def _settled(part: Result) -> str:
     if "settle_s" not in part:
-        return ""
+        return " How long they had been watched before memory was compared is not in this result."
     return (
         f" Memory is compared after {part['settle_s'] / 60:.0f} minutes of the same, in which every process of Ray "
         "that exports metrics grows by some 4 MB, meter or not, and then no more."
