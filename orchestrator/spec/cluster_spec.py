@@ -7,10 +7,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from energy.factors import accelerator as known_accelerator
 from orchestrator.spec import sense
 from orchestrator.spec.budget import Money
-from orchestrator.spec.quantities import DURATION, Count, DurationS, Whole, quantity
+from orchestrator.spec.quantities import DURATION, DurationS, Positive, Whole, quantity
 from orchestrator.spec.section import Section
-
-Positive = Annotated[Count, Field(gt=0)]
 
 
 def _an_accelerator(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from orchestrator.spec import sense
-from orchestrator.spec.quantities import Count, Number
+from orchestrator.spec.quantities import Count, Number, Positive
 from orchestrator.spec.section import Section
 
 
@@ -33,7 +33,7 @@ class SourceEntry(Section):
     )
     path: Path | None = Field(default=None, description="The folder or file; python-stdlib has none")
     text_key: str = Field(default="text", description="Key or column that holds a document's text")
-    min_bytes: Annotated[Count, Field(gt=0)] | None = Field(
+    min_bytes: Positive | None = Field(
         default=None,
         description="Of python-stdlib: installed packages are added to the standard library until there are so many",
     )

@@ -15,7 +15,7 @@ from orchestrator.spec.named import OrName, with_names_looked_up
 from orchestrator.spec.quantities import DurationS, IntensityGPerKwh, Number, PowerW
 from orchestrator.spec.section import Section
 
-Positive = Annotated[PowerW, Field(gt=0)]
+PositiveW = Annotated[PowerW, Field(gt=0)]
 SOURCE = "Where that figure comes from"
 
 
@@ -97,15 +97,15 @@ class EnergySpec(Section):
         default="calendar",
         description="What the making of hardware is shared out over: the hours of its life, or those it is busy in",
     )
-    device_rated_power: Positive | None = Field(
+    device_rated_power: PositiveW | None = Field(
         default=None, description="W of a device for the paper's method; null: by the tables"
     )
     device_rated_power_source: str | None = Field(default=None, description=SOURCE)
-    node_baseline: Positive | None = Field(
+    node_baseline: PositiveW | None = Field(
         default=None, description="W of a node's fans, network and storage, which nothing reads"
     )
     node_baseline_source: str | None = Field(default=None, description=SOURCE)
-    node_baselines: Annotated[dict[str, Positive], Field(min_length=1)] | None = Field(
+    node_baselines: Annotated[dict[str, PositiveW], Field(min_length=1)] | None = Field(
         default=None,
         description='The same by kind of node: {"gpu-*": 700 W, "*": 90 W}, of the patterns of names the first that '
         "fits",

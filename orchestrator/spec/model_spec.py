@@ -7,10 +7,9 @@ from pydantic import Field
 
 from model.config import RopeKind, RopeScaling
 from orchestrator.spec import sense
-from orchestrator.spec.quantities import Count, Number
+from orchestrator.spec.quantities import Number, Positive
 from orchestrator.spec.section import Section
 
-Positive = Annotated[Count, Field(gt=0)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, GetJsonSchemaHandler
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -88,6 +88,7 @@ def _whole(value: Any) -> int:
 # YAML 1.1 reads `3e-4` as a string, so plain numbers go through the same door.
 Number = Annotated[float, BeforeValidator(_parser({"": 1.0}, "3.0e-4")), Written(())]
 Count = Annotated[int, BeforeValidator(_count), Written(tuple(COUNT))]
+Positive = Annotated[Count, Field(gt=0)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 PowerW = Annotated[float, BeforeValidator(_parser(POWER, "400 W")), Written(tuple(POWER))]
 DurationS = Annotated[float, BeforeValidator(_parser(DURATION, "30 min")), Written(tuple(DURATION))]

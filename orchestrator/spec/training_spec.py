@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from orchestrator.spec import sense
-from orchestrator.spec.quantities import Count, Number, Whole
+from orchestrator.spec.quantities import Count, Number, Positive, Whole
 from orchestrator.spec.section import Section
 
-Positive = Annotated[Count, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
