@@ -138,6 +138,10 @@ def test_gpu_hours_and_embodied_carbon_of_a_measured_command_beside_a_training_c
         total = roll_up([training, *others], found)["total"]
         held = 40.0 + sum(other.gpu_hours or 0.0 for other in others) - hours
         assert (total["gpu_hours"], total["embodied_tco2eq"]) == pytest.approx((held, 0.1 * held)), others
+    # A training on four of a node's GPUs that are all metered: the second command has four of its own.
+    node = at("t", 0, 10, "abcdefgh", "final")
+    three = [node, at("m", 0, 10, "abcd"), at("n", 0, 10, "abcdefgh", held=8)]
+    assert roll_up(three, overlaps(three))["total"]["gpu_hours"] == pytest.approx(80.0)
     training.embodied_tco2eq = None  # the sum has the command's alone
     assert set(overlaps([training, at("m", 2, 5, "abcd")])) == {"gpu_hours"}
 
