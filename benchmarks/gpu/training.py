@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.gpu.metered import attempt, metered, utilisation
+from benchmarks.gpu.metered import WARM_UP, attempt, metered, utilisation
 from benchmarks.training.systems import SYSTEMS, Case, join_group
 
 Say = Callable[[str, Any], None]
@@ -32,7 +32,7 @@ def training(system: str, case: Case, lengths: list[int], seconds: float, say: S
 def _one(system: str, case: Case, seconds: float) -> dict[str, Any]:
     step = SYSTEMS[system](case)
     first_loss = float(step())
-    found = metered(step, case.device, seconds, case.tokens)
+    found = metered(step, case.device, seconds, case.tokens, warm_up=WARM_UP - 1)
     return {
         "sequences": case.sequences,
         "layers": case.config.n_layers,

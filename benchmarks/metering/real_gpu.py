@@ -26,7 +26,7 @@ from energy.sensors import nvml  # noqa: E402
 Load = Callable[[threading.Event], None]
 
 
-def latency_us(sensor: Any, calls: int = 2000) -> dict[str, float]:
+def latency_us(sensor: Any, calls: int = 500) -> dict[str, float]:
     """Microseconds of one reading (energy and both powers), in a row and after a pause as the meter makes it."""
 
     def one() -> float:

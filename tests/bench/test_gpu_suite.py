@@ -136,13 +136,11 @@ def test_ours_has_a_second_turn_at_all_lengths() -> None:
     assert again == first
 
 
-def test_all_parts_fit_into_nine_minutes_and_the_checks_are_not_the_last() -> None:
+def test_all_parts_fit_into_nine_minutes() -> None:
     expected_s = gpu_suite.EXPECTED_S
     assert list(PARTS) == list(expected_s) and sum(expected_s.values()) <= 540
     seen_s = {name: part["seconds"] for name, part in SEEN["parts"].items() if part["error"] is None}
     assert seen_s and all(seconds <= expected_s[name] for name, seconds in seen_s.items())
-    order = list(expected_s)
-    assert all(order.index("checks") < order.index(name) for name in ("generation", "attention", "training full"))
 
 
 def test_layers_are_as_many_as_fit() -> None:
