@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu.metered import WARM_UP, attempt, metered, utilisation
-from benchmarks.training.systems import SYSTEMS, Case, join_group
+from benchmarks.training.systems import BY_LAYER, SYSTEMS, Case, join_group
 
 Say = Callable[[str, Any], None]
 
@@ -30,7 +30,7 @@ def training(system: str, case: Case, lengths: list[int], seconds: float, say: S
 
 
 def _one(system: str, case: Case, seconds: float) -> dict[str, Any]:
-    step = SYSTEMS[system](case)
+    step = (SYSTEMS | BY_LAYER)[system](case)
     first_loss = float(step())
     found = metered(step, case.device, seconds, case.tokens, warm_up=WARM_UP - 1)
     return {

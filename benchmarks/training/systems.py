@@ -170,7 +170,7 @@ def _draw_weights(model: Llama, device: torch.device) -> None:
     model.reset_buffers()
 
 
-def huggingface(case: Case, compile: bool) -> Step:
+def huggingface(case: Case, compile: bool, by_layer: bool = False) -> Step:
     import transformers
 
     config = case.config
@@ -180,7 +180,7 @@ def huggingface(case: Case, compile: bool) -> Step:
                 config_dict(config) | {"use_cache": False, "attn_implementation": "sdpa"}
             )
         )
-    if compile and case.fsdp:
+    if compile and (by_layer or case.fsdp):
         for layer in model.model.layers:
             layer.compile()
         model.loss_function = torch.compile(model.loss_function)
@@ -237,5 +237,10 @@ def torchtitan(case: Case, compile: bool) -> Step:
 SYSTEMS: dict[str, Callable[[Case], Step]] = {
     name + suffix: functools.partial(build, compile=bool(suffix))
     for name, build in (("hoofprint", hoofprint), ("transformers", huggingface), ("torchtitan", torchtitan))
+    for suffix in ("", "_compiled")
+}
+# Beside them on a GPU: there the whole was slower when it was compiled than its layers, and the best is the peer.
+BY_LAYER: dict[str, Callable[[Case], Step]] = {
+    f"transformers_by_layer{suffix}": functools.partial(huggingface, compile=bool(suffix), by_layer=True)
     for suffix in ("", "_compiled")
 }
