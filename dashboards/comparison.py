@@ -1,7 +1,8 @@
 """Runs beside each other: their figures, the differences against the first, and what cannot be compared.
 
 Two numbers are compared only where they mean the same. Losses need one tokenizer and one validation set, energies one
-boundary, MFU one FLOP convention, and the totals of a run that did not end as planned are of what it did.
+boundary (per token one tokenizer, too), MFU one FLOP convention, and the totals of a run that did not end as planned
+are of what it did.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dashboards.figures.catalogue import Source
 from dashboards.figures.curves import energy_at
 from dashboards.figures.drawing import Drawing
 from dashboards.figures.pareto import pareto_drawing
+from energy.boundaries import covered_by
 from energy.human import digits, human_energy, percent
 from energy.runs import flat
 from energy.units import JOULE_PER_KWH
@@ -28,6 +30,7 @@ FIGURES = (
 )  # fmt: skip
 TOTALS = ("energy_it_kwh", "energy_facility_kwh", "carbon_tco2eq", "gpu_hours")
 OF_ENERGY = ("energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq")
+BY_TOKEN = ("loss", "joule_per_token")  # of tokens, which are pieces of text only by one tokenizer
 LESS_IS_BETTER = ("loss", "energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq", "gpu_hours")
 MORE_IS_BETTER = ("mfu",)
 SHARE_APART = 0.2  # shares of measured energy that differ by more are worth a word
@@ -126,6 +129,7 @@ def read_compared(source: Source) -> Compared:
             "tokenizer_sha256": _tokenizer(folder),
             "validation_set": _validation_set(run, spec),
             "boundary": energy["boundary"],
+            "covers": covered_by(energy),
             "share_measured": energy["share_measured"],
             "pue": energy["pue"],
             "intensity_g_per_kwh": record["carbon"]["intensity_g_per_kwh"],
@@ -146,14 +150,15 @@ def obstacles(one: Compared, other: Compared) -> list[tuple[tuple[str, ...], str
         return bool(one.means[key] != other.means[key])
 
     have_loss = one.figures["loss"] is not None and other.figures["loss"] is not None
+    by_token = tuple(key for key in BY_TOKEN if None not in (one.figures[key], other.figures[key]))
+    if by_token and differs("tokenizer_sha256"):
+        found.append((by_token, "other tokenizers: a token is not the same piece of text"))
     if have_loss and differs("loss_kind"):
         found.append((("loss",), f"{one.means['loss_kind']} loss against {other.means['loss_kind']} loss"))
-    elif have_loss and differs("tokenizer_sha256"):
-        found.append((("loss",), "other tokenizers: a token is not the same piece of text"))
-    elif have_loss and differs("validation_set"):
+    elif have_loss and not differs("tokenizer_sha256") and differs("validation_set"):
         found.append((("loss",), "losses on other validation sets"))
-    if differs("boundary") and None not in (one.means["boundary"], other.means["boundary"]):
-        found.append((OF_ENERGY, f"other boundaries: {one.means['boundary']} against {other.means['boundary']}"))
+    if differs("covers") and None not in (one.means["covers"], other.means["covers"]):
+        found.append((OF_ENERGY, f"other boundaries: {one.means['covers']} against {other.means['covers']}"))
     if one.figures["mfu"] is not None and other.figures["mfu"] is not None and differs("flop_convention"):
         names = [str(run.means["flop_convention"]).partition(":")[0] for run in (one, other)]
         found.append((("mfu",), f"other FLOP conventions: {names[0]} against {names[1]}"))

@@ -13,7 +13,7 @@ from dashboards.figures import loss_energy_figure, phases_figure, power_figure
 from dashboards.templating import template_environment, utc
 from energy import human
 from energy.accounting.account import account_run
-from energy.boundaries import METHODS, boundary_text
+from energy.boundaries import METHODS, boundary_of_record
 from energy.carbon.embodied import CONVENTIONS
 from energy.export.facts import lacking_carbon, share_text
 from energy.records.record import FILE_NAME, series_of, write_record
@@ -252,9 +252,7 @@ def _context(run: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
         "headline": headline(record),
         "state": state_line(record),
         "phases": sorted(record["energy"]["phases"], key=lambda part: -(part["energy_kwh"] or 0.0)),
-        "boundary": boundary_text(
-            record["energy"]["boundary"], {device["kind"] for device in record["hardware"]["devices"]}
-        ),
+        "boundary": boundary_of_record(record["energy"]),
         "spec": spec.read_text(encoding="utf-8") if spec.exists() else "",
         "plan": _outcome(run),
         "beyond": _beyond(record),

@@ -27,6 +27,7 @@ BOUNDARIES = {
     "run": "the whole run, from the start of its first attempt to the end of its last",
     "meter": "the metering alone",
 }
+WHOLE = frozenset({"node", "baseline"})  # kinds of device that stand for all of a node, or for the rest of it
 WHOLE_NODE = "whole nodes, by their own sensor or as was declared of them: no network between them and no cooling"
 NO_DEVICE = "no device was metered"
 METHODS = {
@@ -64,10 +65,32 @@ def boundary_of(devices: Iterable[Metered]) -> str | None:
 
 
 def boundary_text(boundary: str | None, kinds: Collection[str]) -> str:
-    """A boundary for people; `kinds` are those of the devices in it."""
+    """The boundary of one node for people; `kinds` are those of the devices in it."""
     if boundary is None:
         return NO_DEVICE
-    return WHOLE_NODE if {"node", "baseline"} & set(kinds) else BOUNDARIES[boundary]
+    return WHOLE_NODE if WHOLE & set(kinds) else BOUNDARIES[boundary]
+
+
+def covered_by(energy: Record) -> str | None:
+    """What a record's `energy` covers, in a few words that are the same where it is the same; None of no device."""
+    whole, nodes = _whole_nodes(energy["devices"])
+    if not whole or energy["boundary"] is None:
+        return energy["boundary"]
+    return "whole nodes" if whole == nodes else f"{whole} of {nodes} nodes whole"
+
+
+def boundary_of_record(energy: Record) -> str:
+    """The boundary of a record's `energy` for people: of whole nodes only where each is one."""
+    whole, nodes = _whole_nodes(energy["devices"])
+    if not whole or whole == nodes:
+        return boundary_text(energy["boundary"], WHOLE if whole else ())
+    return f"{whole} of {nodes} nodes as {WHOLE_NODE}; of the others {BOUNDARIES['node']}"
+
+
+def _whole_nodes(devices: Iterable[Record]) -> tuple[int, int]:
+    """How many nodes have a sensor or a declaration for all that is in them, and how many were metered."""
+    metered = [device for device in devices if device["node"] and device["samples"]]
+    return len({device["node"] for device in metered if device["kind"] in WHOLE}), len({d["node"] for d in metered})
 
 
 def shares_of(devices: Iterable[Metered], total_j: float | None) -> dict[str, float | None]:

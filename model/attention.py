@@ -92,9 +92,12 @@ def attend(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor, mas
     mask: None for whole sequences. For packed documents what `model.packing` made, which says both what is causal and
     what is of the same document: an additive (B, 1, L, L), a BlockMask of FlexAttention, or a Varlen.
     """
-    grouped = k_BKLD.shape[1] < q_BHLD.shape[1]
     if mask is None and takes(q_BHLD, k_BKLD):
         return causal_attention(q_BHLD, k_BKLD, v_BKLD)
+    if not isinstance(mask, Varlen) and repeats(q_BHLD.device.type, q_BHLD.dtype):
+        groups = q_BHLD.shape[1] // k_BKLD.shape[1]
+        k_BKLD, v_BKLD = k_BKLD.repeat_interleave(groups, dim=1), v_BKLD.repeat_interleave(groups, dim=1)
+    grouped = k_BKLD.shape[1] < q_BHLD.shape[1]
     if mask is None:
         return F.scaled_dot_product_attention(q_BHLD, k_BKLD, v_BKLD, is_causal=q_BHLD.shape[2] > 1, enable_gqa=grouped)
     if isinstance(mask, torch.Tensor):
@@ -102,6 +105,12 @@ def attend(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor, mas
     if isinstance(mask, Varlen):
         return _attend_varlen(q_BHLD, k_BKLD, v_BKLD, mask)
     return _attend_flex(q_BHLD, k_BKLD, v_BKLD, mask)
+
+
+def repeats(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether shared key/value heads are repeated for all query heads: on a GPU the one kernel that computes in float32
+    without writing the whole matrix of scores ("efficient") cannot share them."""
+    return device_type == "cuda" and dtype == torch.float32
 
 
 def attend_next(
@@ -181,6 +190,8 @@ def backend_in_use(
     if mask is not None and not isinstance(mask, torch.Tensor):
         return "flex"
     heads = [n // tensor_parallel for n in (config.n_heads, config.n_kv_heads)]
+    if repeats(like.device.type, like.dtype):
+        heads[1] = heads[0]
     # Strided as `Attention` makes them; of `requires_grad` depends which back ends can.
     q, k = (
         like.new_empty(batch, config.sequence_length, n, config.head_dim).transpose(1, 2).requires_grad_()

@@ -94,11 +94,12 @@ class Compute:
 def activation_bytes_per_token(config: LlamaConfig, checkpointing: str, compute: Compute) -> int:
     """Bytes per token that one block keeps for the backward (see the top of the file)."""
     d, h, kv = config.dim, config.ffn_hidden, 2 * config.n_kv_heads * config.head_dim
+    attended = 2 * d if compute.dtype == "float32" and not compute.cpu else kv  # `model.attention.repeats`
     silu = 0 if compute.compiled or compute.cpu else h
     lean = compute.compiled and compute.dtype == "float8"
     softmax, norms = 4 * config.n_heads, 8
     kept = {
-        "none": compute.width * (4 * d + kv + 2 * h if lean else 6 * d + kv + 3 * h + silu) + softmax + norms,
+        "none": compute.width * (4 * d + kv + 2 * h if lean else 6 * d + attended + 3 * h + silu) + softmax + norms,
         "selective": compute.width * ((4 if compute.compiled else 5) * d + kv + 2 * h) + softmax,
         "full": compute.width * d,
     }

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn  # a plan of memory needs no torch
@@ -171,7 +171,7 @@ def sharding_plan(model: nn.Module, layout: Layout, prefetch: int = 1) -> Shardi
         parameters.append(Placed(name, tuple(parameter.shape), unit, cut, layout))
     blocks = tuple(dict.fromkeys(each.unit for each in parameters if each.unit != ROOT))
     if layout.tensor > 1:
-        _check_cuts(model, layout.tensor)
+        _check_cuts(model, layout)
     styles = tuple(_styles(blocks)) if layout.tensor > 1 else ()
     return ShardingPlan(layout, tuple(parameters), styles, (*blocks, ROOT), prefetch)
 
@@ -187,12 +187,32 @@ def _styles(blocks: tuple[str, ...]) -> list[tuple[str, Style]]:
     return [*styles, ("norm", "sequence"), ("output", "words"), ("head", "words")]
 
 
-def _check_cuts(model: nn.Module, tensor: int) -> None:
-    config = getattr(model, "config", None)
+def _check_cuts(model: nn.Module, layout: Layout) -> None:
+    config: Any = getattr(model, "config", None)
     for knob in ("n_heads", "n_kv_heads", "ffn_hidden", "sequence_length"):
         size = getattr(config, knob)
-        if size % tensor:
-            raise ValueError(f"tensor_parallel {tensor} does not divide {knob} {size}")
+        if size % layout.tensor:
+            raise ValueError(f"tensor_parallel {layout.tensor} does not divide {knob} {size}")
+    if why := uneven_words(config.vocab_size, layout.tensor, layout.shards):
+        raise ValueError(why)
+
+
+def uneven_words(vocab_size: int, tensor: int, shards: int) -> str | None:
+    """Why tensor parallelism cannot cut the vocabulary; None where it can.
+
+    Uneven parts go with at most two shards: of more, PyTorch's checkpoints do not know where a shard of an uneven part
+    lies (its placements describe equal parts), and refuse to be written.
+    """
+    most = -(-vocab_size // tensor)
+    if most * (tensor - 1) >= vocab_size:
+        return f"tensor_parallel {tensor} leaves a rank without words of vocab_size {vocab_size}"
+    if shards > 2 and vocab_size % tensor:
+        more = -(-vocab_size // tensor) * tensor
+        return (
+            f"tensor_parallel {tensor} over {shards} shards does not divide vocab_size {vocab_size}; rows without a "
+            f"piece do no harm: model.vocab_size {more}"
+        )
+    return None
 
 
 def _without_number(placed: Placed) -> str:

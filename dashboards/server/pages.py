@@ -211,7 +211,10 @@ class Pages:
 
 
 def _known_s(energy: dict[str, Any], device: dict[str, Any]) -> float:
-    """Time in s of which the energy of a device is known, by a record: of its attempts, without what was not read."""
+    """Time in s of which the energy of a device is known, by a record. One from before this was noted has it of all
+    attempts, without what was not read: too long of a device that came late."""
+    if "metered_s" in device:
+        return float(device["metered_s"] or 0.0)
     crash = next((part for part in energy["phases"] if part["phase"] == "gap"), {"seconds": 0.0, "energy_kwh": 0.0})
     tells = device["method"] == "counter" and crash["energy_kwh"]  # of the time between a crash and the restart too
     lost_s = max(0.0, device["gap_s"] - crash["seconds"])

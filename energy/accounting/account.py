@@ -23,7 +23,7 @@ from energy.accounting.phases import UNATTRIBUTED, PhaseEnergy, Timeline, by_pha
 from energy.accounting.placement import gpus_held, is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
 from energy.accounting.uncertainty import Part, share_of
-from energy.accounting.whole_node import Line, Straight, incredible, rests, unread
+from energy.accounting.whole_node import Line, Straight, incredible, missing_s, rests, unread
 from energy.ledger.readings import Session, first_devices, is_fine, read_sessions
 from energy.runs import RunFolder
 
@@ -244,8 +244,8 @@ def _add_node(account: Account, books: _Books, devices: list[list[Stretch]], use
         )
     whole = [(about, curves) for about, curves, _, _ in found if about["kind"] == "node"]
     if whole:
-        spans = {session.span() for about, _, _, sessions in found if about["kind"] == "node" for session in sessions}
-        _add_rests(account, books, whole, inside, others, math.fsum(end - start for start, end in spans))
+        spans = [session.span() for about, _, _, sessions in found if about["kind"] == "node" for session in sessions]
+        _add_rests(account, books, whole, inside, others, union_s(spans))
 
 
 def _book(books: _Books, curves: list[Curve], gaps: list[Gap], idle: bool = False) -> None:
@@ -306,7 +306,8 @@ def _add_rests(
         device.energy_j = math.fsum(curve.energy_j for curve in rest.curves)
         device.doubt_j = math.fsum(curve.doubt_j for curve in rest.curves)
         device.metered_s = rest.known_s
-        if device.gap_s > 0:  # it is missing since its last answer, not since somebody noticed
+        if device.gap_s > 0 or (rest is told[0] and missing_s(told, metered_s)):
+            # It is missing since its last answer, not since somebody noticed.
             device.gap_s = max(0.0, metered_s - rest.known_s)
         device.in_node_j = -math.fsum(rest.inside_j)
         for (part, _), inside_j in zip(inside, rest.inside_j, strict=True):

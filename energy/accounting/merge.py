@@ -13,17 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from energy.accounting.account import with_shared_devices
-from energy.accounting.curves import Array, Curve, curve_of
+from energy.accounting.curves import Curve, curve_of
 from energy.accounting.placement import is_others, own_stretches
 from energy.accounting.stretches import Machines, Stretch, join, unite
-from energy.accounting.whole_node import Span, Straight, incredible, rests
+from energy.accounting.union import WHOLE, Owner, Piece, pieces_of, union_j
+from energy.accounting.whole_node import incredible, rests
 from energy.ledger.readings import is_fine, read_sessions
 from energy.runs import RunFolder
-
-WHOLE = "whole"  # of a device that is not parted into MIG instances
 
 
 @dataclass
@@ -46,12 +43,12 @@ class _Machine:
     """What was metered on one machine, by whichever runs: the pieces of each device, those that belonged to nobody in a
     run included, and what sensors of the whole of it read: (key, description, curves, run)."""
 
-    parts: dict[str, list[_Piece]] = field(default_factory=dict)
+    parts: dict[str, list[Piece]] = field(default_factory=dict)
     whole: list[tuple[str, dict[str, Any], list[Curve], str]] = field(default_factory=list)
 
     def of(self, run: str) -> _Machine:
         """What one run has seen of it."""
-        parts = {key: [piece for piece in pieces if piece.run == run] for key, pieces in self.parts.items()}
+        parts = {key: [piece for piece in pieces if piece.owner.run == run] for key, pieces in self.parts.items()}
         return _Machine(parts, [whole for whole in self.whole if whole[3] == run])
 
     def rests_j(self) -> dict[str, float]:
@@ -61,7 +58,7 @@ class _Machine:
         for rest in rests([curves for _, _, curves, _ in self.whole], []):
             spans = [(float(curve.time_unix_s[0]), float(curve.time_unix_s[-1])) for curve in rest.curves]
             parts = [
-                (pieces[0].method, not any(p.is_own for p in pieces), math.fsum(_union(pieces, s)[0] for s in spans))
+                (pieces[0].owner.method, not any(piece.owner.is_own for piece in pieces), union_j(pieces, spans))
                 for pieces in self.parts.values()
                 if pieces
             ]
@@ -89,25 +86,6 @@ class Merged:
         return math.fsum(device.overlap_j for device in self.devices)
 
 
-@dataclass
-class _Piece:
-    """A stretch of one GPU or other device in one run: unix s, cumulative J of the whole of it, and what parts of it
-    the run stands for: {MIG instance: its share}, or {WHOLE: 1}."""
-
-    times: Array
-    energy_j: Array
-    parts: dict[str, float]
-    run: str
-    method: str
-    is_own: bool
-    is_gap: bool = False
-
-    def energy_between_j(self, start: float, end: float) -> float:
-        # Of several rows at its first moment (a clock was set back) np.interp would give the last.
-        before_j = np.interp(start, self.times, self.energy_j) if start > self.times[0] else self.energy_j[0]
-        return float(np.interp(end, self.times, self.energy_j) - before_j)
-
-
 def merge(runs: Iterable[RunFolder], *, until_unix_s: Mapping[Path, float] | None = None) -> Merged:
     """The devices of several runs, each joule once, by their seconds where these are not too large together.
 
@@ -119,8 +97,9 @@ def merge(runs: Iterable[RunFolder], *, until_unix_s: Mapping[Path, float] | Non
     merged, machines, runs = Merged(), Machines(), list(runs)
     if not (fine := is_fine(path for run in runs for path in run.ledgers())):
         merged.warnings.append("runs are told apart by rows a minute apart: the finer files are too large together")
-    pieces: dict[str, list[_Piece]] = {}
+    pieces: dict[str, list[Piece]] = {}
     about: dict[str, dict] = {}
+    metered_by: dict[str, list[str]] = {}
     nodes: dict[str, _Machine] = {}
     for run in runs:
         end_unix_s = (until_unix_s or {}).get(run.path, math.inf)
@@ -140,9 +119,10 @@ def merge(runs: Iterable[RunFolder], *, until_unix_s: Mapping[Path, float] | Non
                 if is_own:
                     about.setdefault(key, sensor)
                     pieces.setdefault(key, []).extend(own)
+                    metered_by.setdefault(key, []).append(run.path.name)
     for key, own_pieces in pieces.items():
-        energy_j, overlap_j = _union(own_pieces)
-        merged.devices.append(_merged(about[key], energy_j, overlap_j, [piece.run for piece in own_pieces]))
+        energy_j, seen_j = union_j(own_pieces), _seen_j(own_pieces)
+        merged.devices.append(_merged(about[key], energy_j, max(0.0, seen_j - energy_j), metered_by[key]))
     for machine in nodes.values():
         by_run = [machine.of(run).rests_j() for run in dict.fromkeys(whole[3] for whole in machine.whole)]
         told = machine.rests_j()
@@ -153,6 +133,12 @@ def merge(runs: Iterable[RunFolder], *, until_unix_s: Mapping[Path, float] | Non
     return merged
 
 
+def _seen_j(pieces: list[Piece]) -> float:
+    """What each run that has pieces of a device counts of it, all together in J."""
+    runs = dict.fromkeys(piece.owner.run for piece in pieces)
+    return math.fsum(union_j([piece for piece in pieces if piece.owner.run == run]) for run in runs)
+
+
 def _merged(sensor: dict[str, Any], energy_j: float, overlap_j: float, runs: list[str]) -> MergedDevice:
     named = {each: sensor[each] for each in ("uuid", "name", "node", "kind", "method")}
     return MergedDevice(**named, energy_j=energy_j, overlap_j=overlap_j, runs=list(dict.fromkeys(runs)))
@@ -160,7 +146,7 @@ def _merged(sensor: dict[str, Any], energy_j: float, overlap_j: float, runs: lis
 
 def _devices(
     run: RunFolder, stretches: dict[str, list[Stretch]], machines: Machines, nodes: dict[str, _Machine]
-) -> Iterator[tuple[str, dict[str, Any], list[_Piece], bool]]:
+) -> Iterator[tuple[str, dict[str, Any], list[Piece], bool]]:
     """(what tells it from others in all runs, description, pieces, whether it was the run's own) of a run's devices;
     they and the sensors of whole nodes are put beside those of the same machine in `nodes`."""
     used, name = run.devices_used(), run.path.name
@@ -173,54 +159,7 @@ def _devices(
             machine.whole.append((key, sensor, curves, name))
             continue
         parts = dict(sensor.get("instances") or {WHOLE: float(sensor.get("share", 1.0))})
-        share = min(1.0, math.fsum(parts.values()))
         is_own = not is_others(sensor, [stretch[1] for stretch in own], used)
-        about = (parts, name, sensor["method"], is_own)
-        pieces = [_Piece(curve.time_unix_s, curve.booked_j / share, *about) for curve in curves]
-        for gap in gaps:
-            if gap.energy_j > 0:  # else nothing is known of it, and another run's readings may tell
-                line = Straight.over(gap)
-                pieces.append(_Piece(line.time_unix_s, line.booked_j / share, *about, is_gap=True))
+        pieces = pieces_of(curves, gaps, Owner(name, parts, sensor["method"], is_own))
         machine.parts.setdefault(key, []).extend(pieces)
         yield key, sensor, pieces, is_own
-
-
-def _union(pieces: list[_Piece], within: Span | None = None) -> tuple[float, float]:
-    """(energy of the union of times and parts, energy that another run has seen too) in J; all of it, or in a span."""
-    pieces = sorted(pieces, key=lambda piece: (piece.times[0], -piece.times[-1]))
-    edges = sorted({float(edge) for piece in pieces for edge in (piece.times[0], piece.times[-1])})
-    if within is not None:
-        edges = [within[0], *(edge for edge in edges if within[0] < edge < within[1]), within[1]]
-    counted, seen = [], []
-    open_pieces: list[_Piece] = []
-    waiting = iter([*pieces, None])
-    following = next(waiting)
-    for start, end in zip(edges, edges[1:], strict=False):
-        open_pieces = [piece for piece in open_pieces if piece.times[-1] > start]
-        while following is not None and following.times[0] <= start:
-            if following.times[-1] > start:
-                open_pieces.append(following)
-            following = next(waiting)
-        if not open_pieces:
-            continue
-        by_run: dict[str, list[_Piece]] = {}
-        for piece in open_pieces:
-            by_run.setdefault(piece.run, []).append(piece)
-        seen += [_together_j(own, start, end) for own in by_run.values()]
-        counted.append(_together_j(open_pieces, start, end))
-    for piece in pieces if within is None else []:
-        if len(piece.times) == 1:  # nothing but a reading: what a model said of the time before it
-            single_j = float(piece.energy_j[0]) * min(1.0, math.fsum(piece.parts.values()))
-            counted.append(single_j)
-            seen.append(single_j)
-    return math.fsum(counted), max(0.0, math.fsum(seen) - math.fsum(counted))
-
-
-def _together_j(pieces: list[_Piece], start: float, end: float) -> float:
-    """Energy in J of a device between two moments, as far as these pieces stand for it; the one that began first tells
-    what it used, a gap where nobody read it."""
-    parts: dict[str, float] = {}
-    for piece in pieces:
-        parts |= piece.parts
-    teller = next((piece for piece in pieces if not piece.is_gap), pieces[0])
-    return teller.energy_between_j(start, end) * min(1.0, math.fsum(parts.values()))

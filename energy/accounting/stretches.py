@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from energy.accounting.curves import Curve, Gap, gap_between
 from energy.accounting.placement import was_others
+from energy.accounting.whole_node import Span, beyond, known_spans
 from energy.ledger.readings import Session
 from energy.metering.track import LONGEST_UPDATE_S
 from energy.sensors import device_key
@@ -68,7 +70,11 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
             and (not session.ended or float(following.time_unix_s[0]) < float(curve.time_unix_s[-1]))
         )
         if last is not None and float(curve.time_unix_s[0]) < float(last[2].time_unix_s[-1]):
-            warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once")
+            others = [_unknown_to(earlier, curve.between(start, end)) for earlier in curves]
+            filled_s = math.fsum(until - since for spans in others for since, until in spans)
+            also = f"; of what is unknown {filled_s:.1f} s are in the total, by {ledger}" if filled_s else ""
+            warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once{also}")
+            curves = [part for old, spans in zip(curves, others, strict=True) for part in _filled(old, curve, spans)]
             start = max(start, float(last[2].time_unix_s[-1]))
             if start >= float(curve.time_unix_s[-1]):
                 continue
@@ -89,3 +95,21 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
             curves[-1].attempt[:1] = curves[-1].attempt[1:2]
         last = stretch
     return about, curves, gaps
+
+
+def _unknown_to(curve: Curve, other: Curve) -> list[Span]:
+    """The time of which another meter of the same device knows what this one does not."""
+    unknown = beyond([(float(curve.time_unix_s[0]), float(curve.time_unix_s[-1]))], known_spans([curve]))
+    return beyond(unknown, beyond(unknown, known_spans([other])))
+
+
+def _filled(curve: Curve, other: Curve, spans: list[Span]) -> list[Curve]:
+    """The curve with the other one's in these spans. What is counted over all of a curve stays with the first part."""
+    parts, since = [], -math.inf
+    for start, end in spans:
+        parts += [curve.between(since, start), other.between(start, end)]
+        since = end
+    parts.append(curve.between(since, math.inf))
+    told = replace(parts[0], gap_s=max(0.0, curve.gap_s - math.fsum(end - start for start, end in spans)))
+    nothing: dict[str, Any] = dict.fromkeys(("integrated_j", "gap_s", "unknown_s", "counter_j", "held_j"), 0.0)
+    return [told, *(replace(part, samples=0, **nothing) for part in parts[1:])]

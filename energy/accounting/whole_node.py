@@ -17,6 +17,7 @@ import numpy as np
 
 from energy.accounting.curves import Array, Curve, Gap
 from energy.accounting.uncertainty import MEASURED, NODE_LEAST
+from energy.ledger.readings import CURRENT_S
 
 Span = tuple[float, float]  # unix s
 
@@ -93,6 +94,13 @@ def incredible(reading_j: float, parts: Iterable[tuple[str, bool, float]]) -> st
     )
 
 
+def missing_s(told: Sequence[Rest], metered_s: float) -> float:
+    """Of the time in s in which a node was metered, that in which none of its sensors was; 0 where it is no longer than
+    what lies between two answers."""
+    lacks_s = metered_s - math.fsum(rest.known_s for rest in told)
+    return lacks_s if lacks_s > CURRENT_S else 0.0
+
+
 def unread(sensors: Sequence[tuple[str, Sequence[Curve]]], told: Sequence[Rest], metered_s: float) -> list[str]:
     """What was not plain with the sensors of a node, (name, curves) of each, in words; it was metered for so long."""
     first = told[0].sensor if told else None
@@ -106,8 +114,8 @@ def unread(sensors: Sequence[tuple[str, Sequence[Curve]]], told: Sequence[Rest],
                 f"{name} reads the same node as {sensors[first][0]}: it counts only where that one could not be read, "
                 "so that no joule is in the total twice"
             )
-        elif len(told) == 1 and any(curve.gap_s for curve in curves):
-            gap_s = max(0.0, metered_s - told[0].known_s)
+        elif missing_s(told, metered_s) or (len(told) == 1 and any(curve.gap_s for curve in curves)):
+            gap_s = max(0.0, metered_s - math.fsum(rest.known_s for rest in told))
             texts.append(
                 f"{name} was not read for {gap_s:.1f} s: the node's energy is then that of its parts alone, and what "
                 "it has beyond them is missing"

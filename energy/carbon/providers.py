@@ -85,6 +85,11 @@ class ElectricityMaps:
     def __repr__(self) -> str:
         return f"ElectricityMaps(base_url={self.base_url!r}, scope={self.scope!r})"
 
+    @classmethod
+    def source(cls, zone: str) -> str:
+        """What a series of a zone says that it is from."""
+        return f"{cls.name}, {zone}"
+
     def series(self, zone: str, start_unix_s: float, end_unix_s: float) -> IntensitySeries:
         """See IntensityProvider. Whole hours around the span are asked for, ten days at a time."""
         if not (math.isfinite(start_unix_s) and math.isfinite(end_unix_s) and start_unix_s < end_unix_s):
@@ -100,7 +105,7 @@ class ElectricityMaps:
                 list(enumerate(_once(records), start=1)),
                 {},
                 "entry",
-                f"{self.name}, {zone}",
+                self.source(zone),
                 time_column="datetime",
                 intensity_column="carbonIntensity",
                 step_s=HOUR_S,

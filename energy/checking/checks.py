@@ -31,6 +31,7 @@ __all__ = ["Claim", "Finding", "check_claim", "check_claims", "check_record", "c
 IMPLAUSIBLE = "implausible: "  # how a finding begins among the warnings of a record
 EXACT = 1e-6  # a record holds full precision, so its sums and products hold to rounding
 SHORTEST_S = 60.0  # below this a mean power says little
+PART = "assumed"  # how the share of a GPU that stands for a MIG instance was come by: it has no idle power of its own
 MORE_THAN_RATED, LESS_THAN_IDLE = "more than rated power", "less than idle"
 
 
@@ -86,7 +87,7 @@ def _devices(record: Mapping[str, Any]) -> list[Finding]:
         )
         if mean_w > known.tdp_w * GPU_HEADROOM:
             found.append(Finding(MORE_THAN_RATED, str(device["name"]), str(device.get("uuid")), told))
-        elif exactly and mean_w < idle_floor_w(known):
+        elif exactly and device.get("method") != PART and mean_w < idle_floor_w(known):
             found.append(Finding(LESS_THAN_IDLE, str(device["name"]), str(device.get("uuid")), told))
     return found
 

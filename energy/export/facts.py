@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from energy.boundaries import METHODS, boundary_text
+from energy.boundaries import METHODS, boundary_of_record
 from energy.human import percent
 from energy.runs import MEASURE
 
@@ -98,7 +98,7 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         unread=_unread(energy["devices"]),
         is_command=run.get("purpose") == MEASURE,
         training_type=run.get("training_type") or ("pre-training" if compute["compute_flop"] is not None else None),
-        boundary_text=boundary_text(energy["boundary"], {device["kind"] for device in energy["devices"]}),
+        boundary_text=boundary_of_record(energy),
         methods=", ".join(METHODS[name] for name in METHODS if any(d["method"] == name for d in energy["devices"])),
         share_measured=energy["share_measured"],
         lacking_carbon=lacking_carbon(record),

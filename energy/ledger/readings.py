@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from energy.accounting.uncertainty import MEASURED
 from energy.ledger import frames as ledger
 from energy.ledger import seconds
+from energy.ledger.distances import MINUTE, RAW, SECOND, one_table
 from energy.ledger.seek import Told, part, read_part
 from energy.metering.track import FLAGS, MISSING, UNKNOWN
 
@@ -72,7 +73,8 @@ class Session:
 
     def span(self) -> tuple[float, float]:
         """Unix s of its start and end: what was asked for (of a measured command, its own; of a node that was others'
-        first, from its first rank), as far as every measured curve is known on both sides.
+        first, from its first rank), as far as every measured curve is known on both sides. The node's own sensor holds
+        nothing back: its controller answers in seconds, and what that does not tell is missing.
 
         A counter speaks of its last update, up to 0.1 s before it is read. The rows of a stretch that was stopped in
         order go on to the first updates after the stop, so that its end is the stop itself. One that was killed ends
@@ -84,7 +86,8 @@ class Session:
         later_s = [event["from_monotonic_s"] for event in self.events if "from_monotonic_s" in event]
         asked_s = float(max(later_s, default=self.header.get("began_monotonic_s", clock[0])))
         stopped_s = float((only or end_event).get("until_monotonic_s", clock[-1]))
-        measured = np.array([sensor["method"] in MEASURED for sensor in self.sensors], bool)
+        devices = [sensor["method"] in MEASURED and sensor["kind"] != "node" for sensor in self.sensors]
+        measured = np.array(devices, bool)
         answered = measured & (rows["n"][[0, -1]] > 0) & (rows["flags"][[0, -1]] & MISSING == 0)
         current = clock[-1] - rows["at_s"][-1] <= CURRENT_S
         start_s = max([asked_s, *rows["at_s"][0][answered[0]]])
@@ -126,7 +129,7 @@ def read_sessions(
     blocks: list[NDArray[Any]] = []
     if fine and not (between is not None and _cover(raws, between[0])):
         blocks = _second_blocks(path.with_suffix(".seconds"), damaged, around, between)
-    return _join([*blocks, *minutes, *raws], headers, events, between, damaged, path.name), damaged
+    return _join({RAW: raws, MINUTE: minutes, SECOND: blocks}, headers, events, between, damaged, path.name), damaged
 
 
 def _read_minutes(
@@ -176,27 +179,24 @@ def first_devices(path: Path) -> set[str]:
 
 
 def _join(
-    tables: list[NDArray[Any]],  # the later ones win where both have a tick
+    files: Mapping[int, list[NDArray[Any]]],  # by distance
     headers: dict[int, dict[str, Any]],
     events: dict[int, list[dict[str, Any]]],
     between: tuple[float, float] | None,
     damaged: list[str],
     name: str,
 ) -> list[Session]:
-    by_session: dict[int, list[NDArray[Any]]] = {}
-    for table in tables:
+    by_session: dict[int, list[tuple[int, NDArray[Any]]]] = {}
+    for distance, table in ((distance, table) for distance, tables in files.items() for table in tables):
         numbers = np.unique(table["session"]).tolist()
         for number in numbers:
             part = table if len(numbers) == 1 else table[table["session"] == number]
-            by_session.setdefault(number, []).append(part)
+            by_session.setdefault(number, []).append((distance, part))
     sessions = []
     for number in sorted(by_session):
         parts = by_session[number]
-        width = max(parts, key=len)["rows"].shape[1]
-        parts = [part for part in parts if part["rows"].shape[1] == width]
-        ticks = np.concatenate(parts[::-1]) if len(parts) > 1 else parts[0]
-        if not (np.diff(ticks["number"].astype(np.int64)) > 0).all():
-            ticks = ticks[np.unique(ticks["number"], return_index=True)[1]]
+        width = max((table for _, table in parts), key=len)["rows"].shape[1]
+        ticks = one_table(part for part in parts if part[1]["rows"].shape[1] == width)
         if between is not None:
             low, high = np.searchsorted(ticks["unix_s"], between)
             ticks = ticks[max(0, int(low) - 1) : int(high) + 1]

@@ -254,7 +254,8 @@ class Track:
                 self._stand_in(at_s, self._looseness_s())
             elif self.points:  # what it has counted since it began again is known, what came before that is not
                 self._flags |= UNKNOWN
-                self._energy_mj += self._counted_since_restart(counter_mj, now_s) if is_reset else 0
+                if is_reset and not begun_anew:  # else it may have wrapped, and began at no zero
+                    self._energy_mj += self._counted_since_restart(counter_mj, now_s)
             self._owed_mj, self._owed_doubt_j = 0, 0.0
             self._restart(counter_mj, at_s)
         elif counter_mj > self._counter_mj:

@@ -31,6 +31,7 @@ DECLARED = {
     "peak_flops": "FLOP/s",
 }
 ALWAYS_SHOWN = ("pue", "intensity_g_per_kwh")
+WHOLE_GPUS = "; a MIG instance counts as the whole of its GPU, though of the energy it has a share"
 
 Row = Mapping[str, Any]
 
@@ -140,9 +141,12 @@ def make_footprint(
     carbon = carbon_block(run, facility_kwh, pue, account.curve, series, warnings)
     intensity = carbon["intensity_g_per_kwh"]
     energy["paper_method"] = paper_method(held.device_hours, power_w, pue, intensity, facility_kwh)
+    carriers = trained_on(run, account)
     # Where no hours are known there is no device that would have made them.
-    made = embodied_block(run, [device.name for device in trained_on(run, account)], held.device_hours or 0.0)
+    made = embodied_block(run, [device.name for device in carriers], held.device_hours or 0.0)
     made_tco2eq, params = made["carbon_tco2eq"], (run.get("model") or {}).get("params")
+    if made_tco2eq is not None and any(device.method == "assumed" for device in carriers):
+        made["note"] += WHOLE_GPUS
     warnings += _missing(run, account, energy, carbon, series, held.most_devices)
 
     record: dict[str, Any] = {
@@ -209,7 +213,8 @@ def _missing(run: Row, account: Any, energy: Row, carbon: Row, series: Any, devi
     if energy["pue"] is None:
         texts.append("no PUE was given: facility energy and carbon are not known (energy.pue)")
     if carbon["intensity_g_per_kwh"] is None and series is None:
-        texts.append("no grid intensity was given: carbon is not known (energy.grid or energy.intensity)")
+        lacks = "by the hour is here, and no constant was given" if run.get("grid_notes") else "was given"
+        texts.append(f"no grid intensity {lacks}: carbon is not known (energy.grid or energy.intensity)")
     if energy["energy_it_kwh"] is None:
         texts.append("no sensor could be read: the energy is missing, not zero")
     metered = {device.node for device in account.devices} | {*account.nodes, *account.other_nodes}

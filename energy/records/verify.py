@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from energy.checking.checks import IMPLAUSIBLE, LESS_THAN_IDLE, MORE_THAN_RATED, check_record
-from energy.ledger.readings import read_sessions
+from energy.ledger.readings import is_fine, read_sessions
 from energy.metering.track import MISSING, RESET, UNKNOWN
 from energy.records import record as records
 from energy.records.record import (
@@ -46,7 +46,8 @@ from energy.units import JOULE_PER_KWH
 TOLERANCE = 1e-9  # relative: of sums inside a record (J to kWh, device by device), and of what is computed again
 # A record from before they were noted lacks them.
 ADDED = ("compute.mean_devices", "compute.quantities.mean_devices", "energy.devices[].metered_s")
-MEAN_POWER = tuple(IMPLAUSIBLE + check for check in (MORE_THAN_RATED, LESS_THAN_IDLE))
+# How warnings begin that were worded otherwise before `metered_s` was noted, or were of other seconds.
+REWORDED = (IMPLAUSIBLE + MORE_THAN_RATED, IMPLAUSIBLE + LESS_THAN_IDLE, "no grid intensity")
 Found = tuple[list[str] | None, str]  # what does not hold (None: could not be looked at), a note
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError)  # whatever an altered file may lead to
 MOST_FAULTS = 20  # named of each check; the rest is counted
@@ -247,12 +248,15 @@ def _ledgers(run: RunFolder, record: Mapping[str, Any]) -> Found:
     """Each frame has a checksum of its own: damage is named with its byte. What a crash tore stands in the record."""
     told = (record.get("quality") or {}).get("damaged") or []
     known, faults, stretches = 0, [], 0
+    fine = is_fine(run.ledgers())  # else the account has not read the finer files, and the record knows no damage there
     for path in run.ledgers():
-        sessions, damaged = read_sessions(path)
+        sessions, damaged = read_sessions(path, fine=fine)
         faults += [text for text in damaged if text not in told]
         known += sum(text in told for text in damaged)
         stretches += len(sessions)
     note = f"{_many(len(run.ledgers()), 'node')}, {_many(stretches, 'uninterrupted stretch', 'es')}"
+    if not fine:
+        note += "; in rows a minute apart: the finer files are too large together"
     return faults, f"{note}; {_many(known, 'damage')} that the record names" if known else note
 
 
@@ -295,10 +299,9 @@ def _was_added(field: str) -> bool:
 
 
 def _without_new_words(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without what was worded otherwise before `metered_s` was noted: the devices' mean power, over other seconds then,
-    and notes on what is not counted."""
+    """Without what was worded otherwise before `metered_s` was noted: some warnings, and notes on what is counted."""
     quality = record["quality"]
-    kept = [text for text in quality["warnings"] if not text.startswith(MEAN_POWER)]
+    kept = [text for text in quality["warnings"] if not text.startswith(REWORDED)]
     return {**record, "quality": {**quality, "warnings": kept}} | {
         block: {**record[block], "note": None} for block in ("embodied", "water")
     }
@@ -354,9 +357,9 @@ def _sums(record: Mapping[str, Any]) -> Found:
 
 def _counters(run: RunFolder) -> Found:
     """Between two rows without a reset or an unknown stretch the curve grows by exactly what the counter grows."""
-    faults, compared = [], 0
+    faults, compared, fine = [], 0, is_fine(run.ledgers())
     for path in run.ledgers():
-        for session in read_sessions(path)[0]:
+        for session in read_sessions(path, fine=fine)[0]:
             rows = session.ticks["rows"]
             for place, about in enumerate(session.sensors):
                 if about.get("method") != "counter":

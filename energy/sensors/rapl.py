@@ -21,8 +21,8 @@ _ZONE = re.compile(r"(?:intel|amd)-rapl:(\d+)(?::\d+)?$")
 class RaplSensor:
     """One zone. The counter wraps at `max_energy_range_uj` (minutes to hours); reading unwraps it.
 
-    Where it was not read for so long that it may have wrapped more than once, it counts from zero again: what was used
-    meanwhile is then said to be unknown.
+    Where it was not read for so long that it may have wrapped more than once, it is said to have begun anew: what was
+    used meanwhile is unknown. It stays right but for whole ranges, for the meter that comes after a crash.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RaplSensor:
         if self._last is not None:
             last_uj, last_s = self._last
             if (now_s - last_s) * WRAP_POWER_W * 1e6 >= self._range_uj:
-                self._wrapped_uj, begun_anew = -raw_uj, True
+                begun_anew = True
             else:
                 if raw_uj < last_uj:
                     self._wrapped_uj += self._range_uj

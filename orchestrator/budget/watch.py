@@ -197,7 +197,8 @@ class Watch:
 
     def __init__(self, experiment: Experiment, before: Spending, world_size: int, started_unix_s: float):
         self._experiment, self._grid, self.pue = experiment, Grid(experiment), experiment.energy.pue
-        self._world_size, self._until = world_size, started_unix_s
+        self._world_size, self._started_unix_s = world_size, started_unix_s
+        self._until_s: float | None = None  # on the monotonic clock; None before it was fed
         self.spending = self._before = before
         self._fed_j: float | None = None  # None: nothing was read yet
         self._startup: tuple[float, float] = (0.0, 0.0)  # J and device-hours until the first step
@@ -209,10 +210,13 @@ class Watch:
         """From here on so many devices are held."""
         self._world_size = world_size
 
-    def feed(self, energy_j: float | None, now: float) -> None:
-        """energy_j: IT energy in J until now, without what was spent before; None while nothing was read."""
-        hours = self._world_size * max(0.0, now - self._until) / 3600
-        self._until = max(now, self._until)
+    def feed(self, energy_j: float | None, now: float, now_s: float) -> None:
+        """energy_j: IT energy in J until now, without what was spent before; None while nothing was read. now_s: the
+        same moment on the monotonic clock, which device-hours go by: the other may be set."""
+        if self._until_s is None:
+            self._until_s = now_s - max(0.0, now - self._started_unix_s)
+        hours = self._world_size * (now_s - self._until_s) / 3600
+        self._until_s = now_s
         self.spending = replace(self.spending, device_hours=self.spending.device_hours + hours)
         if energy_j is None:
             return

@@ -32,7 +32,8 @@ class Choice:
 
     warn(text): told on every rank of what is damaged, left out or fetched. group: of CPU tensors, with a timeout longer
     than the slowest rank may take; None is the default one. beat(): called while a rank reads, fetches or waits.
-    fresh: of a run that has only begun; copies of its name are another run's.
+    fresh: of a run that has only begun; copies of its name are another run's. run_created_unix_s: when it was made, by
+    which later attempts know such copies; rank 0's counts, and without it all are taken as the run's own.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Choice:
         group: Any = None,
         beat: Callable[[], None] = lambda: None,
         fresh: bool = False,
+        run_created_unix_s: float | None = None,
     ):
-        self._fresh = fresh
+        self._fresh, self._run_created_unix_s = fresh, run_created_unix_s
         self._folder, self._warn, self._copies, self._group, self._beat = folder, warn, copies, group, beat
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
 
@@ -54,7 +56,7 @@ class Choice:
 
         One that is damaged, or of which there is only a copy, is fetched; a damaged one that was passed over loses its
         name. ValueError when none is whole, when there is none here and the storage of the copies does not say what it
-        has, or when a run that has only begun would go on from another one's.
+        has, or when they are of another run.
         """
         here, copied = self._there_are()
         passed_over: list[Path] = []
@@ -92,11 +94,12 @@ class Choice:
         found: list[Any] = [None]
         copies = self._copies
         if self._rank == 0:
-            copied = list[str]()
-            refused = refusal_of(lambda: copied.extend(copies.names())) if copies is not None else None
-            found = [({path.name for path in complete(self._folder)}, set(copied), refused)]
+            seen: list[tuple[list[str], list[str]]] = []
+            refused = refusal_of(lambda: seen.append(self._copied(copies))) if copies is not None else None
+            copied, others = seen[0] if seen else ([], [])
+            found = [({path.name for path in complete(self._folder)}, set(copied), others, refused)]
         dist.broadcast_object_list(found, group=self._group)
-        here, copied, refused = found[0]
+        here, copied, others, refused = found[0]
         if refused is not None and copies is not None:
             if not here:
                 raise ValueError(
@@ -104,12 +107,19 @@ class Choice:
                     f"known ({refused}): try again when it answers; checkpoint.copy_to=null trains from the start"
                 )
             self._warn(f"copies of checkpoints in {copies.uri} are not looked at: {refused}")
-        if self._fresh and copied and copies is not None:
+        if others and copies is not None:
             raise ValueError(
-                f"{copies.uri} has checkpoints of another run of this name ({len(copied)}): give another --name, or "
-                "take them away"
+                f"{copies.uri} has checkpoints of another run of this name ({len(others)}): give another --name "
+                "or checkpoint.copy_to, or take them away"
             )
         return here, copied
+
+    def _copied(self, copies: "Courier") -> tuple[list[str], list[str]]:
+        """The names of the copies, and of those among them that another run made."""
+        names = copies.names()
+        if self._fresh or not names:
+            return names, names
+        return names, [] if self._run_created_unix_s is None else copies.of_others(names, self._run_created_unix_s)
 
     def _chosen(self, checkpoint: Path, passed_over: list[Path]) -> Path:
         """Damaged ones of later steps would count as the newest, for whoever looks and for what is kept."""

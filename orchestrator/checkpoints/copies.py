@@ -9,19 +9,21 @@ S3 other than AWS's is named in the URI, ?endpoint_override=HOST:PORT&scheme=htt
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
-from orchestrator.checkpoints.saved import MANIFEST, outdated, step_of
+from orchestrator.checkpoints.saved import MANIFEST, outdated, run_told, step_of
 
 PIECE_BYTES = 8 * 2**20
 # S3's writes return at once and go on in the background: without a flush now and then a file that is read faster than
 # the network takes it would lie in memory as a whole, and nobody would know how far it is.
 PIECES_IN_FLIGHT = 8
+READERS = 16  # of manifests at the same time: of a far storage each is a wait
 PROBE = ".probe"
 LONGEST_REFUSAL = 300  # characters; Hadoop names every folder in which it looked for Java
 NO_SUCH_KIND = "Unrecognized filesystem type"
@@ -108,6 +110,18 @@ class Copies:
     def names(self) -> list[str]:
         """The copied checkpoints, `step-N`, the newest first."""
         return self._whole_and_not()[0]
+
+    def of_others(self, names: Sequence[str], run_created_unix_s: float) -> list[str]:
+        """Of copied checkpoints, those whose manifests say that a run created at another time wrote them."""
+        with ThreadPoolExecutor(READERS) as readers:
+            runs = list(readers.map(self._run_of, names))
+        return [name for name, run in zip(names, runs, strict=True) if run not in (None, run_created_unix_s)]
+
+    def _run_of(self, name: str) -> float | None:
+        with _refusals(), self._storage.open_input_stream(f"{self._root}/{name}/{MANIFEST}") as file:
+            told = run_told(file.read())
+        self._beat()
+        return told
 
     def _whole_and_not(self) -> tuple[list[str], list[str]]:
         with _refusals():

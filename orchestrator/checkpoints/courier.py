@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Courier:
     def names(self) -> list[str]:
         """The copied checkpoints, `step-N`, the newest first."""
         return [str(name) for name in self._ask("names")]
+
+    def of_others(self, names: Sequence[str], run_created_unix_s: float) -> list[str]:
+        """Of copied checkpoints, those that say that a run created at another time wrote them."""
+        return [str(name) for name in self._ask("of_others", list(names), run_created_unix_s)]
 
     def put(self, checkpoint: Path, names: Iterable[str]) -> None:
         """Copies files of a checkpoint, in this order."""

@@ -115,12 +115,23 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def write_manifest(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+def write_manifest(folder: Path, files: dict[str, dict[str, Any]], run_created_unix_s: float | None = None) -> None:
+    """run_created_unix_s: of the run that the checkpoint is of, which tells it from another one of its name."""
+    run = {} if run_created_unix_s is None else {"run_created_unix_s": run_created_unix_s}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"schema": CHECKPOINT_SCHEMA, "files": dict(sorted(files.items()))}, file, indent=1)
+        json.dump({"schema": CHECKPOINT_SCHEMA, **run, "files": dict(sorted(files.items()))}, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def run_told(manifest: bytes) -> float | None:
+    """When the run of a checkpoint was created, in unix s; None of a damaged manifest, or one of an earlier version."""
+    try:
+        told: float | None = json.loads(manifest).get("run_created_unix_s")
+    except (ValueError, AttributeError):
+        return None
+    return told
 
 
 def damage(checkpoint: Path, part: int = 0, parts: int = 1, beat: Callable[[], None] = lambda: None) -> str | None:

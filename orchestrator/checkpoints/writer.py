@@ -51,7 +51,10 @@ _writers = itertools.count()
 
 
 class CheckpointWriter:
-    """One rank's part in writing the checkpoints in `folder`. Making it, `save` and `finish` are collectives."""
+    """One rank's part in writing the checkpoints in `folder`. Making it, `save` and `finish` are collectives.
+
+    run_created_unix_s: for the manifests; what rank 0 is given counts.
+    """
 
     def __init__(
         self,
@@ -62,8 +65,10 @@ class CheckpointWriter:
         keep_last: int | None = None,
         keep_every_steps: int | None = None,
         copies: "Courier | None" = None,
+        run_created_unix_s: float | None = None,
     ):
         self._folder, self._keep, self._copies = folder, (keep_last, keep_every_steps), copies
+        self._run_created_unix_s = run_created_unix_s
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self.group = dist.new_group(backend="gloo", timeout=RANKS_APART)
         self._plans = f"checkpoints {next(_writers)}"
@@ -237,7 +242,7 @@ class CheckpointWriter:
                 f"rank 0 does not see {away[0]}{more} that other ranks wrote: "
                 "put the run's folder on storage that all nodes share"
             )
-        write_manifest(folder, files | digests(folder, [".metadata"]))
+        write_manifest(folder, files | digests(folder, [".metadata"]), self._run_created_unix_s)
         if final.exists():
             remove(final)
         folder.rename(final)

@@ -30,7 +30,7 @@ METER = ("meter_pid", "boot_id", "began_monotonic_s")  # another meter, which co
 @dataclass
 class _Node:
     figures: dict[str, Any]
-    seen_unix_s: float  # by the driver's clock, which the node's need not agree with
+    seen_s: float  # when the driver saw these figures first
     changed_ns: int
     base_j: float | None = None  # of the meters before this one
 
@@ -52,48 +52,62 @@ class NodesNow:
     """All nodes of one attempt. `used`: UUIDs of the GPUs that its ranks hold, where others use the cluster too.
 
     alive(): names that living nodes go by, None where that is not known. `dead`: nodes that are silent and not there.
+    unread(path, error): told of what the storage does not show at this moment.
     """
 
     folder: RunFolder
     nodes: dict[str, _Node] = field(default_factory=dict)
     used: Collection[str] | None = None
     alive: Callable[[], Collection[str] | None] = field(default_factory=lambda: living_names)
+    unread: Callable[[Path, OSError], None] = field(default=lambda path, error: None)
     dead: set[str] = field(default_factory=set)
-    _asked_unix_s: float = field(default=-math.inf, init=False)
+    _asked_s: float = field(default=-math.inf, init=False)
 
-    def look(self, now: float) -> None:
+    def look(self, now_s: float) -> None:
         """Reads the files that changed since the last look, and asks for those that are silent."""
-        there = set()
-        for path in self.folder.path.glob("live/*.json"):
-            there.add(path.stem)
-            self._read(path, now)
-        for gone in set(self.nodes) - there:
-            del self.nodes[gone]
-        silent = {name for name, node in self.nodes.items() if not self._speaks(node, now)}
+        self._read_all(now_s)
+        silent = {name for name, node in self.nodes.items() if not self._speaks(node, now_s)}
         self.dead &= silent
-        if silent - self.dead and abs(now - self._asked_unix_s) >= ASK_EVERY_S:
-            self._asked_unix_s = now
+        if silent - self.dead and now_s - self._asked_s >= ASK_EVERY_S:
+            self._asked_s = now_s
             alive = self.alive()
             if alive is not None:
                 self.dead |= silent - set(alive)
 
-    def _read(self, path: Path, now: float) -> None:
+    def _read_all(self, now_s: float) -> None:
+        live = self.folder.path / "live"
+        try:
+            paths = [path for path in live.iterdir() if path.suffix == ".json"]
+        except FileNotFoundError:  # no meter has written anything yet, or the last one has ended
+            paths = []
+        except OSError as error:  # nobody knows who went: all stand as they were seen last
+            self.unread(live, error)
+            return
+        for path in paths:
+            self._read(path, now_s)
+        for gone in set(self.nodes) - {path.stem for path in paths}:
+            del self.nodes[gone]
+
+    def _read(self, path: Path, now_s: float) -> None:
         known = self.nodes.get(path.stem)
         try:
             changed_ns = path.stat().st_mtime_ns
             if known is not None and known.changed_ns == changed_ns:
                 return
             figures = self._own(json.loads(path.read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return  # taken away or replaced in this moment: the next look is half a second away
+        except OSError as error:
+            self.unread(path, error)
+            return
         if known is None:
-            self.nodes[path.stem] = _Node(figures, now, changed_ns)
+            self.nodes[path.stem] = _Node(figures, now_s, changed_ns)
             return
         if any(figures[key] != known.figures[key] for key in METER):
             known.base_j = _sum([known.energy_j, _unread_j(known.figures, figures) or None])
         elif figures["energy_j"] is None:
             figures["energy_j"] = known.figures["energy_j"]  # what was read stands
-        known.figures, known.seen_unix_s, known.changed_ns = figures, now, changed_ns
+        known.figures, known.seen_s, known.changed_ns = figures, now_s, changed_ns
 
     def _own(self, figures: dict[str, Any]) -> dict[str, Any]:
         """The figures without the GPUs of a shared node that no rank holds, as the record will have them: a sensor of
@@ -121,35 +135,33 @@ class NodesNow:
         """IT energy in J of this attempt as it was last read; None before anything was."""
         return _sum(node.energy_j for node in self.nodes.values())
 
-    def power_w(self, now: float) -> float | None:
+    def power_w(self, now_s: float) -> float | None:
         """W of all nodes that are not silent; None when all are."""
-        return _sum(node.power_w for node in self.nodes.values() if self._speaks(node, now))
+        return _sum(node.power_w for node in self.nodes.values() if self._speaks(node, now_s))
 
-    def _speaks(self, node: _Node, now: float) -> bool:
-        return now - node.seen_unix_s < SILENT_S
+    def _speaks(self, node: _Node, now_s: float) -> bool:
+        return now_s - node.seen_s < SILENT_S
 
-    def held_w(self, now: float) -> float | None:
+    def held_w(self, now_s: float) -> float | None:
         """W that `energy_until` grows by: what nodes draw, or drew last, that are not known to be dead."""
         return _sum(
-            node.power_w
-            for name, node in self.nodes.items()
-            if name not in self.dead and now - node.seen_unix_s < HELD_S
+            node.power_w for name, node in self.nodes.items() if name not in self.dead and now_s - node.seen_s < HELD_S
         )
 
-    def energy_until(self, now: float) -> float | None:
+    def energy_until(self, now_s: float) -> float | None:
         """`energy_j` and, of each node, its power held from its last reading to now: that has been used up as well.
         Less than before when a node turns out to be dead."""
-        return _sum(of for name, node in self.nodes.items() for of in (node.energy_j, self._held_j(name, node, now)))
+        return _sum(of for name, node in self.nodes.items() for of in (node.energy_j, self._held_j(name, node, now_s)))
 
-    def _held_j(self, name: str, node: _Node, now: float) -> float | None:
-        held_s = 0.0 if name in self.dead else min(max(0.0, now - node.seen_unix_s), HELD_S)
+    def _held_j(self, name: str, node: _Node, now_s: float) -> float | None:
+        held_s = 0.0 if name in self.dead else min(now_s - node.seen_s, HELD_S)
         return None if node.power_w is None else node.power_w * held_s
 
     @property
-    def read_unix_s(self) -> float | None:
-        return max((node.seen_unix_s for node in self.nodes.values()), default=None)
+    def read_s(self) -> float | None:
+        return max((node.seen_s for node in self.nodes.values()), default=None)
 
-    def documents(self, now: float) -> list[dict[str, Any]]:
+    def documents(self, now_s: float, now_unix_s: float) -> list[dict[str, Any]]:
         """{node, power_w, energy_j, read_unix_s, missing, devices} of each. `power_w` is null where it is silent, both
         where no device of it was read. Devices are listed where there are few: of many, each node's are in its own
         live/<node>.json."""
@@ -157,9 +169,9 @@ class NodesNow:
         return [
             {
                 "node": name,
-                "power_w": node.power_w if self._speaks(node, now) else None,
+                "power_w": node.power_w if self._speaks(node, now_s) else None,
                 "energy_j": node.energy_j,
-                "read_unix_s": node.seen_unix_s,
+                "read_unix_s": now_unix_s - (now_s - node.seen_s),
                 "missing": node.figures["missing"],
                 "devices": node.figures["devices"] if few else None,
             }

@@ -61,14 +61,27 @@ def model_figures(config: LlamaConfig) -> dict[str, Any]:
 def keep_series_file(experiment: Experiment, folder: RunFolder) -> None:
     """Puts the user's intensities by the hour into the run's folder at each attempt; ValueError if unfit.
 
-    One that the spec no longer names is taken out: it would go on to price the run.
+    One that the spec no longer names is taken out: it would go on to price the run. A zone's of earlier attempts stays:
+    no record may lose it because a later attempt does not come to ask.
     """
-    if experiment.energy.grid_series is None:
-        (folder.path / SERIES).unlink(missing_ok=True)
-    else:
+    if experiment.energy.grid_series is not None:
         from energy.carbon.series_file import read_series
 
         _keep(folder, read_series(experiment.energy.grid_series))
+    elif not _is_of_zone(folder, experiment.energy.grid_zone):
+        (folder.path / SERIES).unlink(missing_ok=True)
+
+
+def not_asked_for(experiment: Experiment) -> list[str]:
+    """`grid_notes` of run.json until the end of an attempt: what stands if it is lost before; [] without a zone."""
+    zone, constant = experiment.energy.grid_zone, experiment.energy.intensity_factor
+    if zone is None:
+        return []
+    instead = "no constant was declared to fall back on"
+    if constant is not None and constant.value is not None:
+        instead = f"for hours without one stands the declared {constant}"
+    when = "are asked for when an attempt ends, and the last one did not come to that (resume the run to have them)"
+    return [f"the intensities of zone {zone} by the hour {when}: {instead}"]
 
 
 def ask_for_series(experiment: Experiment, folder: RunFolder) -> None:
@@ -90,7 +103,23 @@ def ask_for_series(experiment: Experiment, folder: RunFolder) -> None:
         series, notes = None, [f"the grid's intensity could not be kept ({error}): the declared constant stands"]
     if series is not None:
         _keep(folder, series)
+    elif (folder.path / SERIES).exists():
+        notes.append("the intensities that an earlier attempt was given stand for the hours that they cover")
     folder.update_run(grid_notes=notes)
+
+
+def _is_of_zone(folder: RunFolder, zone: str | None) -> bool:
+    """Whether the intensities that lie in the folder are those that the provider gave of this zone."""
+    if zone is None or not (folder.path / SERIES).exists():
+        return False
+    from energy.carbon.providers import ElectricityMaps
+    from energy.records.record import series_of
+
+    try:
+        series = series_of(folder)
+    except ValueError:
+        return False
+    return series is not None and series.source == ElectricityMaps.source(zone)
 
 
 def _keep(folder: RunFolder, series: IntensitySeries) -> None:

@@ -1,17 +1,20 @@
 """A run's folder over its attempts: one driver at a time, resumed only as what it was, never left as running."""
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from energy.run_version import require_known
 from energy.runs import LOCK, SERIES, RunFolder, flat, replace_file, require_run_name
 from orchestrator.checkpoints.saved import remove_partial
-from orchestrator.driver.run_lock import RunLock
+from orchestrator.driver.run_lock import RunLock, RunTaken
 from orchestrator.driver.skipped import keep_skipped
+from orchestrator.live.running import last_event
 from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput, load_experiment
 
@@ -41,6 +44,10 @@ class Claim:
         self.folder = folder
         self._lock = RunLock(folder.path, say)
 
+    def require_held(self) -> None:
+        """RunTaken where another process has the folder by now: this one stood still for too long."""
+        self._lock.require_held()
+
     def hold_space(self) -> None:
         """Keeps room for the end: a full disk must not keep a run from saying how it ended. OSError when full."""
         path = self.folder.path / RESERVE
@@ -50,7 +57,9 @@ class Claim:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
     def free_space(self) -> None:
-        (self.folder.path / RESERVE).unlink(missing_ok=True)
+        with suppress(RunTaken):
+            self.require_held()
+            (self.folder.path / RESERVE).unlink(missing_ok=True)
 
     def release(self) -> None:
         self.free_space()
@@ -207,9 +216,9 @@ def settle(folder: RunFolder) -> bool:
     open_ones = [attempt for attempt in attempts if attempt.get("status") == "running"]
     if run.get("status") != "running" and not open_ones:
         return False
-    ended = _last_written(folder)
+    ended = max([_last_written(folder), *(attempt["started_unix_s"] for attempt in open_ones)])
     for attempt in open_ones:
-        attempt |= {"status": "lost", "ended_unix_s": max(ended, attempt["started_unix_s"])}
+        attempt |= {"status": "lost", "ended_unix_s": ended}
     folder.update_run(status="lost", attempts=attempts, ended_unix_s=ended, error=LOST)
     keep_skipped(folder)
     return True
@@ -228,7 +237,22 @@ def settle_if_dead(folder: RunFolder) -> bool:
 
 
 def _last_written(folder: RunFolder) -> float:
-    """When the run last wrote, in unix s: a reading, a metric, a checkpoint, or run.json itself."""
-    places = ("metrics/*.jsonl", "energy/*", "live/*", "checkpoints/step-*/.metadata", "run.json")
-    times = [path.stat().st_mtime for pattern in places for path in folder.path.glob(pattern)]
+    """When the run last wrote, in unix s: rank 0 of what it did, or a meter. Copied files have other
+    times of their own: these stand only where nothing in them tells it."""
+    from energy.ledger.frames import MINUTE, RAW, TICK, found
+    from energy.ledger.seek import read_part
+
+    marked = last_event(folder, lambda event: bool(_moments(event))) or {}
+    times = [*_moments(marked), *_moments(folder.live_power() or {})]
+    for ledger in folder.ledgers():
+        for file, kind in ((ledger, MINUTE), (ledger.with_suffix(".raw"), RAW)):
+            end, _ = read_part(file, kind, (math.inf, math.inf))
+            times += [TICK.unpack_from(frame.payload)[2] for frame in found(end) if frame.kind == kind]
+    if not times:
+        places = ("metrics/*.jsonl", "energy/*", "live/*", "checkpoints/step-*/.metadata", "run.json")
+        times = [path.stat().st_mtime for pattern in places for path in folder.path.glob(pattern)]
     return max(times, default=time.time())
+
+
+def _moments(event: Mapping[str, Any]) -> list[float]:
+    return [value for key, value in event.items() if key.endswith("_unix_s")]

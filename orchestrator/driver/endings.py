@@ -24,6 +24,10 @@ _NO_RAY = (
     ("could not be joined", "see whether it runs: ray status --address HOST:PORT; without an address Ray starts here"),
     ("the head of the Ray cluster", "start the cluster again (a node without its head ends too), or have a new one"),
 )
+# What orchestrator.checkpoints.choice says where a start ends in the same way until somebody has done what it says, and
+# where a later one may do better.
+_STUCK = re.compile("checkpoints of another run of this name|every checkpoint in .* is damaged")
+_LATER = re.compile("no checkpoint of .* could be read whole|whether there are copies in .* is not known")
 _NO_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory|low on memory", re.IGNORECASE)
 _KILLED = re.compile(r"process(es)? of ranks? .* (was|were) killed")
 
@@ -67,22 +71,37 @@ def advice(error: str, run: Path, spec: Path | None, more: Sequence[str] = ()) -
     elif _KILLED.search(error):
         less = f": then go on with {shlex.join(sparing)}" if sparing else ""
         lines.append(f"`dmesg` on that machine names it if the kernel killed it for want of memory{less}")
+    if _STUCK.search(error):
+        return lines
     command = shlex.join(["hoofprint", "run", str(spec or "SPEC"), "--resume", str(run), *more])
-    if newest:
+    if _LATER.search(error):
+        lines.append(f"try again: {command}")
+    elif newest:
         lines.append(f"go on from step {int(newest.name.removeprefix('step-'))}: {command}")
+    elif (_spec_of(run).get("checkpoint") or {}).get("copy_to"):
+        lines.append(f"there is no whole checkpoint here; go on from its newest copy, or from the start: {command}")
     else:
         lines.append(f"there is no whole checkpoint yet; train from the start: {command}")
     return lines
 
 
-def _sparing(run: Path) -> list[str]:
-    """Options with which a run computes the same in less memory, as far as there are any left."""
+def _spec_of(run: Path) -> dict[str, Any]:
+    """What its experiment.yaml has; {} where it cannot be read."""
     import yaml
 
     try:
-        training = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))["training"]
+        spec = yaml.safe_load((run / "experiment.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def _sparing(run: Path) -> list[str]:
+    """Options with which a run computes the same in less memory, as far as there are any left."""
+    try:
+        training = _spec_of(run)["training"]
         micro, kept = training["micro_batch_sequences"], training["activation_checkpointing"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return []
     fewer = micro // 2 if micro % 2 == 0 else 1
     wanted = {"micro_batch_sequences": (micro, fewer), "activation_checkpointing": (kept, "full")}

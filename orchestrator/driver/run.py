@@ -16,10 +16,17 @@ from orchestrator.checkpoints.saved import newest_complete
 from orchestrator.cluster.reach import require_cluster
 from orchestrator.data.prepare import prepare_corpus
 from orchestrator.driver import attempts as attempt_files
-from orchestrator.driver.accounting import accounting_of, ask_for_series, keep_series_file, model_figures
+from orchestrator.driver.accounting import (
+    accounting_of,
+    ask_for_series,
+    keep_series_file,
+    model_figures,
+    not_asked_for,
+)
 from orchestrator.driver.attempts import Claim
 from orchestrator.driver.endings import advice, cause
 from orchestrator.driver.head_watch import let_ranks_end
+from orchestrator.driver.run_lock import RunTaken
 from orchestrator.driver.run_status import RunStatus, code
 from orchestrator.driver.stops import Stops
 from orchestrator.driver.training import Command, train
@@ -107,10 +114,13 @@ def _run(command: Command, screen: RunScreen) -> tuple[RunFolder, int]:
     def without_ray(said: str) -> None:
         """On a thread: no call to Ray returns any more, not that of the main thread either."""
         try:
+            command.claim.require_held()
             let_ranks_end(folder)
             ending.write("failed", said)
             screen.failed([f"the run failed: {said}", *advice(said, folder.path, spec)], folder.path / RAY_LOG)
             _account(experiment, folder, screen)
+        except RunTaken as taken:
+            screen.failed([str(taken)])
         finally:
             screen.release()
             os._exit(1)
@@ -181,6 +191,7 @@ def _describe(experiment: Experiment, folder: RunFolder, prepared: Any, attempts
         "data": prepared.description,
         "planned_tokens": experiment.planned_tokens,
         **accounting_of(experiment),
+        "grid_notes": not_asked_for(experiment),
         "training": {},  # what `auto` becomes is the ranks' decision: see keep_choices
         "meters": [],
     }

@@ -27,12 +27,17 @@ LOOKS, LOOK_S = 3, 0.1  # whoever only looks whether a run is at work holds its 
 SETTLE_S = 1.0  # without the kernel's lock the last of two that write at once has it
 
 
+class RunTaken(OSError):
+    """Another driver has the run: nothing in its folder is for this one to write any more."""
+
+
 class RunLock:
     """Holds a run folder until `release`; BadInput names whoever has it. `say` tells of a wait for signs of life."""
 
     def __init__(self, folder: Path, say: Callable[[str], None] = lambda text: None):
         self._folder, self._path = folder, folder / LOCK
         self._me = Holder(socket.gethostname(), os.getpid(), time.time(), ray_job(), uuid.uuid4().hex)
+        self._name = json.dumps(asdict(self._me)).encode() + b"\n"
         self._released = threading.Event()
         self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -48,9 +53,24 @@ class RunLock:
             return
         self._released.set()
         self._signs.join()
-        with contextlib.suppress(OSError):  # a full or lost disk: the lock goes all the same
-            os.ftruncate(self._lock, 0)
+        if not self._is_taken():
+            with contextlib.suppress(OSError):  # a full or lost disk: the lock goes all the same
+                os.ftruncate(self._lock, 0)
         os.close(self._lock)
+
+    def require_held(self) -> None:
+        """RunTaken where another has it by now, as is allowed when no sign of this one came for SILENT_S."""
+        if self._is_taken():
+            raise RunTaken(
+                f"{self._folder} was taken from this process while it stood still, or could not reach the storage, by "
+                f"another ({_named(holder(self._folder))}): this one writes no more into it"
+            )
+
+    def _is_taken(self) -> bool:
+        try:
+            return self._path.read_bytes() != self._name  # opened anew, as in run_holder.touched_ns
+        except OSError:  # storage that is away for a while: the next look tells
+            return False
 
     def _take(self, say: Callable[[str], None]) -> None:
         by_kernel = self._flock()
@@ -59,7 +79,7 @@ class RunLock:
         if before is not None and (before.host != self._me.host or not by_kernel) and _gives_signs(self._path, say):
             raise _refusal(self._folder, before)
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, json.dumps(asdict(self._me)).encode() + b"\n", 0)
+        os.pwrite(self._lock, self._name, 0)
         os.fsync(self._lock)
         if not by_kernel:
             time.sleep(SETTLE_S)
@@ -78,7 +98,7 @@ class RunLock:
         raise AssertionError("unreachable: the last look returns or raises")
 
     def _give_signs(self) -> None:
-        while not self._released.wait(SIGN_EVERY_S):
+        while not self._released.wait(SIGN_EVERY_S) and not self._is_taken():  # else they would speak for another
             with contextlib.suppress(OSError):  # storage that is away for a while: the next sign tells
                 os.utime(self._lock)
 
@@ -107,7 +127,10 @@ def _gives_signs(path: Path, say: Callable[[str], None]) -> bool:
 
 
 def _refusal(folder: Path, by: Holder | None) -> BadInput:
-    who = str(by) if by is not None else "it left no name"
     return BadInput(
-        f"{folder} is at work in another process ({who}); wait for its end, or stop it: hoofprint stop {folder}"
+        f"{folder} is at work in another process ({_named(by)}); wait for its end, or stop it: hoofprint stop {folder}"
     )
+
+
+def _named(by: Holder | None) -> str:
+    return str(by) if by is not None else "it left no name"

@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+import threading
 import time
 from typing import Any
 
@@ -17,14 +18,17 @@ SAVE_S = 5.0  # of waiting, from one writing of run.json to the next
 
 
 class RunStatus:
-    """Keeps the attempts of run.json, of which the last one runs. The ending is written once, by whoever gets there
-    first."""
+    """Keeps the attempts of run.json, of which the last one runs. The first ending that is given stands."""
 
     def __init__(self, claim: Claim, attempts: list[dict[str, Any]], screen: RunScreen):
         self._claim, self._attempts, self._screen = claim, attempts, screen
         self._unsaved_s = 0.0
+        self._ahead_s = _clock_ahead_s()
         self.status: str | None = None
         self.error: str | None = None
+        self._ends: dict[str, Any] | None = None
+        self._written = False
+        self._writing = threading.RLock()  # signal handlers write the ending too, and the thread of the head watch
 
     @property
     def attempt(self) -> int:
@@ -33,9 +37,9 @@ class RunStatus:
 
     def again(self, error: str | None, workers: int) -> float:
         """The attempt failed, or made room for more workers, and another begins; its start in unix s."""
-        now = time.time()
         self.befell(error)
-        self._attempts[-1] |= {"ended_unix_s": now, "status": "failed" if error else "stopped"}
+        self._attempts[-1] |= {"ended_unix_s": self._now(), "status": "failed" if error else "stopped"}
+        now, self._ahead_s = time.time(), _clock_ahead_s()
         self._attempts.append({"started_unix_s": now, "status": "running", "attempt": self.attempt + 1, **code()})
         self._claim.folder.update_run(**self.held(workers))
         return now
@@ -61,18 +65,33 @@ class RunStatus:
                 self._claim.folder.update_run(attempts=self._attempts)
 
     def write(self, status: str, error: str | None = None, **more: Any) -> None:
-        """The ending. more: further keys of run.json."""
-        if self.status is not None:
-            return
-        self.status, self.error = status, error
-        ended = time.time()
-        self._attempts[-1] |= {"ended_unix_s": ended, "status": status}
-        self._claim.free_space()
-        ends = {"status": status, "attempts": self._attempts, "ended_unix_s": ended, "error": error}
-        try:
-            self._claim.folder.update_run(**ends, **more)
-        except OSError as refusal:
-            self._screen.failed([f"run.json could not be written, it still says running: {refusal}"])
+        """The ending. more: further keys of run.json. RunTaken where the run is another driver's by now.
+
+        A signal handler may come to it in the middle of itself and end the process: then it is written from there.
+        """
+        with self._writing:
+            if self._written:
+                return
+            self._claim.require_held()
+            if self._ends is None:
+                self._attempts[-1] |= {"ended_unix_s": self._now(), "status": status}
+                ends = {"status": status, "attempts": self._attempts, "ended_unix_s": time.time(), "error": error}
+                self._ends = ends | more
+                self.status, self.error = status, error
+            self._claim.free_space()
+            try:
+                self._claim.folder.update_run(**self._ends)
+                self._written = True
+            except OSError as refusal:
+                self._screen.failed([f"run.json could not be written, it still says running: {refusal}"])
+
+    def _now(self) -> float:
+        """Unix s by the clock as it stood when the attempt began: that it is set makes no device-hours."""
+        return time.monotonic() + self._ahead_s
+
+
+def _clock_ahead_s() -> float:
+    return time.time() - time.monotonic()
 
 
 def code() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from energy.accounting.compute import peak_of
@@ -68,16 +69,17 @@ class RunWatch:
                 self.progress.last_s["evaluation"] = event["end_unix_s"] - event["start_unix_s"]
             elif event.get("event") == "checkpoint":
                 self.progress.last_s["checkpoint"] = event["seconds"]
-        self._tail = Tail(folder.metrics_file(0))
+        self._tail = Tail(folder.metrics_file(0), self.unread)
         self._used: set[str] = set()
-        self.nodes = NodesNow(folder, used=set() if shared else None)  # no rank holds a GPU yet
+        self.nodes = NodesNow(folder, used=set() if shared else None, unread=self.unread)  # no rank holds a GPU yet
         self.budget = Watch(experiment, before, self._world_size, attempts[-1]["started_unix_s"])
         self.states: list[State] = []
         self.stopped_by: State | None = None
-        self._stragglers = Stragglers(folder)
+        self._stragglers = Stragglers(folder, self.unread)
         self._starting = True  # until this command's first step
         self.run_id = folder.path.name
         self._told: set[tuple[str, str]] = set()
+        self._unread: set[int | None] = set()  # what the storage has answered instead, by errno
         self._file = live_state.LiveFile(folder)
         self.document: live_state.Document = {}  # as of the last look
 
@@ -100,8 +102,11 @@ class RunWatch:
         self.progress.phase = STARTUP
 
     def look(self, now: float | None = None, last: bool = False) -> None:
-        """Reads what is new; BudgetSpent when a limit is reached and no step is under way that could be the last."""
-        now = time.time() if now is None else now
+        """Reads what is new; BudgetSpent when a limit is reached and no step is under way that could be the last.
+
+        Durations go by a clock that nobody sets (now_s); both are `now` where that is given.
+        """
+        now, now_s = (time.time(), time.monotonic()) if now is None else (now, now)
         progress = self.progress
         for event in self._tail.read():
             if event.get("event") == "devices":
@@ -111,34 +116,49 @@ class RunWatch:
                 progress.feed(event)  # else of a rank that had not heard yet that its attempt was over
         if last:
             progress.phase = ENDED
-        self.nodes.look(now)
+        self.nodes.look(now_s)
         self._stragglers.look(now)
-        power_w, read = self.nodes.power_w(now), self.nodes.read_unix_s
+        power_w, read_s = self.nodes.power_w(now_s), self.nodes.read_s
         if power_w is None:
             progress.power_w = None
-        elif read is not None and self.nodes.energy_j is not None:
-            progress.feed_power({"power_w": power_w, "energy_j": self.nodes.energy_j, "time_unix_s": read})
+        elif read_s is not None and self.nodes.energy_j is not None:
+            progress.feed_power({"power_w": power_w, "energy_j": self.nodes.energy_j, "read_s": read_s})
         if self._recount and self.trained:
-            self._recount = False
-            before = spent_before(self.folder, self._experiment, self._world_size, self._first_attempt)
-            progress.energy_before_j = before.energy_j
-            self.budget.correct(before)
-        self.budget.feed(self.nodes.energy_until(now), now)
+            self._count_again()
+        self.budget.feed(self.nodes.energy_until(now_s), now, now_s)
         if self._starting and progress.phase != STARTUP:
             self._starting = False
             self.budget.first_step()
-        self.states = self.budget.states(self._pace(now), now)
-        self.document = live_state.document(self, now)
+        self.states = self.budget.states(self._pace(now_s), now)
+        self.document = live_state.document(self, now, now_s)
         self._file.write(self.document, now, force=last)
         if not last:
             self._act(now)
+
+    def unread(self, path: Path, error: OSError) -> None:
+        """The storage did not show a file of the run, and is asked again at the next look: nothing is lost, and each
+        reason said once."""
+        if error.errno not in self._unread:
+            self._unread.add(error.errno)
+            self._say(f"{path} cannot be looked at ({error.strerror}): tried again, and the training goes on")
 
     def ended(self) -> None:
         """The training is over; BudgetSpent when it was the budget that ended it."""
         if self.stopped_by is not None:
             raise BudgetSpent(self.stopped_by, self.progress.step)
 
-    def _pace(self, now: float) -> Pace:
+    def _count_again(self) -> None:
+        """What the attempts before have taken, by what their devices' counters say now."""
+        try:
+            before = spent_before(self.folder, self._experiment, self._world_size, self._first_attempt)
+        except OSError as error:
+            self.unread(self.folder.energy_dir, error)
+            return
+        self._recount = False
+        self.progress.energy_before_j = before.energy_j
+        self.budget.correct(before)
+
+    def _pace(self, now_s: float) -> Pace:
         progress, training = self.progress, self._experiment.training
         step_s = progress.step_s
         if step_s is None or progress.phase == STARTUP:
@@ -154,7 +174,7 @@ class RunWatch:
             )
             last_checkpoint_s = progress.last_s.get("checkpoint", 0.0)
             ahead_s = LOOK_EVERY_S + between_s + 2 * step_s + last_checkpoint_s + CLOSING_S
-        return Pace(progress.step, progress.total_steps, self.nodes.held_w(now), step_s, ahead_s)
+        return Pace(progress.step, progress.total_steps, self.nodes.held_w(now_s), step_s, ahead_s)
 
     def _act(self, now: float) -> None:
         for state in self.states:
@@ -175,13 +195,17 @@ class RunWatch:
         if self.progress.phase == STARTUP:
             self.stopped_by = state
             raise BudgetSpent(state, self.progress.step or self._step_before, starting=self.attempt)
-        stop = self.folder.path / STOP_FILE
-        if stop.exists():
+        reached = f"the budget of {state.limit.words(state.limit.limit)} is reached"
+        try:
+            (self.folder.path / STOP_FILE).touch(exist_ok=False)
+        except FileExistsError:
             return  # it stops already, for another reason
-        stop.touch()
+        except OSError as error:  # a full disk: the next look asks again
+            text = f"{reached}, and the trainer cannot be asked to stop yet ({error.strerror}): tried again"
+            self._tell_once(state, "unasked", now, text)
+            return
         self.stopped_by = state
-        text = f"the budget of {state.limit.words(state.limit.limit)} is reached: checkpoint and report"
-        self._tell_once(state, "due", now, text)
+        self._tell_once(state, "due", now, f"{reached}: checkpoint and report")
 
     def _tell_once(self, state: State, what: str, now: float, text: str) -> None:
         if (state.limit.key, what) in self._told:

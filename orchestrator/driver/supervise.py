@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from energy.accounting.account import LOST
 from energy.runs import RESIZE_FILE, STOP_FILE, RunFolder
-from orchestrator.checkpoints.saved import complete, newest_complete, remove_partial, step_of
+from orchestrator.checkpoints.saved import complete, remove_partial
 from orchestrator.cluster.capacity import choose_workers, ranks_to_lose
 from orchestrator.driver.attempts import first_held
 from orchestrator.driver.endings import last_line
@@ -29,6 +30,7 @@ from orchestrator.spec.experiment import Experiment
 from orchestrator.spec.file import BadInput
 
 Answer = TypeVar("Answer")
+Other = TypeVar("Other")
 
 POLL_S = 0.5
 LOOK_S = 5.0  # how often Ray is asked for machines that come and go; a cloud announces it half a minute ahead
@@ -63,9 +65,10 @@ class Supervision:
         self._training: Training | None = None
         self._checkpoints_dir = folder.path / "checkpoints"
         self._failures, self._saved = 0, self._checkpoints()
-        (folder.path / RESIZE_FILE).unlink(missing_ok=True)
+        self._resize = folder.path / RESIZE_FILE
+        self._resize.unlink(missing_ok=True)
         self._waits = False  # for room; said once
-        self._unanswered: set[tuple[str, type]] = set()  # what Ray did not say, and why
+        self._unanswered: set[tuple[str, type]] = set()  # what Ray or the storage did not say, and why
         self._room_for: int | None = None  # workers, where it was ended to go on with more
         self._tail = Tail(folder.metrics_file(0))
 
@@ -120,33 +123,31 @@ class Supervision:
         started = self._again(failure.said if failure else None, workers)
         if failure:
             close_attempt(self._folder, self._attempt, started)
-        remove_partial(self._checkpoints_dir)
-        (self._folder.path / RESIZE_FILE).unlink(missing_ok=True)  # of ranks that were killed before they answered it
+        self._reached(self._checkpoints_dir, partial(remove_partial, self._checkpoints_dir), None)
+        self._reached(self._resize, self._take_resize, None)  # of ranks that were killed before they answered it
         self._attempt, self._waits = self._attempt + 1, False
         self._job = replace(self._job, started_unix_s=started)
-        newest = newest_complete(self._checkpoints_dir)
-        since = f"step {step_of(newest)}" if newest is not None else "the start, for want of a checkpoint"
         others = f" with {workers} workers instead of {before}" if workers != before else ""
-        self._say(f"attempt {self._attempt} goes on from {since}{others}{f': {failure.said}' if failure else ''}")
+        self._say(f"attempt {self._attempt} begins{others}{f': {failure.said}' if failure else ''}")
 
     def _look_around(self, workers: int) -> None:
         """Asks the trainer to end in order where ranks will lose their machine, or where an elastic run can have more
         workers than it has."""
-        cluster, resize = self._experiment.cluster, self._folder.path / RESIZE_FILE
-        if self._asked_to_stop or resize.exists():
+        cluster = self._experiment.cluster
+        if self._asked_to_stop or self._reached(self._resize, self._resize.exists, True):
             return
         lost = self._asked("which machines are to be taken away", ranks_to_lose)
         wants = not lost and cluster.min_workers is not None and workers < cluster.workers
         free = partial(choose_workers, self._experiment, self._held, free=True)
         chosen = self._asked("what room there is", free) if wants else None
+        grows = chosen is not None and chosen[0] > workers
+        if not (lost or grows) or not self._reached(self._resize, self._leave_resize, False):
+            return
         if lost:
             self._say(f"the machine of {lost} of {workers} ranks is to be taken away: a checkpoint, and on elsewhere")
-        elif chosen is not None and chosen[0] > workers:
+        elif chosen is not None:
             self._say(f"there is room for {chosen[0]} workers again: a checkpoint, and on with them")
             self._room_for = chosen[0]
-        else:
-            return
-        resize.touch()
 
     def _asked(self, what: str, ask: Callable[[], Answer]) -> Answer | None:
         """Ray's answer, without which a training goes on; None where it has none, and why is said once."""
@@ -162,13 +163,32 @@ class Supervision:
 
     def _makes_room(self) -> bool:
         """Whether a training that ended in order did so for other machines, and not because the run is to stop."""
-        resize = self._folder.path / RESIZE_FILE
-        asked = resize.exists()
-        why = resize.read_text(encoding="utf-8").strip() if asked else ""  # of a rank: see driver.notices
-        resize.unlink(missing_ok=True)
+        # It ended for one of two files: where this one is not to be seen, the other decides.
+        why = self._reached(self._resize, self._take_resize, "")
         if why and not self._asked_to_stop:
             self._say(why)
-        return asked and not self._asked_to_stop
+        return why is not None and not self._asked_to_stop
+
+    def _leave_resize(self) -> bool:
+        self._resize.touch()
+        return True
+
+    def _take_resize(self) -> str | None:
+        """Takes `resize` away; what a rank wrote into it (driver.notices), None where there was none."""
+        why = self._resize.read_text(encoding="utf-8").strip() if self._resize.exists() else None
+        self._resize.unlink(missing_ok=True)
+        return why
+
+    def _reached(self, path: Path, work: Callable[[], Answer], otherwise: Other) -> Answer | Other:
+        """What comes of the work; `otherwise` where the storage refuses it for now, which is said once."""
+        try:
+            return work()
+        except OSError as error:
+            if (str(path), type(error)) not in self._unanswered:
+                self._unanswered.add((str(path), type(error)))
+                why = error.strerror or error
+                self._say(f"{path} cannot be seen or changed ({why}): tried again, and the training goes on")
+            return otherwise
 
     def abandon(self) -> None:
         if self._training is not None:
@@ -177,7 +197,10 @@ class Supervision:
     def _tell(self) -> None:
         """Says what rank 0 wants people to hear of."""
         for event in self._tail.read():
-            if event.get("event") == "warning":
+            if event.get("event") == "resumed" and event["attempt"] > 1:
+                since = f"step {event['step']}" if event["step"] else "the start, for want of a checkpoint"
+                self._say(f"attempt {event['attempt']} goes on from {since}")
+            elif event.get("event") == "warning":
                 self._say(event["said"])
             elif event.get("event") == "skipped":
                 of = f"sequences {event['first_sequence']:,} to {event['last_sequence']:,}"
@@ -185,7 +208,7 @@ class Supervision:
 
     def _require_another_start(self, failure: Failure, error: Exception) -> None:
         """Raises where another attempt would end like this one, or where one too many has."""
-        saved = self._checkpoints()
+        saved = self._reached(self._checkpoints_dir, self._checkpoints, self._saved)
         if not failure.never_began:
             self._failures = 1 if saved - self._saved else self._failures + 1
         self._saved = saved
@@ -235,7 +258,8 @@ class Supervision:
 
     @property
     def _asked_to_stop(self) -> bool:
-        return (self._folder.path / STOP_FILE).exists()
+        stop = self._folder.path / STOP_FILE
+        return self._reached(stop, stop.exists, False)
 
     def _checkpoints(self) -> set[tuple[str, int]]:
         """The complete ones, each with when it was written: one that cannot be read keeps the newest step."""

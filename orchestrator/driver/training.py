@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from energy.runs import RunFolder
 from orchestrator.data.prepare import PreparedCorpus
@@ -15,6 +19,7 @@ from orchestrator.driver import attempts as attempt_files
 from orchestrator.driver.attempts import Claim
 from orchestrator.driver.head_watch import HeadWatch
 from orchestrator.driver.in_use import in_words, keep_choices
+from orchestrator.driver.run_lock import RunTaken
 from orchestrator.driver.run_status import RunStatus
 from orchestrator.driver.run_watch import RunWatch
 from orchestrator.driver.skipped import keep_skipped
@@ -67,6 +72,7 @@ def train(
     start_ray(experiment)
     meters: list[Any] = []
     supervision: Supervision | None = None
+    leave_if_taken = partial(_leave_if_taken, command.claim, screen)
     # From the last of these to the first, each whatever befell another; of what is not there yet, as it is then.
     with ExitStack() as at_the_end:
         at_the_end.callback(leave_ray)
@@ -78,6 +84,7 @@ def train(
         at_the_end.callback(stops.finishing)
         stops.install()  # again: ray.init puts a handler of its own
         at_the_end.callback(HeadWatch(head_address(), without_ray).close)
+        at_the_end.callback(leave_if_taken)  # before all that writes into the folder
 
         workers, device = choose_workers(experiment, attempt_files.first_held(folder.read_run()))
         if unlike := unlike_the_spec(experiment, workers, device):
@@ -98,7 +105,8 @@ def train(
             None if command.weights is None else str(command.weights.checkpoint),
             command.profile_steps,
         )
-        beside = _Beside(command, device, ending, meters, watch, TrainingMetrics(folder.path.name), screen, stops)
+        published = TrainingMetrics(folder.path.name)
+        beside = _Beside(command, device, ending, meters, watch, published, screen, stops, leave_if_taken)
         supervision = Supervision(
             experiment, folder, job, beside.again, ending.befell, beside.waited, beside.tick, screen.note
         )
@@ -123,11 +131,13 @@ class _Beside:
     metrics: Any  # TrainingMetrics, which loads Ray
     screen: RunScreen
     stops: Stops
+    leave_if_taken: Callable[[], None]
     told: int = 0  # the attempt whose choices were said
 
     def again(self, error: str | None, workers: int) -> float:
         from orchestrator.cluster.meters import mark_attempt
 
+        self.leave_if_taken()
         begun = self.ending.again(error, workers)
         mark_attempt(self.meters, self.ending.attempt)
         self.watch.restarted(self.ending.attempt, workers)
@@ -138,6 +148,7 @@ class _Beside:
         self.watch.budget.waited(seconds)
 
     def tick(self) -> None:
+        self.leave_if_taken()
         self.watch.look()
         self.screen.update(self.watch)
         self.metrics.publish(self.watch.progress)
@@ -151,12 +162,34 @@ class _Beside:
         from orchestrator.cluster.capacity import ranks_apart
 
         attempt = self.ending.attempt
-        if self.told >= attempt or (choices := keep_choices(self.command.folder, attempt)) is None:
+        if self.told >= attempt:
+            return
+        try:
+            choices = keep_choices(self.command.folder, attempt)
+        except OSError as error:  # a storage that is away for a moment, or full
+            self.watch.unread(self.command.folder.run_file, error)
+            return
+        if choices is None:
             return
         self.told = attempt
         self.screen.note(f"  {in_words(choices)}")
         if apart := ranks_apart(self.command.experiment, self.device):
             self.screen.note(f"  {apart}")
+
+
+def _leave_if_taken(claim: Claim, screen: RunScreen) -> None:
+    """Ends the ranks and this process where another driver has the run: nothing more is written into its folder."""
+    try:
+        claim.require_held()
+    except RunTaken as taken:
+        try:
+            for process in psutil.Process().children(recursive=True):  # a Ray of our own; one that was joined sees it
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()  # a rank that is asked to end would leave a notice in the folder
+            screen.failed([str(taken)])
+            screen.release()
+        finally:
+            os._exit(1)
 
 
 def _end_metering(folder: RunFolder, meters: list[Any], screen: RunScreen) -> None:

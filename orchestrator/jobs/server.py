@@ -271,7 +271,12 @@ def follow(client: "JobSubmissionClient", job_id: str, write: Callable[[str], No
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             lost_since = time.monotonic() if lost_since is None else lost_since
             if time.monotonic() - lost_since > LOST_LINK_S:
-                raise ConnectionError(f"the job server does not answer any more; the run goes on: {error}") from error
+                # It lies on the head: with that gone, Ray ends the run too.
+                raise ConnectionError(
+                    f"the job server has not answered for {LOST_LINK_S:g} s, and whether the run goes on is not known "
+                    f"({error}); ask again: hoofprint status {job_id} --follow --address {client.get_address()}; its "
+                    "folder tells too (hoofprint status --runs); a run that is lost goes on with hoofprint run --resume"
+                ) from error
         time.sleep(POLL_S)
 
 

@@ -6,6 +6,7 @@ Everything here is bounded: a run of three weeks has a million steps, and its vi
 import json
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from typing import Any
 RATE_STEPS = 20
 POWER_BUCKET_S = 2.0
 CURVE_ROOM = 256
+Unread = Callable[[Path, OSError], None]  # told of a file that could not be looked at, and will be again
 
 
 class Tail:
-    """The lines that a growing JSONL file got since the last look; what is there already is skipped."""
+    """The lines that a growing JSONL file got since the last look; what is there already is skipped.
 
-    def __init__(self, path: Path):
-        self._path = path
+    unread: None where another look at the same file tells of it.
+    """
+
+    def __init__(self, path: Path, unread: Unread | None = None):
+        self._path, self._unread = path, unread
         self._offset = path.stat().st_size if path.exists() else 0
         self._torn = b""
 
@@ -29,6 +34,10 @@ class Tail:
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
+            return []
+        except OSError as error:  # the storage, for this moment: the next look reads on from here
+            if self._unread is not None:
+                self._unread(self._path, error)
             return []
         self._offset += len(data)
         *lines, self._torn = (self._torn + data).split(b"\n")
@@ -94,7 +103,7 @@ class RunProgress:
         self._paced_from: tuple[int, float] | None = None  # the first step of this attempt and its end
         self._last_step_unix_s = self.started_unix_s
         self._powers: deque[list[float]] = deque(maxlen=64)  # bucket, sum, count
-        self._power_unix_s = 0.0
+        self._power_s = -math.inf  # of the newest reading of power
         self.last_s: dict[str, float] = {}  # of each phase but the steps: how long the last one took
 
     @property
@@ -131,12 +140,13 @@ class RunProgress:
             self.events.append((event["time_unix_s"], f"step {event['step']:,} was skipped: {event['reason']}"))
 
     def feed_power(self, live: dict[str, float] | None) -> None:
-        """A reading {power_w, energy_j, time_unix_s} of this attempt; one that was seen before is not counted twice."""
-        if live is None or live["time_unix_s"] <= self._power_unix_s:
+        """A reading {power_w, energy_j, read_s} of this attempt; one that was seen before is not counted twice. read_s:
+        when it came, by a clock that nobody sets."""
+        if live is None or live["read_s"] <= self._power_s:
             return
-        self._power_unix_s = live["time_unix_s"]
+        self._power_s = live["read_s"]
         self.power_w, self.energy_j = live["power_w"], self.energy_before_j + live["energy_j"]
-        bucket = self._power_unix_s // POWER_BUCKET_S
+        bucket = self._power_s // POWER_BUCKET_S
         if not self._powers or self._powers[-1][0] != bucket:
             self._powers.append([bucket, 0.0, 0.0])
         self._powers[-1][1] += self.power_w

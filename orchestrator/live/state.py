@@ -41,15 +41,15 @@ class LiveFile:
         self._path, self._written_unix_s = folder.path / FILE_NAME, 0.0
 
     def write(self, document: Document, now: float, force: bool = False) -> None:
-        if not force and now - self._written_unix_s < EVERY_S:
+        if not force and abs(now - self._written_unix_s) < EVERY_S:  # also after the clock was set back
             return
         self._written_unix_s = now
         with contextlib.suppress(OSError):  # a full disk: readers see that the file stands still
             write_json(self._path, document, durable=False)
 
 
-def document(watch: RunWatch, now: float) -> Document:
-    """The whole state, for live.json."""
+def document(watch: RunWatch, now: float, now_s: float) -> Document:
+    """The whole state, for live.json; now_s: the same moment on the monotonic clock."""
     progress, spending = watch.progress, watch.budget.spending
     it_kwh = _kwh(progress.energy_j)
     whole_kwh = _kwh(progress.whole_energy_j)
@@ -101,7 +101,7 @@ def document(watch: RunWatch, now: float) -> Document:
         },
         "budget": [state.document() for state in watch.states],
         "stragglers": watch.stragglers,
-        "nodes": watch.nodes.documents(now),
+        "nodes": watch.nodes.documents(now_s, now),
         "events": [{"time_unix_s": when, "text": text} for when, text in progress.events],
         "history": {
             "loss": [_short(value) for value in progress.losses.points],
@@ -162,7 +162,6 @@ def read(folder: RunFolder, now: float | None = None) -> Live:
     status = str(run.get("status") or "not known")
     document = _read(folder.path / FILE_NAME)
     doubt, at_work = None, is_held(folder.path, look_only=True)
-    age_s = None if document is None else max(0.0, now - float(document["updated_unix_s"]))
     if status == "running" and not at_work:
         status = "lost"
         run = folder.read_run()  # it may have ended between the two looks
@@ -171,11 +170,13 @@ def read(folder: RunFolder, now: float | None = None) -> Live:
         else:
             doubt = "its process ended without a word (killed, or the machine went down)"
     elif status == "running" and document is not None:
-        attempts = run.get("attempts") or [{}]
-        if document["updated_unix_s"] < attempts[-1].get("started_unix_s", 0.0):
+        attempt = (run.get("attempts") or [{}])[-1].get("attempt", 1)
+        if document.get("attempt", attempt) < attempt:
             document = None  # of an attempt before; this one has not begun to train
-        elif age_s is not None and age_s > STALE_S:
+        elif (age_s := now - float(document["updated_unix_s"])) > STALE_S:
             doubt = f"its live state stands still since {age_s:.0f} s: the driver hangs, or its disk is full"
+        elif age_s < -STALE_S:
+            doubt = f"its live state is dated {-age_s:.0f} s ahead of this machine's clock: how old it is is not known"
     return Live(folder, run, status, document, doubt, at_work)
 
 

@@ -87,7 +87,8 @@ def import_weights(
         places = [release] if layout == "huggingface" else [release, release.resolve().parent]
         carried = _carry(places, folder, TOKENIZER_FILES if layout == "huggingface" else TOKENIZER_FILES[:2])
         imported = {"layout": layout, "name": release.resolve().name, "dtype": _dtype(original), "stored": dtype}
-        write_model_file(folder, source.config, original.special_tokens, imported)
+        tokens = original.special_tokens or _special_tokens(folder, carried)  # Meta's files leave them to the tokenizer
+        write_model_file(folder, source.config, tokens, imported)
     warnings = [*original.warnings, *_tokenizer_warnings(open_model_folder(output))]
     return _result(output, layout, source, rounds(original, dtype), carried, warnings)
 
@@ -173,6 +174,19 @@ def _carry(places: Sequence[Path], folder: Path, names: Sequence[str]) -> list[s
             shutil.copyfile(found, folder / kept)
             carried.append(kept)
     return carried
+
+
+def _special_tokens(folder: Path, carried: Sequence[str]) -> dict[str, Any]:
+    """Begin and ends of a text by the tokenizer there, for what is exported to those who look into config.json."""
+    name = next((each for each in (TOKENIZER_JSON, TOKENIZER) if each in carried), None)
+    try:
+        tokenizer = None if name is None else Tokenizer.load(folder / name)
+    except ValueError:  # the import says so
+        tokenizer = None
+    if tokenizer is None:
+        return {}
+    ends = sorted(tokenizer.end_ids)
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends[0] if len(ends) == 1 else ends}
 
 
 def _tokenizer_warnings(folder: ModelFolder) -> list[str]:

@@ -35,11 +35,11 @@ class MetricsFile:
         self._attempt, self._rank, self._batch_tokens = attempt, rank, batch_tokens
         self._phase, self._phase_start, self._steps_open = "startup", started_unix_s, 0
         self._compiles = compiles
-        self._step_start = time.time()
+        self._step_start, self._step_start_s = time.time(), time.monotonic()  # the latter for lengths
 
     def phase(self, name: str, step: int) -> None:
         now = time.time()
-        self._step_start = now
+        self._step_start, self._step_start_s = now, time.monotonic()
         if name == "train_step" and self._compiles:
             self._compiles, name = False, COMPILE
         if name == self._phase and self._steps_open < MARK_EVERY_STEPS:
@@ -62,7 +62,7 @@ class MetricsFile:
                 time_unix_s=now,
                 loss=result.loss,
                 tokens=step * self._batch_tokens,
-                seconds=now - self._step_start,
+                seconds=time.monotonic() - self._step_start_s,
                 lr=result.lr,
                 grad_norm=result.grad_norm,
             )
@@ -90,6 +90,11 @@ class MetricsFile:
         """Notes what a person should hear of."""
         if self._rank == 0:
             self._write(event="warning", time_unix_s=time.time(), said=said)
+
+    def resumed(self, step: int) -> None:
+        """Notes after which step this attempt goes on; 0 is the start."""
+        if self._rank == 0:
+            self._write(event="resumed", step=step)
 
     def devices(self, uuids: list[str]) -> None:
         """Notes which accelerators the ranks of this attempt train on."""

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ CATEGORIES = ("matmul", "attention", "other kernels", "exposed communication")
 _ON_CPU = ("aten::", "mkldnn::", "hoofprint::")  # the last: model.native
 _COMPILED = "## Call CompiledFxGraph"  # on the CPU what a compiler fused has no names of its own, what it calls has
 _COMMUNICATION = re.compile(r"^(gloo|nccl|mpi):|^nccl", re.IGNORECASE)
-_ATTENTION = re.compile(r"flash|fmha|attention|attn|_sdpa|cudnn.*(sdpa|mha)", re.IGNORECASE)
+# cudnn::fusion: what its backward of attention does beside the products (dot_do_o, convert_dq).
+_ATTENTION = re.compile(r"flash|fmha|attention|attn|_sdpa|cudnn.*(sdpa|mha)|cudnn::fusion", re.IGNORECASE)
 _MATMUL = re.compile(
     r"^aten::(mm|addmm|bmm|baddbmm|mv|addmv|_scaled_mm)$|^mkldnn::_linear|gemm|gemv|cutlass|nvjet|xmma|cublas",
     re.IGNORECASE,
@@ -141,11 +143,18 @@ class StepProfiler:
         return result
 
     def finish(self) -> None:
-        """Writes what was recorded, if anything: also when the training ends before all steps were."""
+        """Writes what was recorded, if anything: also when the training ends before all steps were. What cannot be
+        written is a warning: the training is worth more."""
         profiler, self._profiler = self._profiler, None
         if profiler is None or self._done < 1:
             return
         profiler.stop()
+        try:
+            self._write(profiler)
+        except (OSError, RuntimeError) as error:  # the latter is what PyTorch makes of a full disk
+            warnings.warn(f"the profile of the steps could not be written to {self._folder}: {error}", stacklevel=2)
+
+    def _write(self, profiler: Any) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self._folder / "trace.json.gz"))
         ran = what_ran(profiler.events(), self._device.type)

@@ -6,6 +6,7 @@ It needs a process group and a job, and no launcher: Ray Train, torchrun and pyt
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,12 @@ def next_attempt(run_dir: Path) -> int:
     driver = len(folder.read_run()["attempts"]) if (run_dir / "run.json").exists() else 0
     last = max((int(event["attempt"]) for event in folder.events() if "attempt" in event), default=0)
     return max(last + 1, driver)
+
+
+def created_unix_s(run_dir: Path) -> float | None:
+    """When the run was created, in unix s: what tells it from another one of its name. None without a driver."""
+    folder = RunFolder(run_dir)
+    return folder.read_run().get("created_unix_s") if folder.run_file.exists() else None
 
 
 class Rank:
@@ -99,6 +106,8 @@ class Rank:
         self.progress: dict[str, Any] = {"step": 0, "data": self.stream.state()}
         self.state = checkpoint.TrainState(self.model, self.optimizer, self.progress)
         self.evaluation_compiles = self.choices.compile  # a forward pass without gradients is compiled by itself
+        # Only rank 0 writes a manifest, and looks whose the copies are.
+        self.created_unix_s = created_unix_s(self.run_dir) if self.rank == 0 else None
         keep = self.spec.checkpoint
         self.copies = None
         if keep.copy_to is not None:
@@ -110,9 +119,12 @@ class Rank:
             keep_last=keep.keep_last,
             keep_every_steps=keep.keep_every_steps,
             copies=self.copies,
+            run_created_unix_s=self.created_unix_s,
         )
         self.last_finite = ""  # for who must find out what went wrong
         self.skips_in_a_row = 0
+        self.warn: Callable[[str], None] = print
+        self.unanswered = False  # the run's folder did not answer; said once
 
     def resume(self, recorder: "WatchedMetrics", fresh: bool) -> int:
         """Loads the newest whole checkpoint, else the initial weights, if any; the step to do next, from 1. fresh: of a
@@ -125,6 +137,7 @@ class Rank:
             group=self.writer.group,
             beat=recorder.beat,
             fresh=fresh,
+            run_created_unix_s=self.created_unix_s,
         )
         newest = choice.newest_whole()
         if newest is not None:
@@ -133,6 +146,7 @@ class Rank:
                 raise ValueError(f"{newest} was trained with data seed {self.progress['data']['seed']}")
         elif self.initial_weights is not None:
             checkpoint.load_weights(self.model, self.model.config, Path(self.initial_weights))
+        recorder.resumed(self.progress["step"])
         return self.progress["step"] + 1
 
     def step(self, step: int) -> StepResult:
@@ -164,7 +178,7 @@ class Rank:
         norm = clip_gradients(self.model.parameters(), training.gradient_clip)
         if training.nonfinite_loss == "stop":
             self.optimizer.step()  # before anybody waits for the loss; nothing of a loss that is not finite is saved
-        stop = self.rank == 0 and any((self.run_dir / name).exists() for name in (STOP_FILE, RESIZE_FILE))
+        stop = self.rank == 0 and self._asked_to_end()
         votes = torch.tensor([float(stop), float(self.writer.failed)], device=self.device)
         shared = torch.cat([total.reshape(1), votes])
         dist.all_reduce(shared)
@@ -177,6 +191,17 @@ class Rank:
         if failed_votes:
             self.writer.finish()
         return StepResult(loss, grad_norm, lr, stop_votes > 0, data_wait_s, skipped)
+
+    def _asked_to_end(self) -> bool:
+        """Whether `stop` or `resize` lies in the run's folder; one that does not answer now asks for nothing."""
+        try:
+            return any((self.run_dir / name).exists() for name in (STOP_FILE, RESIZE_FILE))
+        except OSError as refusal:
+            if not self.unanswered:
+                self.unanswered = True
+                why = refusal.strerror or refusal
+                self.warn(f"whether the run is to stop cannot be seen ({why}): each step looks again")
+            return False
 
     def _judge(self, step: int, loss: float, grad_norm: float) -> Skipped | None:
         """None of a step that may count; by the spec's policy, FloatingPointError or what is skipped of another."""
@@ -313,7 +338,7 @@ def run_rank(job: Job) -> bool:
         rank.choices.compile,
     )
     recorder.watchdog, recorder.writer = watchdog, rank.writer
-    rank.writer.beat = recorder.beat
+    rank.writer.beat, rank.warn = recorder.beat, recorder.warning
     recorder.process(socket.gethostname(), os.getpid())
     if rank.device.type == "cuda":
         uuids: list[Any] = [None] * rank.world

@@ -164,7 +164,7 @@ class RunScreen:
         if self._console.is_terminal:
             drawn = view.training if watch.trained else view.starting
             self._draw(drawn(shown, self._width(), now))
-        elif watch.trained and (last or now - self._last_line_unix_s >= LINE_EVERY_S):
+        elif watch.trained and (last or abs(now - self._last_line_unix_s) >= LINE_EVERY_S):
             self._last_line_unix_s = now
             self._console.print(Text(view.key_values(shown, now)), soft_wrap=True)
 
@@ -231,7 +231,11 @@ class RunScreen:
 
     def _watch_disk(self, watch: RunWatch, now: float) -> None:
         folder = watch.folder
-        room = os.statvfs(folder.path)
+        try:
+            room = os.statvfs(folder.path)
+        except OSError as error:
+            watch.unread(folder.path, error)
+            return
         low = room.f_bavail * room.f_frsize < LOW_DISK_BYTES
         if low and not self._low_disk:
             text = f"the disk of {folder.path} is nearly full: free some space before the next checkpoint"

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from energy.carbon.grid import intensity as grid_intensity
 from model.config import RopeScaling, default_ffn_hidden
+from model.sharding import uneven_words
 from orchestrator.data.shares import PERIOD, shares
 from orchestrator.spec.budget import money
 from orchestrator.spec.section import Fault
@@ -235,6 +236,26 @@ def tensor_parallel_divides_the_model(spec: Any) -> Iterator[Fault]:
         size = getattr(model, knob) or (default_ffn_hidden(model.dim) if knob == "ffn_hidden" else tensor)
         if size % tensor:
             yield ("cluster", "tensor_parallel"), f"tensor_parallel {tensor} does not divide model.{knob} {size}"
+    tokenizer, cluster = spec.data.tokenizer, spec.cluster
+    words = model.vocab_size or (tokenizer.vocab_size if tokenizer.path is None else None)  # else ranks ask the file
+    if words and (why := uneven_words(words, tensor, cluster.workers // (tensor * cluster.replicas))):
+        yield ("cluster", "tensor_parallel"), why
+
+
+def attention_knows_the_numbers(spec: Any) -> Iterator[Fault]:
+    training, model = spec.training, spec.model
+    half = ("cudnn", "varlen") if spec.cluster.device != "cuda" else ("cudnn", "varlen", "flash")  # a CPU's flash does
+    if training.attention in half and training.dtype == "float32":
+        yield ("training", "attention"), f"attention {training.attention} computes in bfloat16, not float32"
+    if (
+        training.attention == "efficient"
+        and training.dtype != "float32"
+        and model.n_kv_heads not in (None, model.n_heads)
+    ):
+        yield (
+            ("training", "attention"),
+            f"attention efficient cannot share key/value heads (model.n_kv_heads {model.n_kv_heads}); expected auto",
+        )
 
 
 def batch_divides_over_ranks(spec: Any) -> Iterator[Fault]:

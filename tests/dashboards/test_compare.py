@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from figure_sample import copy_sample, declare, hoofprint
 
-from dashboards.comparison import Comparison, compare
+from dashboards.comparison import OF_ENERGY, Comparison, compare
 from dashboards.figures import Source
 from energy.runs import RunFolder
 
@@ -62,8 +62,9 @@ def test_the_sentence_is_of_the_loss_that_both_reached(first: Source, tmp_path: 
 @pytest.mark.parametrize(
     ("record", "figures", "why"),
     [
-        ({"energy__boundary": "gpu"}, {"energy_it_kwh", "energy_facility_kwh", "joule_per_token", "carbon_tco2eq"},
-         "other boundaries: node against gpu"),
+        ({"energy__boundary": "gpu"}, set(OF_ENERGY), "other boundaries: node against gpu"),
+        ({"energy__devices": [{"node": "vm", "kind": "baseline", "samples": 9}]}, set(OF_ENERGY),
+         "other boundaries: node against whole nodes"),
         ({"compute__flop_convention": "6ND: 6 x all parameters"}, {"mfu"}, "other FLOP conventions: PaLM against 6ND"),
         ({"data__validation_loss": None}, {"loss"}, "validation loss against training loss"),
         ({"run__partial": True, "run__trained_fraction": 0.61},
@@ -92,7 +93,10 @@ def test_losses_of_other_tokenizers_or_other_data_do_not_compare(first: Source, 
     (other.path / "tokenizer.model").write_bytes(b"another")
     found = compare([first, Source(other)])
     assert "other tokenizers" in found.caveats()[0]
+    assert found.blocked(found.runs[1]) == {"loss", "joule_per_token"}
     assert found.sentences() == []
+    both = compared(first, other, data__validation_loss=None)
+    assert [text.partition(": ")[2].partition(" ")[0] for text in both.caveats()] == ["other", "validation"]
     (other.path / "tokenizer.model").write_bytes(b"one")
     data = other.read_run()["data"]
     other.update_run(data=data | {"validation_tokens": 7})

@@ -243,12 +243,16 @@ def test_both_forms_call_nothing_measured_that_was_not(folder: RunFolder) -> Non
     covered = report.headline(record)[0]["note"]
     assert "% modelled" in covered and "(PaLM, of 989 TFLOP/s)" in report.headline(record)[3]["note"]
     record["energy"]["devices"][0] |= {"samples": 0, "energy_j": None, "energy_kwh": None}
+    record["energy"]["devices"][2] |= {"kind": "baseline"}
+    record["energy"]["devices"][1] |= {"node": "n1"}
     path.write_text(canonical(record))
     html, markdown = (each.read_text() for each in report.write_report(folder))
     assert f'As metered<br><span class="quiet">{covered}</span>' in html and ">Measured<" not in html
     for text in (html, markdown):
         assert "As metered / paper's method" in text and text.count("not read") == 1
+        assert ": 1 of 2 nodes as whole nodes, by" in re.sub("<[^>]*>", "", text)
         assert "preparing the data and starting Ray" in text and "development runs other" in text
+    assert "(1 of 2 nodes as whole nodes, by" in sentence(record)
     folder.update_run(kind="measure")
     assert not any("Ray" in each.read_text() for each in report.write_report(folder))
     assert len(report.headline(record)) == 5

@@ -17,18 +17,23 @@ from energy.records.record import FILE_NAME
 def test_what_a_record_does_not_know_is_not_zero_watt(tmp_path: Path) -> None:
     path = recorded(tmp_path / "run").path / FILE_NAME
     with serve(tmp_path) as client:
-        for energy_kwh, method, gap_s, crash, watts in (
-            (0.01, "counter", 0.0, None, "360"),  # over the 100 s of its attempts, not over the run
-            (0.01, "integrated", 20.0, None, "450"),
-            (0.01, "integrated", 50.0, 0.002, "450"),  # 30 s of that are in no attempt
-            (0.01, "counter", 30.0, 0.002, "277"),  # its counter told what was used in them
-            (0.01, "integrated", 100.0, None, "?"),
-            (None, "counter", 0.0, None, "?"),
+        for energy_kwh, method, gap_s, crash, metered_s, watts in (
+            (0.01, "counter", 0.0, None, 50.0, "720"),  # over the half for which it was there
+            (0.01, "counter", 0.0, None, 0.0, "?"),
+            # Of a record from before that was noted.
+            (0.01, "counter", 0.0, None, None, "360"),  # over the 100 s of its attempts, not over the run
+            (0.01, "integrated", 20.0, None, None, "450"),
+            (0.01, "integrated", 50.0, 0.002, None, "450"),  # 30 s of that are in no attempt
+            (0.01, "counter", 30.0, 0.002, None, "277"),  # its counter told what was used in them
+            (0.01, "integrated", 100.0, None, None, "?"),
+            (None, "counter", 0.0, None, None, "?"),
         ):
             record = json.loads(path.read_text())
             energy, gap = record["energy"], {"phase": "gap", "seconds": 30.0, "energy_kwh": crash, "share": 0.1}
             energy["devices"] = energy["devices"][:1]
             energy["devices"][0] |= {"energy_kwh": energy_kwh, "method": method, "gap_s": gap_s}
+            energy["devices"][0].pop("metered_s", None)
+            energy["devices"][0] |= {} if metered_s is None else {"metered_s": metered_s}
             energy["attempts"] = [{"seconds": 40.0}, {"seconds": 60.0}]
             energy["phases"] = [each for each in energy["phases"] if each["phase"] != "gap"] + [gap] * bool(crash)
             path.write_text(json.dumps(record))

@@ -211,7 +211,7 @@ case $1 in
     while [ "${ENDS-}" = by-stop ] && [ ! -e "$HOOFPRINT_RUNS/x/stop" ]; do sleep 0.1; done
     printf '{\\n  "status": "%s"\\n}\\n' "${STATUS-completed}" > "$HOOFPRINT_RUNS/x/run.json"
     exit "${CODE-0}";;
-  stop) touch "$HOOFPRINT_RUNS/x/stop";;
+  stop) [ -z "${NO_STOP-}" ] && touch "$HOOFPRINT_RUNS/x/stop";;
 esac""",
 }
 
@@ -293,6 +293,24 @@ def test_slurm_starts_nothing_without_its_other_script(wrong: str, environment: 
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2 and str(tmp_path) in said and "nothing was started" in said
     assert {path.name for path in tmp_path.iterdir()} == {"bin"}  # no folder of runs, no command called
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_slurm_ends_without_another_turn_where_it_is_told_to(asked: bool, environment: dict[str, str]) -> None:
+    """SIGTERM to the script stops the run in order, or, where it cannot be asked, ends whoever started it."""
+    process = slurm(
+        environment | {"ENDS": "by-stop", "STATUS": "stopped", "CODE": "130", "NO_STOP": "" if asked else "1"}
+    )
+    run_file = Path(environment["HOOFPRINT_RUNS"]) / "x" / "run.json"
+    while not run_file.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (0 if asked else 128 + signal.SIGTERM), said
+    assert [line.split()[1] for line in called(environment, "hoofprint")] == ["run", "stop"]
+    assert [line.split()[1] for line in called(environment, "scontrol")] == ["show"]
+    assert ('"stopped"' in run_file.read_text(encoding="utf-8")) == asked
 
 
 def test_slurm_stops_the_run_before_its_time_is_over_and_goes_on_with_it(environment: dict[str, str]) -> None:

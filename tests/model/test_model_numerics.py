@@ -4,6 +4,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from weights_fakes import to_hf_state_dict
 
+from model import attention
+from model.attention import repeats
 from model.config import LlamaConfig
 from model.generate import generate
 from model.init import init_weights
@@ -41,6 +43,19 @@ def test_logits_and_gradients_equal_transformers(n_kv_heads: int) -> None:
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(found.pop(name).grad, parameter.grad, atol=1e-5, rtol=1e-4)
     assert not found
+
+
+def test_heads_that_are_repeated_attend_as_shared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for device in ("cpu", "cuda"):  # as if on a GPU, where no kernel shares heads in float32
+        monkeypatch.setattr(attention, "repeats", lambda *like, device=device: repeats(device, like[1]))
+        monkeypatch.setattr(attention, "takes", lambda *_: False)
+        model = build(n_kv_heads=2)
+        tokens = torch.randint(97, (2, 33), generator=torch.Generator().manual_seed(1))
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    for shared, repeated in zip(*found, strict=True):
+        torch.testing.assert_close(repeated, shared, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2])

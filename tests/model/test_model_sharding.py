@@ -1,5 +1,7 @@
 """The sharding plan as data: no process group, no GPU, no memory for weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,6 +76,15 @@ def test_a_head_is_not_cut(knob: str, changes: dict) -> None:
     config = LlamaConfig(**({"dim": 48, "n_layers": 1, "n_heads": 8, "ffn_hidden": 64, "vocab_size": 97} | changes))
     with pytest.raises(ValueError, match=f"tensor_parallel 4 does not divide {knob}"):
         plan_of(Layout(1, 1, 4), config)
+
+
+def test_uneven_words_go_with_two_shards_at_most() -> None:
+    config = LlamaConfig(dim=48, n_layers=1, n_heads=8, n_kv_heads=8, ffn_hidden=64, vocab_size=97)
+    assert plan_of(Layout(1, 2, 2), config).layout.tensor == 2
+    with pytest.raises(ValueError, match="2 over 4 shards does not divide vocab_size 97; .* model.vocab_size 98"):
+        plan_of(Layout(1, 4, 2), config)
+    with pytest.raises(ValueError, match="tensor_parallel 8 leaves a rank without words of vocab_size 17"):
+        plan_of(Layout(1, 1, 8), replace(config, vocab_size=17))
 
 
 def test_what_is_gathered_ahead() -> None:

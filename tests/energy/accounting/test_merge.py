@@ -1,5 +1,6 @@
 """Each joule once, over runs that meter the same devices at the same time."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,46 @@ def test_a_gap_that_another_run_covered_is_not_counted_again(tmp_path: Path) -> 
     both = [crashed, metered(tmp_path / "b", 5, 35)]
     assert merge(both).energy_j == pytest.approx(4000)
     assert merge(both, until_unix_s={crashed.path: 10.0}).overlap_j == pytest.approx(500)
+
+
+def test_of_a_gap_only_what_no_other_run_counted_is_added(tmp_path: Path) -> None:
+    def used_j(at_s: float) -> float:
+        return 70.0 * at_s + 630.0 * min(max(at_s - 20.0, 0.0), 10.0)
+
+    def worked(name: str, first: int, last: int, stop: bool = True) -> RunFolder:
+        run, times = RunFolder(tmp_path / name), [float(t) for t in range(first, last + 1)]
+        meter_fake(run, [FakeSensor("GPU-1", [reading(energy_j=used_j(t)) for t in times])], times, stop=stop)
+        return run
+
+    for name, *spans in (("a", (0, 10), (60, 70)), ("c", (12, 15), (40, 45))):
+        for first, last in spans:
+            crashed = worked(name, first, last, stop=(first, last) == spans[-1])
+        assert merge([crashed]).energy_j == pytest.approx(used_j(spans[-1][1]) - used_j(spans[0][0]))
+    runs = [RunFolder(tmp_path / "a"), worked("b", 20, 30), RunFolder(tmp_path / "c")]
+    for some in (runs[:2], runs, runs[::-1]):
+        merged = merge(some)
+        assert merged.energy_j == pytest.approx(used_j(70))
+        assert merged.overlap_j == pytest.approx(math.fsum(account_run(run).energy_j for run in some) - used_j(70))
+
+
+@pytest.mark.parametrize("failed", [True, False], ids=["lost", "stood still"])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_what_one_meter_did_not_know_another_one_tells(tmp_path: Path, runs: int, failed: bool) -> None:
+    """100 W of a device without a counter; a second meter went on while the first one knew nothing."""
+    found = [RunFolder(tmp_path / str(number)) for number in range(runs)]
+    first = [*range(11), *(range(11, 50) if failed else ()), *range(50, 61)]
+    for number, times in enumerate((first, range(5, 56))):
+        watts = [RuntimeError("lost") if number == 0 and 10 < t < 50 else reading(power_w=100.0) for t in times]
+        sensor = FakeSensor(f"cpu@n{number}", watts, kind="cpu", method="integrated")
+        meter_fake(found[number % runs], [sensor], [float(t) for t in times], node=f"n{number}", machine="m1")
+    assert merge(found).energy_j == pytest.approx(6000)
+    if runs == 1:
+        (device,) = account_run(found[0]).devices
+        assert (device.energy_j, device.metered_s) == pytest.approx((6000, 60))
+        assert any("of what is unknown 40.0 s are in the total" in text for text in account_run(found[0]).warnings)
+    else:
+        assert merge(found[:1]).energy_j == pytest.approx(account_run(found[0]).energy_j)
+        assert account_run(found[0]).energy_j == pytest.approx(2050 if failed else 2000)
 
 
 def instance(path: Path, parts: dict[str, float], first: int = 0, last: int = 10, stop: bool = True) -> RunFolder:

@@ -51,6 +51,7 @@ def accounted(run: RunFolder, *sensors: FakeSensor) -> Account:
         (range(5, 11), 4 * 500 + 6 * 100),  # lost for good
         (range(0, 4), 6 * 500 + 4 * 100),  # came up late
         (range(0, 11), 10 * 100),
+        (range(1, 11), 10 * 100),  # one answer, which says nothing of any time
     ],
 )
 def test_while_the_node_s_sensor_fails_its_parts_count(run: RunFolder, failed: range, energy_j: float) -> None:
@@ -58,8 +59,20 @@ def test_while_the_node_s_sensor_fails_its_parts_count(run: RunFolder, failed: r
     assert account.energy_j == pytest.approx(energy_j)
     assert account.devices[0].energy_j == pytest.approx(1000)
     assert any("node@n1" in text and "its parts alone" in text for text in account.warnings)
-    if len(failed) < len(TIMES):
+    if len(failed) < 10:
         assert account.devices[1].gap_s == pytest.approx(len(failed) + (failed.stop < 11) * (failed.start > 0))
+
+
+@pytest.mark.parametrize("answered_s", [9.4, 7.0])
+def test_a_controller_s_last_answer_does_not_cut_off_its_node(run: RunFolder, answered_s: float) -> None:
+    answers = [Reading(power_w=500.0, power_unix_s=min(t, answered_s)) for t in TIMES]
+    account = accounted(run, gpu(), FakeSensor("node@n1", answers, kind="node", method="integrated"))
+    assert account.end_unix_s == 10 and account.devices[0].energy_j == pytest.approx(1000)
+    assert account.energy_j == pytest.approx(answered_s * 500 + (10 - answered_s) * 100)
+    assert account.devices[1].metered_s == pytest.approx(answered_s)
+    if answered_s < 9:  # longer ago than an answer takes
+        assert account.devices[1].gap_s == pytest.approx(3)
+        assert any("was not read for 3.0 s: the node's energy is then that of its parts" in w for w in account.warnings)
 
 
 def test_two_sensors_of_a_node_count_once(run: RunFolder) -> None:

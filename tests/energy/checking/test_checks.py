@@ -236,6 +236,7 @@ def test_a_record_that_holds_raises_nothing() -> None:
     [
         ({"metered_s": 100.0}, 1, None),  # of 10,000 s: it came late
         ({"metered_s": 10000.0}, 1, "less than idle"),
+        ({"metered_s": 10000.0, "method": "assumed"}, 1, None),  # a MIG instance: no idle power of its own
         ({"metered_s": 61.0}, 1, "more than rated power"),
         ({"metered_s": 9.0}, 1, None),  # too short to say
         ({"metered_s": None}, 1, None),

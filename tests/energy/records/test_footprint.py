@@ -14,7 +14,7 @@ from energy_fakes import FakeSensor, meter_fake, metered_window, reading
 from energy.accounting import uncertainty
 from energy.accounting.account import Account, DeviceEnergy, account_run
 from energy.accounting.uncertainty import quantile
-from energy.boundaries import BOUNDARIES, METHODS, boundary_text
+from energy.boundaries import BOUNDARIES, METHODS, WHOLE_NODE, boundary_of_record, boundary_text, covered_by
 from energy.carbon.series import IntensitySeries
 from energy.factors import Basis, peak_flops, pue, rated_power
 from energy.records.footprint import make_footprint
@@ -149,6 +149,24 @@ def test_only_a_sensor_or_a_declaration_of_the_whole_node_makes_it_whole() -> No
         "the acc"
     )
     assert all(boundary_text("node", {"gpu", kind}).startswith("whole nodes") for kind in ("node", "baseline"))
+
+    def told(*nodes: str) -> tuple[str | None, str]:
+        devices = [{"node": f"n{n}", "kind": k, "samples": 9} for n, kinds in enumerate(nodes) for k in kinds.split()]
+        unread = {"node": "n9", "kind": "gpu", "samples": 0}
+        energy = {"boundary": "node", "devices": [*devices, unread, {"node": "", "kind": "unknown", "samples": 9}]}
+        return covered_by(energy), boundary_of_record(energy)
+
+    assert told("gpu node", "gpu baseline") == ("whole nodes", WHOLE_NODE)
+    assert told("gpu cpu", "gpu") == ("node", BOUNDARIES["node"])
+    parts = f"1 of 2 nodes as {WHOLE_NODE}; of the others {BOUNDARIES['node']}"
+    assert told("gpu cpu baseline node", "gpu cpu") == ("1 of 2 nodes whole", parts)
+    nothing: dict[str, Any] = {"boundary": None, "devices": []}
+    assert (covered_by(nothing), boundary_of_record(nothing)) == (None, "no device was metered")
+
+
+def test_a_mig_instance_is_said_to_count_as_a_whole_gpu_in_what_was_made() -> None:
+    notes = [make_footprint(RUN, account(method), STEPS, [])["embodied"]["note"] for method in ("counter", "assumed")]
+    assert notes[1].startswith(f"{notes[0]}; a MIG instance counts as the whole of its GPU")
 
 
 def test_the_schema_knows_the_words_for_boundaries_and_methods() -> None:

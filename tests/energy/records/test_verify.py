@@ -13,7 +13,9 @@ from record_fakes import ACCOUNTING, START, make_run
 
 from energy.factors import hardware, tables
 from energy.ledger import frames as ledger
+from energy.ledger import readings
 from energy.ledger.readings import tick_dtype
+from energy.records import verify
 from energy.records.record import ALGORITHM, hash_of, hash_of_text, read_entries, write_record
 from energy.records.verify import Verification, verify_run
 from energy.runs import RunFolder
@@ -153,6 +155,27 @@ def test_a_run_that_crashed_and_went_on_verifies(tmp_path: Path) -> None:
     assert any("1 damage that the record names" in check.note for check in result.checks)
 
 
+def test_finer_files_that_were_too_large_for_the_account_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, fine: bool = True) -> Any:
+        assert not fine
+        return readings.read_sessions(path, fine=False)
+
+    monkeypatch.setattr(readings, "FINEST_BYTES", 0)
+    monkeypatch.setattr(verify, "read_sessions", read)
+    made = make_run(tmp_path / "r", meter=False)
+    counts = [*range(70), *range(70)]  # it began anew between two minutes
+    sensor = FakeSensor("GPU-1", [reading(100.0 * count, 100.0) for count in counts])
+    meter_fake(made, [sensor], [START + t for t in range(len(counts))])
+    with open(made.path / "energy/n1.seconds", "ab") as file:
+        file.write(b"HPM torn")
+    assert write_record(made)["quality"]["damaged"] == []
+    result = verify_run(made)
+    assert result.ok, faults(made)
+    assert any("too large together" in check.note for check in result.checks)
+
+
 def seal(run: RunFolder, record: dict[str, Any]) -> list[str]:
     """The checks that fail of a record which is put in the place of the run's, with hashes that fit."""
     text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
@@ -169,6 +192,7 @@ def test_a_record_from_before_a_key_was_added_verifies(run: RunFolder) -> None:
     for device in record["energy"]["devices"]:
         assert device.pop("metered_s") == pytest.approx(129)
     record["quality"]["warnings"].append("implausible: less than idle: of the time of all attempts")
+    record["quality"]["warnings"].append("no grid intensity was given, as it was said then")
     assert seal(run, record) == []
     del record["carbon"]["carbon_market_tco2eq"]  # that one was there from the first
     assert seal(run, record) == ["computed again, every field is the same"]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from energy_fakes import FakeSensor, reading
+from energy_fakes import FakeSensor, meter_fake, reading
 
 from energy.accounting.account import account_run
 from energy.metering.meter import Meter
 from energy.runs import RunFolder
-from energy.sensors import discover, host, rapl
+from energy.sensors import Reading, discover, host, rapl
 
 # Sensors without delay: what is tested here is arithmetic that can be done by hand.
 EXACT = "counter_period=0 update=0 window=0"
@@ -128,6 +128,25 @@ def test_rapl_that_may_have_wrapped_twice_leaves_that_time_unknown(
     assert unknown == (stalls if known_j == 4_000 else 0)
     told = f"the energy of {stalls * away_s:.1f} s is unknown and not in the total"
     assert any(told in text for text in account.warnings) == (unknown > 0)
+
+
+def test_a_gap_after_a_counter_that_may_have_wrapped_is_what_it_grew(run: RunFolder, tmp_path: Path) -> None:
+    range_uj = 262_143_000_000
+    package, now = zone(tmp_path, "intel-rapl:0", "package-0", 0, range_uj), [0.0]
+
+    class Package(rapl.RaplSensor):
+        def read(self) -> Reading:
+            now[0] = next(moments)
+            (package / "energy_uj").write_text(str((250_000_000_000 + round(now[0] * 100e6)) % range_uj))
+            return super().read()
+
+    for times in ([*range(21), *range(320, 326)], range(425, 431)):  # stood still for 300 s, was dead for 100 s
+        moments = iter(map(float, times))
+        sensor = Package(package, "cpu-package-0@n1", "RAPL", "cpu", "n1", clock=lambda: now[0])
+        meter_fake(run, [sensor], [float(t) for t in times], stop=times[-1] == 430)
+    account = account_run(run)
+    assert account.phases["gap"]["energy_j"] == pytest.approx(10_000)
+    assert account.energy_j == pytest.approx(2_000 + 500 + 10_000 + 500)
 
 
 def test_rapl_that_may_not_be_read_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

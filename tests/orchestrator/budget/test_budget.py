@@ -48,8 +48,8 @@ def test_each_kind_counts_in_its_own_unit(
     spec: Any, overrides: list[str], quantity: str, limit: float, spent: float
 ) -> None:
     seen = watch(spec(*overrides))
-    seen.feed(1.0 * KWH, NOW + 3600)
-    seen.feed(2.0 * KWH, NOW + 7200)
+    seen.feed(1.0 * KWH, NOW + 3600, NOW + 3600)
+    seen.feed(2.0 * KWH, NOW + 7200, NOW + 7200)
     [state] = seen.states(Pace(0, 100, None, None, 0.0), NOW + 7200)
     assert (state.limit.quantity, state.limit.limit) == (quantity, pytest.approx(limit))
     assert state.spent == pytest.approx(spent)
@@ -58,7 +58,7 @@ def test_each_kind_counts_in_its_own_unit(
 
 def test_the_forecast_is_the_present_joules_per_token_to_the_end(spec: Any) -> None:
     seen = watch(spec("energy.budget.energy=3 kWh"))
-    seen.feed(2.4 * KWH, NOW + 60)
+    seen.feed(2.4 * KWH, NOW + 60, NOW + 60)
     # 100 steps of 2 s at 14.4 kW to come: 0.8 kWh
     pace = Pace(800, 900, 14_400.0, 2.0, 10.0)
     [state] = seen.states(pace, NOW + 60)
@@ -70,7 +70,7 @@ def test_the_forecast_is_the_present_joules_per_token_to_the_end(spec: Any) -> N
     words = forecast_words(state.document(), 900)
     assert words == "will end at 3.20 kWh of 3.00 kWh: stops at about step 871 of 900"
     more = watch(spec("energy.budget.energy=3.3 kWh"), before=seen.spending)
-    more.feed(0.0, NOW + 60)
+    more.feed(0.0, NOW + 60, NOW + 60)
     [enough] = more.states(pace, NOW + 60)
     assert (enough.says, enough.stops_at_step) == ("ok", None)
     assert forecast_words(enough.document(), 900) is None
@@ -81,7 +81,7 @@ def test_from_80_percent_on_it_warns_and_what_is_held_back_makes_it_due(spec: An
     pace = Pace(99, 100, 3600.0, 1.0, 100.0)  # 0.1 kWh are held back
     says = []
     for kwh in (2.3, 2.45, 2.89, 2.91):
-        seen.feed(kwh * KWH, NOW + 1)
+        seen.feed(kwh * KWH, NOW + 1, NOW + 1)
         says += [state.says for state in seen.states(pace, NOW + 1)]
     assert says == ["ok", "warned", "warned", "due"]
 
@@ -92,17 +92,17 @@ def test_carbon_by_the_hour_is_counted_as_it_came(spec: Any, tmp_path: Path) -> 
     start = 1767225600.0  # 2026-01-01T00:00Z
     where = ("energy.pue=2", "energy.pue_source=a test", f"energy.grid_series={series}")
     seen = Watch(spec("energy.budget.carbon=10 kg", *where), Spending(), 1, start)
-    seen.feed(1.0 * KWH, start + 1800)
-    seen.feed(2.0 * KWH, start + 5400)
+    seen.feed(1.0 * KWH, start + 1800, start + 1800)
+    seen.feed(2.0 * KWH, start + 5400, start + 5400)
     [state] = seen.states(Pace(0, 100, None, None, 0.0), start + 5400)
     assert state.spent == pytest.approx(2 * (100 + 500) / 1e6)
 
 
 def test_other_workers_change_what_a_second_costs(spec: Any) -> None:
     seen = watch(spec("energy.budget.gpu_hours=100", *GPUS), gpus=4)
-    seen.feed(None, NOW + 3600)
+    seen.feed(None, NOW + 3600, NOW + 3600)
     seen.resize(2)
-    seen.feed(None, NOW + 7200)
+    seen.feed(None, NOW + 7200, NOW + 7200)
     assert seen.spending.device_hours == pytest.approx(6.0)
     [state] = seen.states(Pace(5, 10, None, 720.0, 0.0), NOW + 7200)  # they are known where no energy is
     assert (state.spent, state.forecast, state.says) == (pytest.approx(6.0), pytest.approx(8.0), "ok")
@@ -225,7 +225,7 @@ def test_what_was_used_since_the_last_reading_counts_too(run: Any) -> None:
     watch.look(NOW + 1)
     watch.look(NOW + 31)  # no reading came: 30 s at 100 W
     assert watch.budget.spending.energy_j == pytest.approx(6000.0)
-    assert watch.nodes.documents(NOW + 31)[0]["power_w"] is None  # and nobody knows what it draws now
+    assert watch.nodes.documents(NOW + 31, NOW + 31)[0]["power_w"] is None  # and nobody knows what it draws now
     watch.look(NOW + 50)
     assert watch.stopped_by is not None
 

@@ -1,6 +1,8 @@
 """A run that its budget stopped, from the driver's side: exit code, run.json, record, and the way on."""
 
+import errno
 import json
+import os
 import shlex
 import time
 from pathlib import Path
@@ -27,10 +29,10 @@ NOW = 1_760_000_000.0
 
 def state_of(spec: Path, limit: str, spent_j: float, pace: Pace) -> State:
     watch = Watch(load_experiment(spec, [f"energy.budget.energy={limit}"]), Spending(), 1, NOW)
-    watch.feed(1_000.0, NOW + 1)
+    watch.feed(1_000.0, NOW + 1, NOW + 1)
     if pace.step:
         watch.first_step()
-    watch.feed(spent_j, NOW + 1)
+    watch.feed(spent_j, NOW + 1, NOW + 1)
     return watch.states(pace, NOW + 1)[0]
 
 
@@ -97,7 +99,12 @@ def test_a_budget_smaller_than_the_start_up_is_named(
 
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["in order", "killed"])
-def test_a_resumed_run_counts_what_was_spent_before(stopped: bool, tmp_path: Path) -> None:
+def test_a_resumed_run_counts_what_was_spent_before(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*asked: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     spec, folder = write_spec(tmp_path), RunFolder(tmp_path / "run")
     values = [reading(100.0 * second, 100.0) for second in range(200)]
     meter_fake(folder, [FakeSensor("GPU-1", values[:101])], [NOW + n for n in range(101)], stop=stopped)
@@ -118,6 +125,9 @@ def test_a_resumed_run_counts_what_was_spent_before(stopped: bool, tmp_path: Pat
     mark = {"event": "step", "attempt": 2, "step": 9, "loss": 3.0, "seconds": 1.0, "time_unix_s": NOW + 200}
     folder.metrics_dir.mkdir()
     folder.metrics_file(0).write_text(json.dumps(mark) + "\n")
+    with monkeypatch.context() as broken:  # storage that does not answer for a moment
+        broken.setattr("orchestrator.driver.run_watch.spent_before", unread)
+        watch.look(NOW + 199)
     watch.look(NOW + 200)
     assert watch.budget.spending.energy_j == pytest.approx(10_000.0 if stopped else 15_000.0)
 
@@ -206,7 +216,7 @@ def test_workers_that_nobody_held_while_it_waited_are_no_device_hours(tmp_path: 
     options = ["energy.budget.gpu_hours=100", "cluster.device=auto", "cluster.gpu_hour_price=2.50 EUR"]
     experiment, folder = load_experiment(write_spec(tmp_path), options), RunFolder(tmp_path / "run")
     seen = Watch(experiment, Spending(device_hours=5.0), 4, NOW)
-    seen.feed(None, NOW + 7200)
+    seen.feed(None, NOW + 7200, NOW + 7200)
     seen.waited(5400.0)
     assert seen.spending.device_hours == pytest.approx(5.0 + 4 * 0.5)
     seen.waited(5400.0)  # two clocks: what was spent before is never given back

@@ -261,11 +261,13 @@ def test_a_run_whose_checkpoints_are_gone_or_damaged_goes_on_from_their_copies(
     spec, run = whole
     there = tmp_path / "there"
     options = [f"checkpoint.copy_to={there.as_uri()}", "checkpoint.keep_last=2"]
+    RunFolder(tmp_path / "run").write_run({"created_unix_s": 7.25, "attempts": [{}]})
     first = train(spec, tmp_path / "run", world=2, overrides=options)
     costs = [event for event in first.events() if event.get("event") == "checkpoint"]
     assert all(cost["copied_s"] > 0 for cost in costs)
     copies = there / "run" / "checkpoints"
     assert sorted(path.name for path in copies.iterdir()) == ["step-00000016", "step-00000020"]
+    assert {saved.run_told((path / saved.MANIFEST).read_bytes()) for path in copies.iterdir()} == {7.25}
     here = first.path / "checkpoints"
     for name in ("step-00000016", "step-00000020"):
         assert saved.digests(here / name, [file.name for file in (here / name).iterdir()]) == saved.digests(
@@ -286,6 +288,9 @@ def test_a_run_whose_checkpoints_are_gone_or_damaged_goes_on_from_their_copies(
     assert [step["step"] for step in third.steps() if step["attempt"] == 3] == [17, 18, 19, 20]
     said = [event["said"] for event in third.events() if event.get("event") == "warning" and event["attempt"] == 3]
     assert "the copy of the checkpoint step-00000020" in said[0] and "SHA-256" in said[0]
+    first.update_run(created_unix_s=8.0)  # a folder that was taken away and begun anew, whose first attempt is over
+    with pytest.raises(mp.ProcessRaisedException, match="has checkpoints of another run of this name"):
+        train(spec, first.path, overrides=options)
 
 
 def test_a_storage_that_cannot_be_written_is_told_before_the_training(

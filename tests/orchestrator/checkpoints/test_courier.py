@@ -23,7 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "__0_0.distcp").write_bytes(os.urandom(100_000))
     (folder / ".metadata").write_bytes(b"m")
-    saved.write_manifest(folder, saved.digests(folder, ["__0_0.distcp", ".metadata"]))
+    saved.write_manifest(folder, saved.digests(folder, ["__0_0.distcp", ".metadata"]), 7.0)
     return folder
 
 
@@ -48,6 +48,13 @@ def test_it_does_what_copies_do(tmp_path: Path, checkpoint: Path, to: Callable[[
     files = sorted(path.name for path in checkpoint.iterdir())
     own.put(checkpoint, [*(name for name in files if name != saved.MANIFEST), saved.MANIFEST])
     assert own.names() == Copies(there.as_uri(), "run").names() == ["step-00000008"]
+    assert [own.of_others(own.names(), run) for run in (7.0, 8.0)] == [[], ["step-00000008"]]
+    manifest = there / "run" / "checkpoints" / "step-00000008" / saved.MANIFEST
+    for of_nobody in ("{", "[]", '{"files": {}}'):  # damaged, or of an earlier version
+        told = manifest.read_text()
+        manifest.write_text(of_nobody)
+        assert own.of_others(own.names(), 8.0) == []
+        manifest.write_text(told)
     back = tmp_path / "back"
     back.mkdir()
     beats: list[bool] = []

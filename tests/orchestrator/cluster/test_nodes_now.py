@@ -39,7 +39,7 @@ def test_gpus_that_no_rank_holds_are_not_the_runs_on_a_shared_node(tmp_path: Pat
         nodes.look(NOW)
     assert (own.power_w(NOW), own.energy_j) == (450.0, 4500.0)
     assert (all_of_it.power_w(NOW), all_of_it.energy_j) == (650.0, 6500.0)
-    assert [each["uuid"] for each in own.documents(NOW)[0]["devices"]] == ["GPU-1", "GPU-3", "cpu@n1"]
+    assert [each["uuid"] for each in own.documents(NOW, NOW)[0]["devices"]] == ["GPU-1", "GPU-3", "cpu@n1"]
 
 
 def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
     node(folder, "n1", device("GPU-1", "gpu", None, 0.0), device("GPU-2", "gpu", 300.0, 10.0, missing="GPU is lost"))
     nodes.look(NOW)
     assert nodes.power_w(NOW) is None and nodes.held_w(NOW) is None
-    [told] = nodes.documents(NOW)
+    [told] = nodes.documents(NOW, NOW)
     assert told["power_w"] is None and told["missing"] == ["GPU-2"]
     node(folder, "n2", device("GPU-3", "gpu", 200.0, 20.0))
     nodes.look(NOW + 1)
@@ -110,7 +110,7 @@ def test_a_node_of_which_nothing_was_read_is_unknown_and_the_others_count(
     assert [nodes.power_w(NOW), nodes.energy_j, nodes.energy_until(NOW + 5), nodes.held_w(NOW)] == [None] * 4
     node(folder, "n2", device("GPU-3", "gpu", 200.0, 20.0))
     nodes.look(NOW)
-    assert [(each["power_w"], each["energy_j"]) for each in nodes.documents(NOW)] == [(None, None), (200.0, 20.0)]
+    assert [(each["power_w"], each["energy_j"]) for each in nodes.documents(NOW, NOW)] == [(None, None), (200.0, 20.0)]
     assert (nodes.power_w(NOW), nodes.energy_j, nodes.energy_until(NOW + 5)) == (200.0, 20.0, 1020.0)
     node(folder, "n1", device("GPU-1", "gpu", 300.0, 30.0))
     nodes.look(NOW)
@@ -218,7 +218,7 @@ def test_of_many_devices_the_nodes_alone_are_listed(tmp_path: Path) -> None:
         node(folder, f"n{number}", *(device(f"GPU-{number}-{n}", "gpu", 400.0, 1.0) for n in range(8)))
     nodes = NodesNow(folder)
     nodes.look(NOW)
-    told = nodes.documents(NOW)
+    told = nodes.documents(NOW, NOW)
     assert len(told) == FEW_DEVICES // 8 + 1 and all(each["devices"] is None for each in told)
     assert all(each["power_w"] == 3200.0 for each in told)
 
@@ -226,7 +226,11 @@ def test_of_many_devices_the_nodes_alone_are_listed(tmp_path: Path) -> None:
 def test_the_rank_that_waits_for_its_data_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics_dir.mkdir()
-    seen = Stragglers(folder)
+
+    def never(path: Path, error: OSError) -> None:
+        raise error
+
+    seen = Stragglers(folder, never)
     seen.look(NOW)
     assert seen.found is None  # nobody has said anything
     for rank in range(4):

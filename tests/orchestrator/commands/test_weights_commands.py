@@ -86,6 +86,7 @@ def test_a_run_goes_out_and_comes_back_bit_for_bit(run: Path, options: tuple[obj
     found, expected = weights_in(tmp_path / "back"), trained_weights(run)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     sizes = ("dim", "n_kv_heads", "ffn_hidden", "vocab_size", "sequence_length", "norm_eps", "rope_theta")
+    assert open_model_folder(tmp_path / "back").special_tokens == {"bos_token_id": 1, "eos_token_id": 2}
     ours, theirs = open_model_folder(run).config, open_model_folder(tmp_path / "back").config
     assert [getattr(ours, size) for size in sizes] == [getattr(theirs, size) for size in sizes]
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from energy_fakes import FakeSensor, meter_fake, reading
 from tiny import write_spec
 
 from energy.runs import LOCK, RunFolder
@@ -29,7 +30,22 @@ def killed(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_a_lost_attempt_ends_with_the_last_thing_it_wrote(killed: RunFolder) -> None:
+@pytest.mark.parametrize("told", ["mark of rank 0", "reading", "row of a minute", "figures of a meter", None])
+def test_a_lost_attempt_ends_with_the_last_thing_it_wrote(told: str | None, killed: RunFolder) -> None:
+    """By what its files say, which is the same in a copy; where they say nothing, by when they were written."""
+    if told is not None:
+        os.utime(killed.metrics_file(0))
+    if told == "mark of rank 0":
+        marks = '{"start_unix_s": 990.0, "end_unix_s": 1000.0}\n{"event": "process"}\n{"time_unix_s": 10'
+        killed.metrics_file(0).write_text(marks)
+    elif told == "figures of a meter":
+        (killed.path / "live").mkdir()
+        (killed.path / "live" / "n1.json").write_text('{"power_w": 1.0, "energy_j": 1.0, "time_unix_s": 1000.0}')
+    elif told is not None:
+        sensor = FakeSensor("GPU-1", [reading(100.0 * n, 100.0) for n in range(10)])
+        meter_fake(killed, [sensor], [991.0 + n for n in range(10)], stop=told != "reading")
+        if told != "reading":
+            killed.ledger_file("n1").with_suffix(".raw").unlink()
     assert attempts.settle_if_dead(killed)
     run = killed.read_run()
     assert (run["status"], run["ended_unix_s"]) == ("lost", 1000.0)

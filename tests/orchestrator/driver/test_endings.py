@@ -64,6 +64,8 @@ def test_the_cause_in_one_line(error: Exception, said: str) -> None:
 
 def test_the_advice_names_the_checkpoint_and_the_command(tmp_path: Path) -> None:
     assert "no whole checkpoint" in advice("x", tmp_path, None)[0]
+    (tmp_path / "experiment.yaml").write_text("checkpoint: {copy_to: s3://bucket/a}")
+    assert "go on from its newest copy, or from the start" in advice("x", tmp_path, None)[0]
     for name, whole in (("step-00000024", True), ("step-00000032", False), (".step-00000040.partial", True)):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         if whole:

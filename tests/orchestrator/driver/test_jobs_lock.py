@@ -22,7 +22,7 @@ from energy import run_holder
 from energy.run_holder import is_held
 from energy.runs import LOCK
 from orchestrator.driver import run_lock
-from orchestrator.driver.run_lock import RunLock
+from orchestrator.driver.run_lock import RunLock, RunTaken
 from orchestrator.spec.file import BadInput
 
 HOLDER = "import sys, time; from pathlib import Path; from orchestrator.driver.run_lock import RunLock; "
@@ -146,6 +146,24 @@ def test_who_only_looks_writes_nothing_and_forgives_clocks_that_differ(
     before = tmp_path.stat().st_mtime_ns
     assert is_held(tmp_path, look_only=True) == (age_s < 3600)
     assert tmp_path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_who_stood_still_hears_who_took_its_place_and_leaves_it_to_them(
+    gone: bool, tmp_path: Path, quick: None, no_flock: None
+) -> None:
+    lock = RunLock(tmp_path)
+    lock.require_held()
+    leave(tmp_path)
+    if gone:  # it has ended, too
+        (tmp_path / LOCK).write_text("")
+    left = (tmp_path / LOCK).read_text()
+    with pytest.raises(RunTaken, match="it left no name" if gone else "host elsewhere, process 4711"):
+        lock.require_held()
+    lock._signs.join(60)
+    assert not lock._signs.is_alive()  # they would speak for the other
+    lock.release()
+    assert (tmp_path / LOCK).read_text() == left
 
 
 def test_of_two_that_write_at_once_one_has_it(

@@ -56,7 +56,7 @@ def test_a_budget_of_gpu_hours_does_not_count_while_there_is_no_room(
     supervision: Supervised, clock: Clock, tmp_path: Path
 ) -> None:
     seen = Watch(load_experiment(write_spec(tmp_path, workers=4)), Spending(), 4, clock.now_s)
-    supervision.tick, supervision.waited = lambda: seen.feed(None, clock.now_s), seen.waited
+    supervision.tick, supervision.waited = lambda: seen.feed(None, clock.now_s, clock.now_s), seen.waited
     hours = [seen.spending.device_hours]
 
     def without_room() -> Iterator[Any]:
@@ -92,7 +92,6 @@ def test_a_run_with_a_range_goes_on_with_what_others_leave_and_takes_no_more(
     assert (result, begun) == (True, [("the cluster had no room for the workers", 2)])
     assert said == [
         "the cluster had no room for the workers, 4 on cpu: waiting until others leave it",
-        "attempt 2 goes on from the start, for want of a checkpoint with 2 workers instead of 4: "
-        "the cluster had no room for the workers",
+        "attempt 2 begins with 2 workers instead of 4: the cluster had no room for the workers",
     ]
     assert sum(supervision.waited_s) == 20.0 + 22.0

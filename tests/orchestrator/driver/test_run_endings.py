@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from driven import start as start
 
-from energy.runs import STOP_FILE, RunFolder
+from energy.carbon.providers import ElectricityMaps, ProviderError
+from energy.carbon.series import IntensitySeries
+from energy.records.record import write_record
+from energy.runs import SERIES, STOP_FILE, RunFolder
 from orchestrator.driver import run as driver
+from orchestrator.driver.attempts import settle_if_dead
 from orchestrator.driver.training import metered
 from orchestrator.screens.run import RunScreen
 from orchestrator.spec.file import BadInput
@@ -39,7 +43,7 @@ def test_every_end_is_written_down(
     folder, ended = start(training)
     run = folder.read_run()
     assert (run["status"], run["attempts"][0]["status"], ended) == (status, status, code)
-    assert run["ended_unix_s"] == run["attempts"][0]["ended_unix_s"]
+    assert run["ended_unix_s"] == pytest.approx(run["attempts"][0]["ended_unix_s"], abs=60)
     assert json.loads((folder.path / "footprint.json").read_text())["run"]["status"] == status
     assert (folder.path / "report.html").exists()
     assert not (folder.path / ".reserve").exists()
@@ -82,6 +86,45 @@ def test_a_refused_resume_leaves_the_run_as_it_was(first: str | None, start: Any
     _, code = start(lambda *_: True, resume=folder.path)
     assert code == 0
     assert [attempt["status"] for attempt in folder.read_run()["attempts"]] == ["stopped", "completed"]
+
+
+class Killed(BaseException):
+    """After which nothing of the driver runs but what gives its folder back."""
+
+
+def test_a_lost_run_says_that_its_grid_was_not_asked_for(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, answers = RunFolder(tmp_path / "runs" / "one"), [50.0]
+
+    def series(self: ElectricityMaps, zone: str, first_s: float, last_s: float) -> IntensitySeries:
+        if not answers:
+            raise ProviderError("no answer")
+        return IntensitySeries((first_s - 1,), (last_s + 1,), (answers.pop(),), self.source(zone))
+
+    def said_of_lost(*spec: str, resume: Path | None = None) -> str:
+        with pytest.raises(Killed):
+            start(fails(Killed()), *spec, resume=resume)
+        assert settle_if_dead(folder)
+        return "\n".join(write_record(folder)["quality"]["warnings"])
+
+    monkeypatch.setattr(ElectricityMaps, "series", series)
+    said = said_of_lost("energy.grid_zone=FR")
+    assert "zone FR by the hour are asked for when an attempt ends" in said and "no constant was declared" in said
+    assert "no grid intensity by the hour is here, and no constant" in said and "intensity was given" not in said
+    spec = ("energy.grid_zone=FR", "energy.grid=FR")
+    start(lambda *_: False, *spec, resume=folder.path)
+    kept = (folder.path / SERIES).read_bytes()
+    assert folder.read_run()["grid_notes"] == []
+    said = said_of_lost(*spec, resume=folder.path)
+    assert "for hours without one stands the declared" in said and "no grid intensity" not in said
+    start(lambda *_: False, *spec, resume=folder.path)
+    failed, stands = folder.read_run()["grid_notes"]
+    assert failed.startswith("no answer; fell back on the declared") and "an earlier attempt was given" in stands
+    assert (folder.path / SERIES).read_bytes() == kept
+    with pytest.raises(Killed):
+        start(fails(Killed()), "energy.grid_zone=DE", resume=folder.path)
+    assert not (folder.path / SERIES).exists()
 
 
 def test_a_stop_that_comes_while_a_resumed_run_settles_is_for_this_command(

@@ -1,10 +1,12 @@
 """Which failures are followed by another attempt, how many, and what is noted of the attempt that failed."""
 
+import errno
 import json
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,7 +83,7 @@ def test_a_killed_worker_is_followed_by_another_attempt(supervision: Any, run: R
     assert result is True
     [(error, workers)] = begun
     assert "rank 1" in error and workers == 4
-    assert said == [f"attempt 2 goes on from step 8: {error}"]
+    assert said == [f"attempt 2 begins: {error}"]
 
 
 def test_what_would_come_again_ends_the_run_at_once(supervision: Any) -> None:
@@ -129,7 +131,7 @@ def test_it_goes_on_with_the_workers_that_are_left(
     result, said, begun = supervision(node_lost, lambda: True, overrides=("cluster.min_workers=2",))
     assert result is True
     assert begun[0][1] == 2  # 3 do not divide the batch of 8 sequences
-    assert "from the start, for want of a checkpoint with 2 workers instead of 4" in said[0]
+    assert "attempt 2 begins with 2 workers instead of 4" in said[0]
 
 
 def test_when_machines_come_back_it_makes_a_checkpoint_and_goes_on_with_more(
@@ -161,7 +163,7 @@ def test_when_machines_come_back_it_makes_a_checkpoint_and_goes_on_with_more(
     assert [workers for _, workers in begun] == [2, 4] and begun[1][0] is None
     assert said[1:] == [
         "there is room for 4 workers again: a checkpoint, and on with them",
-        "attempt 3 goes on from step 9 with 4 workers instead of 2",
+        "attempt 3 begins with 4 workers instead of 2",
     ]
 
 
@@ -206,8 +208,53 @@ def test_a_machine_that_is_announced_to_go_costs_no_step(
     assert (result, begun) == (True, [(None, 2)])
     assert said == [
         "the machine of 2 of 4 ranks is to be taken away: a checkpoint, and on elsewhere",
-        "attempt 2 goes on from step 9 with 2 workers instead of 4",
+        "attempt 2 begins with 2 workers instead of 4",
     ]
+
+
+def test_storage_that_is_away_for_a_moment_ends_no_training(
+    supervision: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOOK_S", 0.0)
+    monkeypatch.setattr(supervise, "ranks_to_lose", lambda: 2)
+    resize, away = run.path / RESIZE_FILE, set[str]()
+
+    def while_it_is_there(work: Any) -> Any:
+        def asked(path: Path, *arguments: Any, **more: Any) -> Any:
+            if work.__name__ in away and path.parent == run.path:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return work(path, *arguments, **more)
+
+        return asked
+
+    for work in (Path.exists, Path.touch, Path.glob):
+        monkeypatch.setattr(Path, work.__name__, while_it_is_there(work))
+
+    def killed_meanwhile() -> Iterator[Any]:
+        away.add("glob")  # of checkpoints
+        yield killed(1)
+
+    def trains() -> Iterator[Any]:
+        away.add("exists")
+        yield None
+        away.remove("exists")
+        away.add("touch")
+        yield None
+        yield None
+        away.remove("touch")
+        yield None
+        assert resize.exists()
+        away.add("exists")
+        yield False
+
+    def with_others() -> bool:
+        away.clear()
+        return True
+
+    result, said, _ = supervision(killed_meanwhile, trains, with_others)
+    assert result is True
+    refused = "cannot be seen or changed (Input/output error): tried again, and the training goes on"
+    assert sum(refused in text for text in said) == 3  # once for each file
 
 
 def test_ranks_that_are_told_to_end_are_named_and_the_first_of_them_only(
@@ -231,7 +278,7 @@ def test_ranks_that_are_told_to_end_are_named_and_the_first_of_them_only(
         assert said == [
             f"rank 1 ({socket.gethostname()}, process {os.getpid()}) was asked to end (SIGTERM), as before its machine "
             "is taken away",
-            "attempt 2 goes on from step 9",
+            "attempt 2 begins",
         ]
         notices.listen(str(run.path))
         notices.be_deaf()
@@ -295,8 +342,11 @@ def test_too_few_machines_are_waited_for_and_named(
     assert "waiting for machines to come back" in told[0] and begun == []
 
 
-def test_skipped_steps_and_warnings_are_said(supervision: Any, run: RunFolder) -> None:
+def test_what_rank_0_notes_is_said(supervision: Any, run: RunFolder) -> None:
     events: list[dict[str, Any]] = [
+        {"event": "resumed", "step": 0},  # of a new run: there is nothing to say
+        {"event": "resumed", "step": 0, "attempt": 2},
+        {"event": "resumed", "step": 16, "attempt": 3},
         {"event": "warning", "said": "the checkpoint step-8 is damaged"},
         {"event": "skipped", "step": 12, "reason": "the loss is nan", "first_sequence": 88, "last_sequence": 95},
     ]
@@ -306,6 +356,8 @@ def test_skipped_steps_and_warnings_are_said(supervision: Any, run: RunFolder) -
         return True
 
     assert supervision(trained)[1] == [
+        "attempt 2 goes on from the start, for want of a checkpoint",
+        "attempt 3 goes on from step 16",
         "the checkpoint step-8 is damaged",
         "step 12 was skipped: the loss is nan (sequences 88 to 95)",
     ]

@@ -38,6 +38,7 @@ from orchestrator.ranks.profiling import (
         ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128", "attention"),
         ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80", "attention"),
+        ("cudnn::fusion::compute_dot_do_o_specialized<true, __nv_bfloat16>", "attention"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
         ("hoofprint::attention_backward", "attention"),
         ("hoofprint::rms_norm_forward", "other kernels"),
@@ -161,6 +162,15 @@ def test_an_evaluation_between_two_steps_is_in_the_trace_and_not_in_the_shares(t
     assert [len(events) for events in ran.values()] == [2, 200, 2]
     within_s = sum(event["dur"] for event in ran["aten::mm"]) / 1e6
     assert found["shares"]["matmul"] == pytest.approx(within_s / found["seconds"], rel=0.05)
+
+
+def test_a_disk_that_refuses_the_profile_costs_a_warning_and_no_training(tmp_path: Path) -> None:
+    made = steps_of_products()
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 1, torch.device("cpu"))
+    (tmp_path / "profile").touch()  # where its folder should be
+    with pytest.warns(UserWarning, match="profile of the steps could not be written"):
+        results = [profiler(step) for step in range(1, SKIPPED + 3)]
+    assert all(result.loss == 1.0 for result in results)
 
 
 def test_a_training_that_ends_early_leaves_what_there_is(tmp_path: Path) -> None:

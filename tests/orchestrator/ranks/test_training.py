@@ -1,6 +1,8 @@
 """The training path without Ray: any number of ranks gives the same losses, and a resume changes nothing."""
 
+import errno
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -9,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tiny import STEPS, eager_rank, losses, train, write_spec
+from tiny import STEPS, eager_rank, losses, plain_rank, train, write_spec
 
-from energy.runs import RunFolder
+from energy.runs import STOP_FILE, RunFolder
 from model.sharding import Layout
 from orchestrator.checkpoints.saved import newest_complete
 from orchestrator.plan.choices import choose
 from orchestrator.ranks import loop
+from orchestrator.ranks.job import Job
 from orchestrator.ranks.loop import StepResult
 from orchestrator.ranks.metrics import MetricsFile
 from orchestrator.ranks.worker import Rank
@@ -99,21 +102,38 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(whole: tuple[Path, R
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"half")
     (resumed / "profile").mkdir()  # of an attempt that was profiled, as this one is not
-    after = losses(train(spec, resumed))
+    folder = train(spec, resumed)
+    after = losses(folder)
+    assert [event["step"] for event in folder.events() if event.get("event") == "resumed"] == [8]
     assert (resumed / "profile").exists()
     before = losses(run)
     assert list(after) == list(range(9, STEPS + 1))
     assert all(after[step] == before[step] for step in after)
 
 
-def test_the_stop_file_checkpoints_and_ends(whole: tuple[Path, RunFolder]) -> None:
+def _rank_whose_folder_is_away_at_first(rank: int, world: int, port: int, job: Job) -> None:
+    exists, looks = Path.exists, list[Path]()
+
+    def away_at_first(path: Path) -> bool:
+        if path.name == STOP_FILE and len(looks) < 2:
+            looks.append(path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return exists(path)
+
+    Path.exists = away_at_first  # type: ignore[method-assign, assignment]
+    plain_rank(rank, world, port, job)
+
+
+def test_the_stop_file_checkpoints_and_ends_once_it_can_be_seen(whole: tuple[Path, RunFolder]) -> None:
     spec, run = whole
     stopped = run.path.parent / "stopped"
     stopped.mkdir()
     (stopped / "stop").touch()
-    folder = train(spec, stopped)
-    assert list(losses(folder)) == [1]
-    assert newest_complete(stopped / "checkpoints").name == "step-00000001"
+    folder = train(spec, stopped, rank=_rank_whose_folder_is_away_at_first)
+    assert list(losses(folder)) == [1, 2, 3]
+    assert newest_complete(stopped / "checkpoints").name == "step-00000003"
+    [said] = [event["said"] for event in folder.events() if event.get("event") == "warning"]
+    assert said == "whether the run is to stop cannot be seen (Stale file handle): each step looks again"
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(whole: tuple[Path, RunFolder]) -> None:

@@ -92,12 +92,17 @@ def test_a_state_that_stands_still_is_said_to(at_work: Any) -> None:
         folder, 120, NOW + 100
     )
     assert "age_s=100" in screen_top.plain(live, NOW + 100)
+    ahead = live_state.read(folder, NOW - 100).doubt  # the clock was set back since
+    assert ahead == "its live state is dated 100 s ahead of this machine's clock: how old it is is not known"
 
 
 def test_a_state_of_the_attempt_before_is_not_shown_as_this_one(at_work: Any) -> None:
-    folder = at_work(updated_unix_s=NOW - 4000)
+    folder = at_work(attempt=1)
     assert live_state.read(folder, NOW).document is None
     assert "no live state so far" in text_of(folder)
+    before = NOW - 4000  # the clock was set back since the attempt began
+    (folder.path / "live.json").write_text(json.dumps(state(updated_unix_s=before)))
+    assert live_state.read(folder, before).document is not None
 
 
 def test_a_run_whose_driver_died(tmp_path: Path) -> None:

@@ -63,16 +63,16 @@ def shown(
 ) -> Shown:
     """By the live state of a watch over this run, without a budget."""
     budget = SimpleNamespace(spending=Spending(carbon_t=carbon_t), pue=pue, intensity_g_per_kwh=lambda now: grid)
-    nodes = SimpleNamespace(documents=lambda now: [])
+    nodes = SimpleNamespace(documents=lambda *now: [])
     watch: Any = SimpleNamespace(progress=run, budget=budget, nodes=nodes)
     watch.run_id, watch.attempt, watch.states, watch.stragglers = "one", 1, [], None
-    return Shown(state.document(watch, NOW))
+    return Shown(state.document(watch, NOW, NOW))
 
 
 def test_the_facts() -> None:
     run = progress(flop_per_token=1e7, peak_flops=1e12)
     for second in range(100):
-        run.feed_power({"power_w": 20.0 + second % 7, "energy_j": 25.0 * second, "time_unix_s": NOW - 100 + second})
+        run.feed_power({"power_w": 20.0 + second % 7, "energy_j": 25.0 * second, "read_s": NOW - 100 + second})
     text = "\n".join(line.plain for line in training(shown(run), 80, NOW))
     assert "300 of 1,000" in text and "loss 3.000" in text and "validation 3.250" in text
     assert "8,192 tokens/s" in text
@@ -87,7 +87,7 @@ def test_the_facts() -> None:
 
 def test_carbon_where_pue_and_grid_are_declared() -> None:
     run = progress()
-    run.feed_power({"power_w": 21.0, "energy_j": 3.6e6, "time_unix_s": NOW})
+    run.feed_power({"power_w": 21.0, "energy_j": 3.6e6, "read_s": NOW})
     text = "\n".join(line.plain for line in training(shown(run, 480e-6, 1.2, 400.0), 80, NOW))
     assert "480 g of 482 g" in text and "grid 400 g/kWh" in text  # 1 kWh so far, and 4 Wh to come
 
@@ -102,7 +102,7 @@ def test_days_from_now_have_their_date() -> None:
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     run = progress(flop_per_token=1e7, peak_flops=1e17)
     for second in range(300):
-        run.feed_power({"power_w": 123456.0, "energy_j": 1e9, "time_unix_s": NOW - 300 + second})
+        run.feed_power({"power_w": 123456.0, "energy_j": 1e9, "read_s": NOW - 300 + second})
     run.events.append((NOW, "a very long event " * 20))
     seen = shown(run)
     drawn = [training(seen, width, NOW), starting(seen, width, NOW), training(shown(progress(1)), width, NOW)]

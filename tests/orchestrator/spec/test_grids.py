@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import train, write_spec
+from tiny import eager_rank, train, write_spec
 
 from energy.runs import RunFolder
 from orchestrator.driver.in_use import in_words, keep_choices
@@ -47,6 +47,17 @@ def test_the_loss_curve_does_not_depend_on_the_grid(name: str, whole: tuple[Path
     assert [e["grad_norm"] for e in found.steps()] == pytest.approx([e["grad_norm"] for e in run.steps()], rel=1e-3)
     evaluated = [[e["validation_loss"] for e in each.evaluations()] for each in (found, run)]
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("overrides", [["cluster.workers=2"], GRIDS["tensor"][1]], ids=["shards", "tensor"])
+def test_compiled_blocks_train_alike_on_a_grid(
+    overrides: list[str], whole: tuple[Path, RunFolder], tmp_path: Path
+) -> None:
+    """Whole graphs of each block, within FSDP's gathers and among tensor parallelism's, as by default on GPUs."""
+    spec, run = whole
+    found = train(spec, tmp_path / "run", 2, overrides=[*overrides, "training.compile=true"], rank=eager_rank)
+    assert keep_choices(found, attempt=1)["compile"]
+    assert losses(found) == pytest.approx(losses(run), abs=1e-4)
 
 
 def test_a_checkpoint_goes_on_under_another_grid(whole: tuple[Path, RunFolder], tmp_path: Path) -> None:
@@ -97,6 +108,16 @@ def test_the_run_says_what_it_computes_with(whole: tuple[Path, RunFolder], tmp_p
     [
         (["cluster.workers=3", "cluster.replicas=2"], "workers 3 do not divide into replicas 2"),
         (["cluster.workers=4", "cluster.tensor_parallel=4"], "tensor_parallel 4 does not divide model.n_heads 2"),
+        (
+            ["cluster.workers=8", "cluster.tensor_parallel=2", "model.vocab_size=301"],
+            "tensor_parallel 2 over 4 shards does not divide vocab_size 301; .* model.vocab_size 302",
+        ),
+        (["training.attention=cudnn", "training.dtype=float32", "cluster.device=auto"], "cudnn computes in bfloat16"),
+        (["training.attention=flash", "training.dtype=float32", "cluster.device=cuda"], "flash computes in bfloat16"),
+        (
+            ["training.attention=efficient", "cluster.device=cuda", "training.dtype=bfloat16", "model.n_kv_heads=1"],
+            "efficient cannot share key/value heads .model.n_kv_heads 1.",
+        ),
         (["cluster.device=cpu", "training.dtype=float8"], "dtype float8 needs a GPU, and cluster.device is cpu"),
         (
             ["cluster.workers=2", "cluster.tensor_parallel=2", "training.dtype=float8"],
