@@ -76,6 +76,14 @@ def test_the_backend_is_named() -> None:
     assert backend_in_use(CONFIG, 2, None, "flash", like) == "flash"
 
 
+def test_shared_heads_in_float32_write_no_matrix_of_scores() -> None:
+    assert backend_in_use(CONFIG, 2, None, "auto", torch.empty(0, device=GPU)) == "efficient"
+    expected = attend(*draw_qkv(CPU, torch.float64))
+    with sdpa_backends("auto", GPU):
+        out = attend(*draw_qkv(GPU, torch.float32))
+    torch.testing.assert_close(out.cpu().double(), expected, atol=1e-3, rtol=1e-3)
+
+
 def step(mode: Checkpointing, compile: bool, packed: bool) -> tuple[float, list[torch.Tensor], int]:
     """(loss, gradients, bytes at the peak above those before) of one bfloat16 step."""
     torch._dynamo.reset()

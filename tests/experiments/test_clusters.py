@@ -295,32 +295,29 @@ def test_slurm_starts_nothing_without_its_other_script(wrong: str, environment: 
     assert {path.name for path in tmp_path.iterdir()} == {"bin"}  # no folder of runs, no command called
 
 
+def told_while_it_runs(environment: dict[str, str], what: signal.Signals) -> "tuple[subprocess.Popen[str], str]":
+    """The script, ended, and what it said: the run is stopped on request, and a signal came once it had begun."""
+    process = slurm(environment | {"ENDS": "by-stop", "STATUS": "stopped", "CODE": "130"})
+    while not (Path(environment["HOOFPRINT_RUNS"]) / "x" / "run.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(what)
+    return process, process.communicate(timeout=60)[1]
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_slurm_ends_without_another_turn_where_it_is_told_to(asked: bool, environment: dict[str, str]) -> None:
     """SIGTERM to the script stops the run in order, or, where it cannot be asked, ends whoever started it."""
-    process = slurm(
-        environment | {"ENDS": "by-stop", "STATUS": "stopped", "CODE": "130", "NO_STOP": "" if asked else "1"}
-    )
-    run_file = Path(environment["HOOFPRINT_RUNS"]) / "x" / "run.json"
-    while not run_file.exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    process, said = told_while_it_runs(environment | {"NO_STOP": "" if asked else "1"}, signal.SIGTERM)
     assert process.returncode == (0 if asked else 128 + signal.SIGTERM), said
     assert [line.split()[1] for line in called(environment, "hoofprint")] == ["run", "stop"]
     assert [line.split()[1] for line in called(environment, "scontrol")] == ["show"]
-    assert ('"stopped"' in run_file.read_text(encoding="utf-8")) == asked
+    run = Path(environment["HOOFPRINT_RUNS"]) / "x" / "run.json"
+    assert ('"stopped"' in run.read_text(encoding="utf-8")) == asked
 
 
 def test_slurm_stops_the_run_before_its_time_is_over_and_goes_on_with_it(environment: dict[str, str]) -> None:
-    process = slurm(environment | {"ENDS": "by-stop", "STATUS": "stopped", "CODE": "130"})
-    run_file = Path(environment["HOOFPRINT_RUNS"]) / "x" / "run.json"
-    while not run_file.exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGUSR1)
-    _, said = process.communicate(timeout=60)
+    process, said = told_while_it_runs(environment, signal.SIGUSR1)
     assert process.returncode == 0, said
     runs = environment["HOOFPRINT_RUNS"]
     assert f"hoofprint stop x --runs {runs} --no-wait" in called(environment, "hoofprint")
