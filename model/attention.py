@@ -94,8 +94,8 @@ def attend(q_BHLD: torch.Tensor, k_BKLD: torch.Tensor, v_BKLD: torch.Tensor, mas
     """
     if mask is None and takes(q_BHLD, k_BKLD):
         return causal_attention(q_BHLD, k_BKLD, v_BKLD)
-    if not isinstance(mask, Varlen) and repeats(q_BHLD.device.type, q_BHLD.dtype):
-        groups = q_BHLD.shape[1] // k_BKLD.shape[1]
+    groups = q_BHLD.shape[1] // k_BKLD.shape[1]
+    if groups > 1 and not isinstance(mask, Varlen) and repeats(q_BHLD.device.type, q_BHLD.dtype):
         k_BKLD, v_BKLD = k_BKLD.repeat_interleave(groups, dim=1), v_BKLD.repeat_interleave(groups, dim=1)
     grouped = k_BKLD.shape[1] < q_BHLD.shape[1]
     if mask is None:

@@ -36,7 +36,8 @@ Activations. Korthikanti et al. 2022 count 34 s b h + 5 a s^2 b bytes for a GPT 
 and a stored attention matrix. For this model's block (no dropout, fused attention, SwiGLU) the tensors kept for the
 backward are, in elements per token: the block's input (d), its norm (d, the input of wq, wk and wv), q (d), k and v
 (2 d_kv), the attention output (d, the input of wo), the residual after it (d), its norm (d), gate, up and the product
-of silu(gate) and up (3 h); 6d + 2 d_kv + 3h in all, 4 bytes x H for the softmax's log-sum-exp and 8 for the norms.
+of silu(gate) and up (3 h); 6d + 2 d_kv + 3h in all (2d for 2 d_kv in float32 on a GPU, where shared heads are
+repeated), 4 bytes x H for the softmax's log-sum-exp and 8 for the norms.
   none       all of that in every block; silu(gate) too (h) where neither a compiler nor `model.native` computes it
              again. Compiled float8 keeps no inputs of products, which it makes again to scale them: 4d + 2 d_kv + 2h
   selective  block input (d) and the outputs of linear layers and attention: q, k, v, attention, wo, gate, up

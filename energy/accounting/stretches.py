@@ -71,8 +71,7 @@ def join(stretches: list[Stretch], warnings: list[str]) -> tuple[dict[str, Any],
         )
         if last is not None and float(curve.time_unix_s[0]) < float(last[2].time_unix_s[-1]):
             others = [_unknown_to(earlier, curve.between(start, end)) for earlier in curves]
-            filled_s = math.fsum(until - since for spans in others for since, until in spans)
-            also = f"; of what is unknown {filled_s:.1f} s are in the total, by {ledger}" if filled_s else ""
+            also = ", and what one of them does not know the other tells" if any(others) else ""
             warnings.append(f"{named} is in {ledger} and in {last[3]} at the same time: counted once{also}")
             curves = [part for old, spans in zip(curves, others, strict=True) for part in _filled(old, curve, spans)]
             start = max(start, float(last[2].time_unix_s[-1]))

@@ -17,7 +17,8 @@ import numpy as np
 
 from energy.accounting.curves import Array, Curve, Gap
 from energy.accounting.uncertainty import MEASURED, NODE_LEAST
-from energy.ledger.readings import CURRENT_S
+
+APART_S = 2.5  # from one answer of a controller to the next: a second of waiting, and what it takes to answer
 
 Span = tuple[float, float]  # unix s
 
@@ -98,7 +99,7 @@ def missing_s(told: Sequence[Rest], metered_s: float) -> float:
     """Of the time in s in which a node was metered, that in which none of its sensors was; 0 where it is no longer than
     what lies between two answers."""
     lacks_s = metered_s - math.fsum(rest.known_s for rest in told)
-    return lacks_s if lacks_s > CURRENT_S else 0.0
+    return lacks_s if lacks_s > APART_S else 0.0
 
 
 def unread(sensors: Sequence[tuple[str, Sequence[Curve]]], told: Sequence[Rest], metered_s: float) -> list[str]:

@@ -118,10 +118,13 @@ class Copies:
         return [name for name, run in zip(names, runs, strict=True) if run not in (None, run_created_unix_s)]
 
     def _run_of(self, name: str) -> float | None:
-        with _refusals(), self._storage.open_input_stream(f"{self._root}/{name}/{MANIFEST}") as file:
-            told = run_told(file.read())
-        self._beat()
-        return told
+        try:
+            with _refusals(), self._storage.open_input_stream(f"{self._root}/{name}/{MANIFEST}") as file:
+                return run_told(file.read())
+        except OSError:  # of one copy: whoever fetches it says so, and takes another
+            return None
+        finally:
+            self._beat()
 
     def _whole_and_not(self) -> tuple[list[str], list[str]]:
         with _refusals():

@@ -73,14 +73,16 @@ def keep_series_file(experiment: Experiment, folder: RunFolder) -> None:
 
 
 def not_asked_for(experiment: Experiment) -> list[str]:
-    """`grid_notes` of run.json until the end of an attempt: what stands if it is lost before; [] without a zone."""
+    """`grid_notes` of run.json until the end of an attempt, and for good if it is lost before; [] without a zone."""
     zone, constant = experiment.energy.grid_zone, experiment.energy.intensity_factor
     if zone is None:
         return []
     instead = "no constant was declared to fall back on"
     if constant is not None and constant.value is not None:
         instead = f"for hours without one stands the declared {constant}"
-    when = "are asked for when an attempt ends, and the last one did not come to that (resume the run to have them)"
+    when = (
+        "are asked for when an attempt ends in order, and not yet of this one (a lost run has them once it is resumed)"
+    )
     return [f"the intensities of zone {zone} by the hour {when}: {instead}"]
 
 

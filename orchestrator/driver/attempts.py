@@ -12,7 +12,7 @@ from typing import Any
 from energy.run_version import require_known
 from energy.runs import LOCK, SERIES, RunFolder, flat, replace_file, require_run_name
 from orchestrator.checkpoints.saved import remove_partial
-from orchestrator.driver.run_lock import RunLock, RunTaken
+from orchestrator.driver.run_lock import RunLock
 from orchestrator.driver.skipped import keep_skipped
 from orchestrator.live.running import last_event
 from orchestrator.spec.experiment import Experiment
@@ -57,7 +57,7 @@ class Claim:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
     def free_space(self) -> None:
-        with suppress(RunTaken):
+        with suppress(OSError):  # RunTaken, or a storage that does not answer: the end of a run does not hang on it
             self.require_held()
             (self.folder.path / RESERVE).unlink(missing_ok=True)
 
@@ -216,7 +216,8 @@ def settle(folder: RunFolder) -> bool:
     open_ones = [attempt for attempt in attempts if attempt.get("status") == "running"]
     if run.get("status") != "running" and not open_ones:
         return False
-    ended = max([_last_written(folder), *(attempt["started_unix_s"] for attempt in open_ones)])
+    ended = min(_last_written(folder), time.time())  # a node's clock may be ahead
+    ended = max([ended, *(attempt["started_unix_s"] for attempt in open_ones)])
     for attempt in open_ones:
         attempt |= {"status": "lost", "ended_unix_s": ended}
     folder.update_run(status="lost", attempts=attempts, ended_unix_s=ended, error=LOST)

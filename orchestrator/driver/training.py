@@ -238,5 +238,5 @@ def _profile(folder: RunFolder) -> str:
     """The table of the profiler, and where the trace lies; or why there is none."""
     table = folder.path / "profile" / "profile.txt"
     if not table.exists():
-        return "no profile was recorded: the training had no step after the first ones"
+        return "no profile was recorded: the training had no step after the first ones, or the disk refused it"
     return f"{table.read_text(encoding='utf-8')}  trace for ui.perfetto.dev: {table.with_name('trace.json.gz')}"

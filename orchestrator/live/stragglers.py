@@ -24,7 +24,7 @@ class Stragglers:
     def __init__(self, folder: RunFolder, unread: Unread):
         self._folder, self._unread = folder, unread
         self._tails: dict[int, Tail] = {}
-        self._waits: dict[int, deque[tuple[float, float]]] = {}  # by rank: end in unix s, length in s
+        self._waits: dict[int, deque[tuple[float, float]]] = {}  # by rank: when it was read, in unix s; length in s
         self._looked_unix_s = 0.0
         self.found: list[dict[str, Any]] | None = None  # None: no rank has said anything yet
 
@@ -52,6 +52,6 @@ class Stragglers:
             waits = self._waits.setdefault(rank, deque())
             for event in self._tails[rank].read():
                 if event.get("event") == "phase" and event.get("phase") == "data_wait":
-                    waits.append((event["end_unix_s"], event["end_unix_s"] - event["start_unix_s"]))
+                    waits.append((now, event["end_unix_s"] - event["start_unix_s"]))
             while waits and abs(now - waits[0][0]) > WINDOW_S:
                 waits.popleft()

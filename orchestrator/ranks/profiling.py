@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -113,11 +112,20 @@ class Profile:
 class StepProfiler:
     """Calls a step, and records `steps` of them, after the first ones of this attempt, into `run_dir/profile`.
 
-    Where there are none to record, that folder is gone: an old one would be taken for this attempt's.
+    Where there are none to record, that folder is gone: an old one would be taken for this attempt's. warn(text): told
+    when they cannot be written, which ends no training.
     """
 
-    def __init__(self, step: Callable[[int], StepResult], run_dir: Path, steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        step: Callable[[int], StepResult],
+        run_dir: Path,
+        steps: int,
+        device: torch.device,
+        warn: Callable[[str], None],
+    ) -> None:
         self._step, self._folder, self._steps, self._device = step, run_dir / FOLDER, steps, device
+        self._warn = warn
         shutil.rmtree(self._folder, ignore_errors=True)  # what an earlier attempt recorded is not of this one
         self._done = -SKIPPED
         self._profiler: Any = None
@@ -143,20 +151,19 @@ class StepProfiler:
         return result
 
     def finish(self) -> None:
-        """Writes what was recorded, if anything: also when the training ends before all steps were. What cannot be
-        written is a warning: the training is worth more."""
+        """Writes what was recorded, if anything: also when the training ends before all steps were."""
         profiler, self._profiler = self._profiler, None
         if profiler is None or self._done < 1:
             return
         profiler.stop()
         try:
-            self._write(profiler)
-        except (OSError, RuntimeError) as error:  # the latter is what PyTorch makes of a full disk
-            warnings.warn(f"the profile of the steps could not be written to {self._folder}: {error}", stacklevel=2)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(self._folder / "trace.json.gz"))
+            self._write_table(profiler)
+        except OSError as error:
+            self._warn(f"the profile of the steps could not be written to {self._folder}: {error.strerror or error}")
 
-    def _write(self, profiler: Any) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(self._folder / "trace.json.gz"))
+    def _write_table(self, profiler: Any) -> None:
         ran = what_ran(profiler.events(), self._device.type)
         shares = split_time(ran, self._seconds * 1e6, self._data_wait_s * 1e6)
         profile = Profile(self._done, self._first_step, self._seconds, self._device.type, shares)

@@ -346,7 +346,7 @@ def run_rank(job: Job) -> bool:
         recorder.devices(uuids)
     recorder.choices(rank.in_use())
     profiled = job.profile_steps if rank.rank == 0 else 0
-    step = StepProfiler(rank.step, rank.run_dir, profiled, rank.device) if profiled else rank.step
+    step = StepProfiler(rank.step, rank.run_dir, profiled, rank.device, rank.warn) if profiled else rank.step
     well = False
     try:
         training = rank.spec.training

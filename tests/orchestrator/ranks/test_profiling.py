@@ -129,7 +129,7 @@ def test_it_records_the_steps_asked_for_and_no_others(tmp_path: Path) -> None:
     made = steps_of_products()
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile" / "profile.txt").touch()  # of an attempt before
-    profiler = StepProfiler(lambda step: next(made), tmp_path, 3, torch.device("cpu"))
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 3, torch.device("cpu"), print)
     for step in range(11, 11 + SKIPPED + 2):
         profiler(step)
     assert not (tmp_path / "profile").exists()
@@ -149,7 +149,7 @@ def test_it_records_the_steps_asked_for_and_no_others(tmp_path: Path) -> None:
 
 def test_an_evaluation_between_two_steps_is_in_the_trace_and_not_in_the_shares(tmp_path: Path) -> None:
     made = steps_of_products()
-    profiler = StepProfiler(lambda step: next(made), tmp_path, 2, torch.device("cpu"))
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 2, torch.device("cpu"), print)
     x = torch.randn(400, 400)
     for step in range(1, SKIPPED + 3):
         profiler(step)
@@ -166,16 +166,17 @@ def test_an_evaluation_between_two_steps_is_in_the_trace_and_not_in_the_shares(t
 
 def test_a_disk_that_refuses_the_profile_costs_a_warning_and_no_training(tmp_path: Path) -> None:
     made = steps_of_products()
-    profiler = StepProfiler(lambda step: next(made), tmp_path, 1, torch.device("cpu"))
+    said: list[str] = []
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 1, torch.device("cpu"), said.append)
     (tmp_path / "profile").touch()  # where its folder should be
-    with pytest.warns(UserWarning, match="profile of the steps could not be written"):
-        results = [profiler(step) for step in range(1, SKIPPED + 3)]
+    results = [profiler(step) for step in range(1, SKIPPED + 3)]
     assert all(result.loss == 1.0 for result in results)
+    assert said == [f"the profile of the steps could not be written to {tmp_path / 'profile'}: File exists"]
 
 
 def test_a_training_that_ends_early_leaves_what_there_is(tmp_path: Path) -> None:
     made = steps_of_products()
-    profiler = StepProfiler(lambda step: next(made), tmp_path, 5, torch.device("cpu"))
+    profiler = StepProfiler(lambda step: next(made), tmp_path, 5, torch.device("cpu"), print)
     for step in range(1, SKIPPED + 2):
         profiler(step)
     profiler.finish()
