@@ -55,6 +55,9 @@ def test_it_does_what_copies_do(tmp_path: Path, checkpoint: Path, to: Callable[[
         manifest.write_text(of_nobody)
         assert own.of_others(own.names(), 8.0) == []
         manifest.write_text(told)
+    manifest.unlink()
+    assert own.of_others(["step-00000008"], 8.0) == []  # what cannot be read hides no other copy
+    manifest.write_text(told)
     back = tmp_path / "back"
     back.mkdir()
     beats: list[bool] = []

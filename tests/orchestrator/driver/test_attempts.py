@@ -1,7 +1,9 @@
 """A run folder has one driver, is resumed only as what it was, and never goes on saying that it runs."""
 
+import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,13 @@ def test_a_lost_attempt_ends_with_the_last_thing_it_wrote(told: str | None, kill
     assert "killed" in run["error"]
     assert not list((killed.path / "checkpoints").glob(".*"))
     assert not attempts.settle_if_dead(killed)  # once
+
+
+def test_a_lost_attempt_does_not_end_in_the_future(killed: RunFolder) -> None:
+    """A node's clock may be ahead of the one that settles the run."""
+    killed.metrics_file(0).write_text(json.dumps({"time_unix_s": time.time() + 1e6}) + "\n")
+    assert attempts.settle_if_dead(killed)
+    assert killed.read_run()["ended_unix_s"] <= time.time()
 
 
 def test_a_run_at_work_is_neither_settled_nor_taken(killed: RunFolder) -> None:
@@ -153,10 +162,17 @@ def test_names_that_are_none(name: str, tmp_path: Path) -> None:
         attempts.run_path(tmp_path, name)
 
 
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
 def test_the_reserve_is_there_while_the_run_is_and_gone_after(tmp_path: Path) -> None:
     claim = attempts.claim_new(tmp_path / "run")
     claim.hold_space()
     assert (claim.folder.path / attempts.RESERVE).stat().st_size == attempts.RESERVE_BYTES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        claim.free_space()  # storage that is away for a moment: the end of a run does not hang on it
     claim.release()
     assert not (claim.folder.path / attempts.RESERVE).exists()
     assert json.dumps(sorted(os.listdir(claim.folder.path))) == json.dumps([LOCK])
