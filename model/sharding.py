@@ -207,10 +207,9 @@ def uneven_words(vocab_size: int, tensor: int, shards: int) -> str | None:
     if most * (tensor - 1) >= vocab_size:
         return f"tensor_parallel {tensor} leaves a rank without words of vocab_size {vocab_size}"
     if shards > 2 and vocab_size % tensor:
-        more = -(-vocab_size // tensor) * tensor
         return (
             f"tensor_parallel {tensor} over {shards} shards does not divide vocab_size {vocab_size}; rows without a "
-            f"piece do no harm: model.vocab_size {more}"
+            f"piece do no harm: model.vocab_size {most * tensor}"
         )
     return None
 

@@ -42,7 +42,7 @@ class Experiment(Section):
         sense.tensor_parallel_divides_the_model,
         sense.batch_divides_over_ranks,
         sense.attention_fits_the_data,
-        sense.attention_knows_the_numbers,
+        sense.attention_can_compute_it,
         sense.budgets_can_be_counted,
     )
 

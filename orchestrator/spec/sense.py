@@ -242,7 +242,7 @@ def tensor_parallel_divides_the_model(spec: Any) -> Iterator[Fault]:
         yield ("cluster", "tensor_parallel"), why
 
 
-def attention_knows_the_numbers(spec: Any) -> Iterator[Fault]:
+def attention_can_compute_it(spec: Any) -> Iterator[Fault]:
     training, model = spec.training, spec.model
     half = ("cudnn", "varlen") if spec.cluster.device != "cuda" else ("cudnn", "varlen", "flash")  # a CPU's flash does
     if training.attention in half and training.dtype == "float32":
