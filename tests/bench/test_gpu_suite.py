@@ -119,6 +119,8 @@ def test_the_summary_holds_systems_side_by_side() -> None:
     # The first turn is that of a cool GPU: the slower one is judged.
     slower = summary(cells | {"training hoofprint again": training(104.0)})["training"]["2048"]
     assert slower["ratio_to_best_peer"] == pytest.approx(1.1) and slower["met"][">= 1.05 x the best peer"] is False
+    by_layer = summary(cells | {"training transformers by layer": training(105.0)})["training"]["2048"]
+    assert by_layer["best_peer"] == "transformers by layer" and by_layer["met"][">= 1.05 x the best peer"] is False
     # Where a peer could not be measured, nobody knows whether it is the best; and what failed is on the page.
     failed = {"found": {"2048": {"error": "OutOfMemoryError: no"}}, "error": None}
     tests = {"exit_status": 1, "ended": {"passed": 19, "failed": 1}, "failed": ["test_a: wrong"]}
